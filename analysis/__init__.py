@@ -1,0 +1,1 @@
+"""Results -> points -> laws -> report: what the runs measured, as scaling laws with honest intervals."""

@@ -1,0 +1,120 @@
+"""fit | predict | report. Results on stdout, messages on stderr, exit status 2 for bad input."""
+
+import argparse
+import sys
+from pathlib import Path
+
+LAWS = ("power", "power-constant", "frontier")  # = laws.LAW_NAMES, without its imports (a test)
+X_NAMES = ("params", "tokens", "flops")
+PARAM_COUNTS = ("non-embedding", "non-embedding-and-head", "total")
+FLOP_COUNTS = ("6nd", "exact")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from analysis.estimate import to_text
+    from analysis.sources import fit_law, read_points
+
+    found = read_points(options.source, options.law, options.x, _counting(options))
+    fit = fit_law(found, options.law, options.x, options.bootstrap, options.seed)
+    _give(to_text(fit.as_json()), options.json)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from analysis.estimate import to_text
+    from analysis.laws import FRONTIER
+    from analysis.predict import predict
+    from analysis.sources import fit_law, read_points
+
+    x = next(name for name in X_NAMES if getattr(options, name) is not None)
+    if options.law == FRONTIER and x != "flops":
+        raise ValueError(
+            f"--{x} with --law frontier; wanted --flops C, since the frontier is a law of compute. "
+            "Give --flops, or choose the law power or power-constant."
+        )
+    found = read_points(options.source, options.law, x, _counting(options))
+    fit = fit_law(found, options.law, x, options.bootstrap, options.seed)
+    _give(to_text(predict(fit, getattr(options, x), options.seed)), options.json)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from analysis.report import write_report
+
+    for line in write_report(options.results, options.out, _counting(options), options.bootstrap,
+                             options.seed):
+        print(line)
+    return 0
+
+
+def _counting(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from analysis.runs import Counting
+
+    return Counting(options.count_params, options.count_flops, options.split)
+
+
+def _give(text: str, path: Path | None) -> None:
+    if path is None:
+        print(text, end="")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    fit = commands.add_parser("fit", help="fit a law and print its constants as JSON")
+    predict = commands.add_parser("predict", help="fit a law and predict one run from it")
+    report = commands.add_parser("report", help="write report.html, fits.json and points.csv")
+    for command in (fit, predict):
+        command.add_argument("source", type=Path, metavar="SOURCE",
+                             help="a study's results folder, or a CSV with a header")
+        command.add_argument("--law", required=True, choices=LAWS)
+        command.add_argument("--json", type=Path, metavar="FILE", help="write there, not stdout")
+    fit.add_argument("--x", choices=X_NAMES, default="params",
+                     help="what the laws of one variable depend on (default: params)")
+    target = predict.add_mutually_exclusive_group(required=True)
+    for name, symbol in zip(X_NAMES, "NDC", strict=True):
+        target.add_argument(f"--{name}", type=float, metavar=symbol)
+    report.add_argument("results", type=Path, metavar="RESULTS_DIR",
+                        help="a study's results folder")
+    report.add_argument("--out", type=Path, required=True, metavar="DIR")
+    for command, function in ((fit, _fit), (predict, _predict), (report, _report)):
+        command.set_defaults(command=function)
+        _add_common(command)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bootstrap", type=_count, default=1000, metavar="N",
+                         help="bootstrap fits behind the intervals (default: 1000)")
+    command.add_argument("--seed", type=_count, default=0, metavar="S",
+                         help="of the bootstrap (default: 0)")
+    command.add_argument("--count-params", choices=PARAM_COUNTS, default=PARAM_COUNTS[0],
+                         help="which parameters N counts, for results folders")
+    command.add_argument("--count-flops", choices=FLOP_COUNTS, default=FLOP_COUNTS[0],
+                         help="C as 6 N D or exact, for results folders")
+    command.add_argument("--split", default="valid", metavar="NAME",
+                         help="evaluations of which split (default: valid)")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative; wanted 0 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""A fitted law as a value: constants with intervals, how it was found, and what to distrust.
+
+`Fit.as_json` is the outer contract; nothing in it depends on the clock except `seconds`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.points import LeftOut
+
+CONFIDENCE = 0.95
+QUANTILES = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval; the interval is NaN where no bootstrap was asked for."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Three numbers of ten significant digits; null for what is not known or infinite."""
+        return {name: plain(getattr(self, name)) for name in ("value", "low", "high")}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One law fitted to one set of points. `draws` holds each parameter's bootstrap values."""
+
+    law: str
+    formula: str
+    x: str | None  # the column that a law of one variable was fitted against
+    parameters: Mapping[str, Estimate]
+    objective: Mapping[str, Any]
+    points_used: int
+    points_left_out: tuple[LeftOut, ...]
+    bootstrap: Mapping[str, Any]
+    diagnostics: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    seconds: float
+    draws: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
+
+    def value(self, name: str) -> float:
+        """The point estimate of one parameter."""
+        return self.parameters[name].value
+
+    def as_json(self) -> dict[str, Any]:
+        """The contract's JSON object."""
+        return {
+            "law": self.law,
+            "formula": self.formula,
+            "x": self.x,
+            "parameters": {name: each.as_json() for name, each in self.parameters.items()},
+            "objective": rounded(self.objective),
+            "points_used": self.points_used,
+            "points_left_out": [
+                {"point": each.point, "reason": each.reason} for each in self.points_left_out
+            ],
+            "bootstrap": rounded(self.bootstrap),
+            "confidence": CONFIDENCE,
+            "diagnostics": rounded(self.diagnostics),
+            "warnings": list(self.warnings),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def interval(value: float, draws: np.ndarray) -> Estimate:
+    """The value with the percentile interval of its bootstrap draws (NaN draws are skipped)."""
+    known = draws[np.isfinite(draws)]
+    if not len(known):
+        return Estimate(float(value), float("nan"), float("nan"))
+    low, high = np.quantile(known, QUANTILES)
+    return Estimate(float(value), float(low), float(high))
+
+
+def plain(value: float) -> float | None:
+    """Ten significant digits, so that the same input gives the same bytes; null if not finite."""
+    return float(f"{value:.10g}") if math.isfinite(value) else None
+
+
+def rounded(value: Any) -> Any:
+    """`plain` applied through mappings and sequences."""
+    if isinstance(value, Mapping):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [rounded(each) for each in value]
+    if isinstance(value, (float, np.floating)):
+        return plain(float(value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def to_text(value: Mapping[str, Any]) -> str:
+    """JSON text, as printed and as written to files."""
+    return json.dumps(rounded(value), indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,189 @@
+"""Fits the frontier laws to learning curves, with intervals from resampled runs, and flags what
+the sweep does not bracket."""
+
+import time
+
+import numpy as np
+
+from analysis.estimate import Estimate, Fit, interval
+from analysis.frontier import (
+    EXPONENT_GRID,
+    FEWEST_FRONTIER_POINTS,
+    Envelope,
+    Frontier,
+    fit_below,
+    fit_optimum,
+    trace,
+)
+from analysis.laws import FRONTIER, optimal_tokens_scale
+from analysis.points import LossPoints, PointSet
+
+FORMULA = (
+    "L = irreducible + (scale/C)^exponent; N_opt = (C/params_scale)^params_exponent; "
+    "D_opt = C/(6 N_opt) = (C/tokens_scale)^tokens_exponent"
+)
+FEW_RUNS = 8
+
+
+def fit_frontier(found: PointSet, draws: int, seed: int) -> Fit:
+    """L(C), N_opt(C) and D_opt(C) of grouped learning curves."""
+    began = time.perf_counter()
+    _check_enough(found)
+    frontier = trace(found.points)
+    best, envelope = _constants(found.points, frontier)
+    drawn, failed = _draws(found.points, draws, seed)
+    parameters = {name: interval(best[name], drawn[name]) for name in best}
+    return Fit(
+        law=FRONTIER,
+        formula=FORMULA,
+        x="flops",
+        parameters=parameters,
+        objective={"name": "mean relative gap below the frontier", "value": envelope.gap},
+        points_used=len(found.points),
+        points_left_out=found.left_out,
+        bootstrap={"method": "resampled runs" if draws else "none", "draws": draws, "seed": seed,
+                   "draws_without_handovers": failed},
+        diagnostics=_diagnostics(found.points, frontier),
+        warnings=(*found.remarks, *_warnings(found.points, frontier, parameters, failed, draws)),
+        seconds=time.perf_counter() - began,
+        draws=drawn,
+    )
+
+
+def _constants(points: LossPoints, frontier: Frontier) -> tuple[dict[str, float], Envelope]:
+    envelope = fit_below(points.flops[frontier.fitted], points.loss[frontier.fitted])
+    used = frontier.handovers.used
+    scale, beta = fit_optimum(frontier.handovers.flops[used], frontier.handovers.params[used])
+    return {
+        "irreducible": envelope.irreducible,
+        "scale": envelope.scale,
+        "exponent": envelope.exponent,
+        "params_scale": scale,
+        "params_exponent": beta,
+        "tokens_scale": optimal_tokens_scale(scale, beta),
+        "tokens_exponent": 1 - beta,
+    }, envelope
+
+
+def _check_enough(found: PointSet) -> None:
+    points = found.points
+    runs, sizes = len(np.unique(points.group)), len(np.unique(points.params))
+    if sizes < 2 or runs == len(points):
+        raise ValueError(
+            f"{found.source}: {len(points)} usable points in {runs} runs of {sizes} sizes "
+            f"({len(found.left_out)} left out); wanted learning curves (several points for each "
+            "group) of at least 2 sizes for the law 'frontier'. Add runs of other sizes, or a "
+            "column group that names the run of each row."
+        )
+    frontier = trace(points)
+    if len(frontier.efficient) < FEWEST_FRONTIER_POINTS:
+        raise ValueError(
+            f"{found.source}: {len(frontier.efficient)} points on the compute-efficient frontier; "
+            f"wanted at least {FEWEST_FRONTIER_POINTS} for the three constants of L(C). Evaluate "
+            "more often during the runs."
+        )
+
+
+def _draws(
+    points: LossPoints, draws: int, seed: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """Constants of each bootstrap sample; NaN where a sample has no handover to fit."""
+    rng = np.random.default_rng(seed)
+    names, group = np.unique(points.group, return_inverse=True)
+    rows = [np.flatnonzero(group.reshape(-1) == index) for index in range(len(names))]
+    wants_bracketed = trace(points).handovers.bracketed.sum() >= 2
+    found: list[dict[str, float]] = []
+    failed = 0
+    for _ in range(draws):
+        sample = _sample(points, rows, rng)
+        frontier = trace(sample)
+        if len(frontier.efficient) < FEWEST_FRONTIER_POINTS:
+            failed += 1
+            continue
+        constants, _ = _constants(sample, frontier)
+        if wants_bracketed and frontier.handovers.bracketed.sum() < 2:
+            constants |= {name: float("nan") for name in constants if "_" in name}
+        failed += int(not np.isfinite(constants["params_exponent"]))
+        found.append(constants)
+    keys = ("irreducible", "scale", "exponent", "params_scale", "params_exponent",
+            "tokens_scale", "tokens_exponent")
+    return {key: np.array([each[key] for each in found]) for key in keys}, failed
+
+
+def _sample(
+    points: LossPoints, rows: list[np.ndarray], rng: np.random.Generator
+) -> LossPoints:
+    """As many runs as there are, drawn with replacement; each keeps its whole curve. A run drawn
+    twice changes no frontier, so it is taken once."""
+    chosen = np.unique(rng.integers(len(rows), size=len(rows)))
+    return points.only(np.concatenate([rows[index] for index in chosen]))
+
+
+def _diagnostics(points: LossPoints, frontier: Frontier) -> dict[str, object]:
+    handovers = frontier.handovers
+    cost = points.flops[frontier.fitted]
+    return {
+        "frontier_points": len(frontier.efficient),
+        "frontier_points_fitted": len(frontier.fitted),
+        "x_range": [float(cost.min()), float(cost.max())],
+        "decades_of_x": float(np.log10(cost.max() / cost.min())),
+        "sizes": len(np.unique(points.params)),
+        "sizes_on_hull": len(np.unique(points.params[frontier.hull])),
+        "handovers": [
+            {"flops": flops, "params": params, "bracketed": bool(bracketed)}
+            for flops, params, bracketed in zip(
+                handovers.flops, handovers.params, handovers.bracketed, strict=True
+            )
+        ],
+    }
+
+
+def _warnings(
+    points: LossPoints,
+    frontier: Frontier,
+    parameters: dict[str, Estimate],
+    failed: int,
+    draws: int,
+) -> list[str]:
+    said = []
+    on_hull = len(np.unique(points.params[frontier.hull]))
+    handovers = frontier.handovers
+    bracketed = int(handovers.bracketed.sum())
+    if on_hull < 3:
+        said.append(
+            f"few_sizes_on_hull: {on_hull} sizes reach the convex hull of the frontier; wanted at "
+            "least 3 for a slope of N_opt(C)."
+        )
+    if bracketed < len(handovers.flops):
+        said.append(
+            f"handovers_not_bracketed: {len(handovers.flops) - bracketed} of "
+            f"{len(handovers.flops)} changes of the best size touch the first or last evaluation "
+            "of a run, so they show where measuring began or stopped, not where the sizes are "
+            "equally good" + ("; they are left out of N_opt." if bracketed >= 2 else ".")
+        )
+    if bracketed < 2:
+        said.append(
+            f"optimum_not_identified: {bracketed} bracketed handovers, wanted at least 2; N_opt "
+            "and D_opt are not measured by these runs. Train the small sizes longer past their "
+            "optimum, and evaluate earlier."
+        )
+    exponent = parameters["exponent"].value
+    if not EXPONENT_GRID[0] * 1.001 < exponent < EXPONENT_GRID[-1] * 0.999:
+        said.append(f"exponent_at_bound: the exponent of L(C) ended at its limit {exponent:.3g}.")
+    smallest = float(points.loss.min())
+    low, high = parameters["irreducible"].low, parameters["irreducible"].high
+    wide = not high - low <= smallest / 4
+    if parameters["irreducible"].value <= 1e-6 * smallest or low <= 1e-6 * smallest or wide:
+        said.append(
+            f"irreducible_not_identified: its 95% interval is [{low:.3g}, {high:.3g}] for a "
+            f"smallest loss of {smallest:.3g}; the scale and exponent of L(C) depend on it."
+        )
+    runs = len(np.unique(points.group))
+    if draws and runs < FEW_RUNS:
+        said.append(f"few_runs: {runs} runs were resampled; intervals from so few are rough.")
+    if failed > draws / 20:
+        said.append(
+            f"draws_failed: {failed} of {draws} bootstrap samples had no bracketed handovers and "
+            "are not in the intervals of N_opt and D_opt, which are therefore too narrow."
+        )
+    return said

@@ -1,0 +1,141 @@
+"""What laws are fitted to: columns of points, and the list of what was left out and why.
+
+A point is one measured loss: of one finished run, or of one evaluation on its learning curve.
+Points are kept as columns, so that a million rows stay cheap. A column that the source does not
+have is all NaN and is never used: each law names the columns that it needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+NUMBER_COLUMNS = ("params", "tokens", "flops", "loss")
+X_NAMES = ("params", "tokens", "flops")
+X_SYMBOLS = {"params": "N", "tokens": "D", "flops": "C"}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A point or run that no fit used, and the reason, for the reader of the report."""
+
+    point: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LossPoints:
+    """Columns of equal length. `loss` is in nats per token; `weight` multiplies a point's loss
+    term in the objective; `group` names the run; `label` says where a point came from."""
+
+    params: np.ndarray
+    tokens: np.ndarray
+    flops: np.ndarray
+    loss: np.ndarray
+    weight: np.ndarray
+    group: np.ndarray
+    label: np.ndarray
+
+    def __post_init__(self) -> None:
+        sizes = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        assert len(set(sizes.values())) == 1, f"columns of different lengths: {sizes}"
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def x(self, name: str) -> np.ndarray:
+        """The column that a law of one variable is fitted against."""
+        assert name in X_NAMES, name
+        return getattr(self, name)
+
+    def only(self, keep: np.ndarray) -> "LossPoints":
+        """The points where `keep` (a mask or indices) says so."""
+        return replace(
+            self, **{field.name: getattr(self, field.name)[keep] for field in fields(self)}
+        )
+
+
+@dataclass(frozen=True)
+class PointSet:
+    """Points ready for a fit, with what was left out on the way and remarks that a fit's reader
+    must see (each begins with its name: `mid_schedule_points: ...`)."""
+
+    source: str
+    points: LossPoints
+    left_out: tuple[LeftOut, ...]
+    remarks: tuple[str, ...] = ()
+
+    def without(self, drop: np.ndarray, reasons: Sequence[str]) -> "PointSet":
+        """The same set less the points where the mask `drop` is true; one reason for each."""
+        gone = tuple(
+            LeftOut(str(label), reason)
+            for label, reason in zip(self.points.label[drop], reasons, strict=True)
+        )
+        return replace(self, points=self.points.only(~drop), left_out=self.left_out + gone)
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """Spread of the loss between runs that differ in the seed alone."""
+
+    relative_sd: float  # standard deviation of log loss, pooled over cells
+    degrees: int  # degrees of freedom of that estimate: runs less cells
+    cells: int  # how many (params, tokens) cells had more than one run
+
+
+def seed_noise(points: LossPoints) -> SeedNoise | None:
+    """Pooled spread of log loss over runs of equal params and tokens; None without repeats."""
+    cell_keys = np.stack([points.params, points.tokens], axis=1)
+    _, cell = np.unique(cell_keys, axis=0, return_inverse=True)
+    cell = cell.reshape(-1)
+    squares, degrees, cells = 0.0, 0, 0
+    for index in range(cell.max() + 1 if len(cell) else 0):
+        logs = np.log(points.loss[cell == index])
+        if len(logs) > 1:
+            squares += float(np.sum((logs - logs.mean()) ** 2))
+            degrees += len(logs) - 1
+            cells += 1
+    return SeedNoise(float(np.sqrt(squares / degrees)), degrees, cells) if degrees else None
+
+
+def keep_largest_budget(found: PointSet) -> PointSet:
+    """For L(N): of several token budgets of one size keep the largest (every seed of it)."""
+    points = found.points
+    largest = {n: points.tokens[points.params == n].max() for n in np.unique(points.params)}
+    best = np.array([largest[n] for n in points.params])
+    drop = points.tokens < best
+    return found.without(
+        drop,
+        [f"another run of this size trained on more tokens ({most:.3g})" for most in best[drop]],
+    )
+
+
+def keep_largest_model(found: PointSet) -> PointSet:
+    """For L(D): of several sizes at one token budget keep the largest (every seed of it)."""
+    points = found.points
+    largest = {d: points.params[points.tokens == d].max() for d in np.unique(points.tokens)}
+    best = np.array([largest[d] for d in points.tokens])
+    drop = points.params < best
+    return found.without(
+        drop,
+        [f"a larger model ({most:.3g} parameters) saw as many tokens" for most in best[drop]],
+    )
+
+
+def keep_efficient(found: PointSet) -> PointSet:
+    """For L(C) of finished runs: drop a run if one that cost no more reached a lower loss."""
+    keep = pareto(found.points.flops, found.points.loss)
+    drop = np.ones(len(found.points), bool)
+    drop[keep] = False
+    return found.without(
+        drop, ["not on the compute-efficient frontier: a run that cost no more did better"]
+        * int(drop.sum())
+    )
+
+
+def pareto(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Indices of the compute-efficient frontier, by rising flops: each point has a lower loss
+    than every point that cost as much or less (Henighan et al. 2020, figure 5)."""
+    order = np.lexsort((loss, flops))
+    best_before = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
+    return order[loss[order] < best_before]

@@ -1,0 +1,84 @@
+"""Published constants, for standing beside ours: never for fitting.
+
+Henighan et al. 2020 (2010.14701), Table 1: `L = irreducible + (scale/x)^exponent` for x = N
+[non-embedding parameters] and x = C [PF-days]; `N_opt = (C/c0)^beta`, C in PF-days.
+Losses are nats per token. Kaplan et al. 2020 (2001.08361), Table 5 and eq 1.1 and Figure 14.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """L = irreducible + (scale/x)^exponent."""
+
+    irreducible: float
+    scale: float
+    exponent: float
+
+
+@dataclass(frozen=True)
+class PublishedDomain:
+    """One row of a paper's table; `scale` of `loss_by_flops` and `params_scale` in PF-days."""
+
+    domain: str
+    source: str
+    caution: str
+    loss_by_params: PublishedCurve
+    loss_by_flops: PublishedCurve
+    params_scale: float
+    params_exponent: float
+
+
+_TABLE_1 = "Henighan et al. 2020, Table 1"
+_MATHEMATICS_CAUTION = (
+    "The paper's row is its extrapolate test, up to 4e8 parameters, and its L(C) may be affected "
+    "by weight decay."
+)
+
+
+def _row(
+    domain: str,
+    params: tuple[float, float, float],
+    flops: tuple[float, float, float],
+    optimum: tuple[float, float],
+    caution: str = "",
+) -> PublishedDomain:
+    return PublishedDomain(
+        domain, _TABLE_1, caution, PublishedCurve(*params), PublishedCurve(*flops), *optimum
+    )
+
+
+HENIGHAN = {
+    row.domain: row
+    for row in (
+        _row("image-8x8", (3.12, 8.0e1, 0.24), (3.13, 1.8e-8, 0.19), (5.3e-14, 0.64)),
+        _row("image-16x16", (2.64, 2.8e2, 0.22), (2.64, 1.6e-8, 0.16), (4.8e-12, 0.75)),
+        _row("image-32x32", (2.20, 6.3e1, 0.13), (2.21, 3.6e-9, 0.10), (1.6e-13, 0.65)),
+        _row("image-codes-16x16", (3.99, 2.7e4, 0.13), (4.09, 6.1e-7, 0.11), (6.2e-14, 0.64)),
+        _row("image-codes-32x32", (3.07, 1.9e4, 0.14), (3.17, 2.6e-6, 0.12), (9.4e-13, 0.70)),
+        _row("video-codes-16x16x16", (1.01, 3.7e4, 0.24), (0.95, 2.2e-5, 0.14), (1.13e-12, 0.71)),
+        _row(
+            "mathematics",
+            (0.28, 1.1e4, 0.16),
+            (0.14, 1.4e-5, 0.17),
+            (2.3e-12, 0.69),
+            _MATHEMATICS_CAUTION,
+        ),
+    )
+}
+
+KAPLAN = PublishedDomain(
+    domain="text",
+    source="Kaplan et al. 2020, eq 1.1, Table 5 (naive C) and Figure 14 (unadjusted)",
+    caution="Compute without the critical-batch adjustment; N_opt = 1.6e9 (C/PF-day)^0.88.",
+    loss_by_params=PublishedCurve(0.0, 8.8e13, 0.076),
+    loss_by_flops=PublishedCurve(0.0, 1.6e7, 0.057),
+    params_scale=1.6e9 ** (-1 / 0.88),
+    params_exponent=0.88,
+)
+
+
+def published(domain: str) -> PublishedDomain | None:
+    """The published row for a domain of ours, or None where neither paper has one."""
+    return KAPLAN if domain == "text" else HENIGHAN.get(domain)

@@ -1,0 +1,38 @@
+"""Numbers and sentences for people: short forms, intervals, and what a fit allows one to say."""
+
+import math
+
+from analysis.estimate import Estimate, Fit
+
+
+def short(value: float) -> str:
+    """Three digits and a metric letter up to a trillion, else a power of ten: 98304 -> 98.3k."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if not 1e-2 <= abs(value) < 1e15:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit * 0.9995:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def value_with_interval(each: Estimate, digits: int = 3) -> str:
+    """`0.312 [0.284, 0.341]`; the interval only where there is one."""
+    def shown(number: float) -> str:
+        if not math.isfinite(number):
+            return "–"
+        small = 1e-2 <= abs(number) < 1e5 or number == 0
+        return f"{number:.{digits}f}" if small and abs(number) < 100 else short(number)
+
+    if not (math.isfinite(each.low) and math.isfinite(each.high)):
+        return shown(each.value)
+    return f"{shown(each.value)} [{shown(each.low)}, {shown(each.high)}]"
+
+
+def has_warning(fit: Fit, name: str) -> bool:
+    """Whether a fit carries the named warning."""
+    return any(text.startswith(name + ":") for text in fit.warnings)

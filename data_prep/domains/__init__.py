@@ -1,0 +1,15 @@
+"""One file per family of domains; a new domain touches one file.
+
+`data_prep.domain` finds every module in this folder. Each one offers
+
+    DOMAINS           the family's `Domain`s
+    RAW               what `--raw` may be, for `python -m data_prep list`
+    PATIENCE          longest silence of a worker, in seconds, before it counts as hung
+    CHUNKS_PER_SHARD  how many pieces make one shard
+    plan(domain, raw, rows, listing) -> list[Piece]    cut the raw input into pieces that workers do alone
+    read(domain, piece, seed) -> Iterator[Item | Refusal]
+    render(domain, tokens, kinds) -> str | picture   one row back, for `show` and the preview
+    notes(domain, raw) -> Notes                      versions and whether the build can be repeated bit for bit
+
+and imports nothing heavy until one of these functions is called.
+"""

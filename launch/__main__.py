@@ -1,0 +1,92 @@
+"""`python -m launch`: plan a study, or train its runs in this process."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.config import RunConfig
+from launch.folder import finished_on, run_folder
+from launch.study import expand, load_study
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (2: bad arguments or input)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from launch.plan import print_plan
+
+    print_plan(expand(load_study(arguments.study), arguments.study), arguments.data)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    runs = expand(load_study(arguments.study), arguments.study)
+    chosen = _chosen(runs, arguments.run, arguments.study)
+    if not arguments.data.exists():
+        raise ValueError(
+            f"--data {arguments.data}: no such folder; wanted a dataset that `python -m data_prep "
+            "build` made. Check the path, or build it first."
+        )
+    if all(
+        finished_on(run, run_folder(arguments.results, run), arguments.data) for run in chosen
+    ):
+        print(f"{len(chosen)} of {len(chosen)} runs are finished: nothing to do", file=sys.stderr)
+        return 0
+    from launch.run import run_all  # torch and DeepSpeed: only now
+
+    return run_all(chosen, arguments.data, arguments.results)
+
+
+def _chosen(
+    runs: Sequence[RunConfig], wanted: Sequence[str] | None, study: Path
+) -> Sequence[RunConfig]:
+    """The runs of these ids, in the study's order; all if none is named."""
+    if not wanted:
+        # A trunk comes before the shorter runs that start from its checkpoints.
+        return sorted(runs, key=lambda run: run.trunk is not None)
+    by_id = {run.run_id: run for run in runs}
+    unknown = [run_id for run_id in wanted if run_id not in by_id]
+    if unknown:
+        raise ValueError(
+            f"{study}: --run {unknown[0]}: no such run in this study; wanted one of: "
+            f"{', '.join(by_id)}. The id ends in a digest of the configuration: an edited study "
+            "has other ids."
+        )
+    return [by_id[run_id] for run_id in wanted]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch",
+        description="Plan the runs of a study, or train them: DeepSpeed around megatron-core.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    plan = commands.add_parser("plan", help="print every run: N, tokens, steps, FLOPs, memory")
+    plan.add_argument("study", type=Path, metavar="STUDY.toml")
+    plan.add_argument("--data", type=Path, metavar="DIR", help="also say how often it is repeated")
+    plan.set_defaults(command=_plan)
+    run = commands.add_parser(
+        "run",
+        help="train runs in this process, one after another (or on all ranks, under torchrun)",
+        description="One process is the single-GPU (or CPU) test mode; under torchrun or srun all "
+        "ranks train together. Exit status: 0 done, 1 a run failed, 2 bad input, 3 stopped by a "
+        "signal with a checkpoint.",
+    )
+    run.add_argument("study", type=Path, metavar="STUDY.toml")
+    run.add_argument("--data", type=Path, required=True, metavar="DIR", help="the dataset's folder")
+    run.add_argument("--results", type=Path, required=True, metavar="DIR")
+    run.add_argument("--run", action="append", metavar="RUN_ID", help="only this run; repeatable")
+    run.set_defaults(command=_run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

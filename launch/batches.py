@@ -1,0 +1,84 @@
+"""From a dataset and an order to the batches of one rank, as torch tensors.
+
+The order is a pure function of (seed, step): resuming needs no state, and any number of ranks sees
+the same global batches.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.dataset import RowBatch, TokenDataset
+from data_prep.sampler import Sampler
+from launch.config import RunConfig
+
+# Evaluations read the same rows in every run of every study, whatever the run's seed.
+EVALUATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows: `tokens` [B, S] int64, `kinds` [B, S] uint8, `counted` [B, S] bool (in the loss)."""
+
+    tokens: Tensor
+    kinds: Tensor
+    counted: Tensor
+
+
+def open_dataset(data: Path, split: str, config: RunConfig) -> TokenDataset:
+    """Open a split for a run. Raises `ValueError` where it is another domain's or cannot serve."""
+    dataset = TokenDataset(data, split, config.domain)
+    found = (dataset.domain.name, dataset.domain.seq_length, dataset.domain.vocab_size)
+    wanted = (config.domain, config.shape.seq_length, config.shape.vocab_size)
+    if found != wanted:
+        raise ValueError(
+            f"{data}: holds domain {found[0]} (rows of {found[1]} tokens, vocabulary {found[2]}); "
+            f"wanted {wanted[0]} ({wanted[1]}, {wanted[2]}), which run {config.run_id} trains on. "
+            "Give the folder of that dataset, or another study."
+        )
+    if dataset.num_rows == 0:
+        raise ValueError(
+            f"{data}: split '{split}' holds no whole row of {config.shape.seq_length} tokens; "
+            "wanted at least one. Build it from more raw data."
+        )
+    return dataset
+
+
+class TrainingBatches:
+    """The training rows of one rank, by step."""
+
+    def __init__(
+        self, dataset: TokenDataset, config: RunConfig, rank: int, world_size: int
+    ) -> None:
+        self._dataset = dataset
+        self._sampler = Sampler(dataset.num_rows, config.seed)
+        self._batch_size = config.batch.train_batch_size
+        self._rank, self._world_size = rank, world_size
+
+    def at(self, step: int, device: torch.device) -> Batch:
+        """This rank's share of the global batch of `step` (0 for the first)."""
+        rows = self._sampler.rows_for(step, self._batch_size, self._rank, self._world_size)
+        return _as_torch(self._dataset, rows, device)
+
+
+def evaluation_rows(dataset: TokenDataset, count: int) -> np.ndarray:
+    """A fixed random choice of `count` rows (all, if there are fewer), sorted."""
+    count = min(count, dataset.num_rows)
+    return np.sort(Sampler(dataset.num_rows, EVALUATION_SEED).rows(0, count))
+
+
+def evaluation_batch(dataset: TokenDataset, rows: np.ndarray, device: torch.device) -> Batch:
+    return _as_torch(dataset, rows, device)
+
+
+def _as_torch(dataset: TokenDataset, rows: np.ndarray, device: torch.device) -> Batch:
+    batch: RowBatch = dataset.rows(rows)
+    in_loss = np.array([kind.in_loss for kind in dataset.domain.kinds])
+    return Batch(
+        tokens=torch.from_numpy(batch.tokens.astype(np.int64)).to(device),
+        kinds=torch.from_numpy(batch.kinds).to(device),
+        counted=torch.from_numpy(in_loss[batch.kinds]).to(device),
+    )

@@ -1,0 +1,190 @@
+"""`RunConfig`: everything that decides what one run computes, and how it is spread over devices.
+
+The parts (`Batch`, `Optimizer`, ...) are what people write in a study file; a `RunConfig` is one
+resolved combination of them. Its `digest` covers what changes a loss and nothing else, so moving a
+run to other hardware or keeping other checkpoints does not make it another run.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from launch.schedule import LEARNING_RATE_RULES, Schedule
+from launch.strict import Strict
+from megatron_ext.shape import Family, ModelShape
+
+CONFIG_FILE = "config.json"
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+LearningRate = Annotated[float, Field(gt=0)] | Literal[tuple(LEARNING_RATE_RULES)]  # type: ignore[valid-type]
+
+
+class Batch(Strict):
+    train_batch_size: PositiveInt = 128  # sequences per optimizer step (Henighan: 128 pictures)
+
+
+class Optimizer(Strict):
+    """AdamW. Betas, epsilon and clipping are not stated by either paper: GPT-3's are the defaults."""
+
+    learning_rate: LearningRate
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # Henighan: 0.05 "for math alone"
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0 switches clipping off
+
+
+class Model(Strict):
+    family: Family = "henighan"
+    init_std: Annotated[float, Field(gt=0)] = 0.02  # not stated by either paper: GPT-2's
+
+
+class Evaluation(Strict):
+    """`points` evaluations, evenly spaced in log tokens, each on the same first `rows` of each split."""
+
+    splits: Annotated[list[str], Field(min_length=1)] = ["valid"]
+    rows: PositiveInt = 256
+    points: PositiveInt = 16
+
+
+class Checkpoint(Strict):
+    interval_minutes: Annotated[float, Field(ge=0)] = 10.0
+    keep_last: PositiveInt = 2
+
+
+class Parallel(Strict):
+    """How a run is spread over devices; changes rounding at most, so it is not in the digest."""
+
+    zero_stage: Literal[0, 1] = 0
+    train_micro_batch_size_per_gpu: PositiveInt | None = None  # None: as large as the batch allows
+
+
+class Trunk(Strict):
+    """The longer run with the same beginning whose checkpoint at `step` this run may start from.
+
+    Until a `wsd` run cools down, its learning rate does not depend on its length. So starting from
+    the trunk gives the same bits as training from the start, and saves the shared beginning.
+    """
+
+    run_id: str
+    step: PositiveInt
+
+
+class RunConfig(Strict):
+    study: str
+    question: str
+    domain: str
+    shape: ModelShape
+    tokens: PositiveInt  # to train on: a whole number of steps
+    seed: int
+    batch: Batch
+    optimizer: Optimizer  # learning_rate resolved to a number
+    schedule: Schedule
+    model: Model
+    precision: Literal["fp32", "bf16"]
+    evaluation: Evaluation
+    checkpoint: Checkpoint
+    parallel: Parallel
+    trunk: Trunk | None = None
+    keep_steps: list[int] = []  # checkpoints that shorter runs start from
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.train_batch_size * self.shape.seq_length
+
+    @property
+    def train_steps(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+    @property
+    def warmup_tokens(self) -> float:
+        if self.schedule.warmup_steps is not None:
+            return float(self.schedule.warmup_steps * self.tokens_per_step)
+        return self.schedule.warmup_tokens or 0.0
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the whole run by the papers' convention, 6 N D."""
+        return self.shape.flops_per_token_6nd * self.tokens
+
+    @property
+    def flops_exact(self) -> float:
+        return self.shape.flops_per_token_exact * self.tokens
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what changes a loss, as hex."""
+        where_not_what = {"study", "question", "parallel", "checkpoint", "trunk", "keep_steps"}
+        science = self.model_dump(mode="json", exclude=where_not_what)
+        return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        """Readable and unique, for example `mathematics-L2-H64-2e6tok-s0-9f2c1a`."""
+        tokens = f"{self.tokens:.3g}" if self.tokens < 1000 else _short(self.tokens)
+        return f"{self.domain}-{self.shape.name}-{tokens}tok-s{self.seed}-{self.digest[:6]}"
+
+    def evaluation_steps(self) -> list[int]:
+        """The steps after which to evaluate: even in log tokens, from a hundredth (or the end of
+        the warm-up, if later) to the end, the last step always among them."""
+        last = self.train_steps
+        first = max(1.0, last / 100, self.warmup_tokens / self.tokens_per_step)
+        points = self.evaluation.points
+        if points == 1 or first >= last:
+            return [last]
+        ratio = (last / first) ** (1 / (points - 1))
+        return sorted({min(last, round(first * ratio**i)) for i in range(points)} | {last})
+
+
+def _short(number: float) -> str:
+    """2000000 -> '2e6', 2512896 -> '2.51e6'."""
+    mantissa, exponent = f"{number:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def save_config(config: RunConfig, folder: Path) -> None:
+    """Write `config.json`, by rename."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{CONFIG_FILE}.tmp"
+    temporary.write_text(config.model_dump_json(indent=2) + "\n")
+    temporary.replace(folder / CONFIG_FILE)
+
+
+def load_config(folder: Path) -> RunConfig:
+    """Read a run folder's `config.json`. Raises `ValueError` that names the file."""
+    path = folder / CONFIG_FILE
+    try:
+        return TypeAdapter(RunConfig).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; wanted a run folder, results/STUDY/RUN_ID. Check the path."
+        ) from None
+    except ValidationError as error:
+        raise ValueError(
+            f"{path}: not the configuration of a run ({error.error_count()} problems, the first: "
+            f"{error.errors()[0]['msg']}); wanted what `launch run` wrote there. Move the run "
+            "folder away and run it again."
+        ) from None
+
+
+def refuse_other_config(config: RunConfig, folder: Path) -> None:
+    """Raise `ValueError` naming both values where `folder` holds a run of another configuration."""
+    if not (folder / CONFIG_FILE).exists():
+        return
+    saved = load_config(folder)
+    if saved.digest == config.digest:
+        return
+    there, here = saved.model_dump(mode="json"), config.model_dump(mode="json")
+    changed = [
+        f"{name} is {there[name]!r} there and {here[name]!r} here"
+        for name in there
+        if there[name] != here[name]
+    ]
+    raise ValueError(
+        f"{folder}: this folder holds a run of another configuration: {'; '.join(changed)}. A run "
+        "continues only with the configuration it began with. Restore it, or use another folder."
+    )

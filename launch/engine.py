@@ -1,0 +1,276 @@
+"""`RunConfig` -> DeepSpeed's configuration -> a DeepSpeed engine around megatron-core's model.
+
+The only module that imports deepspeed. DeepSpeed's configuration is an output of ours, written in
+one function, never an input.
+"""
+
+import contextlib
+import ctypes
+import gc
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+# DeepSpeed looks for a compiler, a launcher and GPUs when imported, and tells at length.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import deepspeed
+    import deepspeed.comm
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from launch.batches import Batch
+from launch.config import RunConfig
+from megatron_ext.loss import token_losses
+from megatron_ext.model import LanguageModel, build_model
+from megatron_ext.parallel import data_parallel_size, deepspeed_adapter, start_process_groups
+
+# Tokens in a micro-batch if nobody says: enough to keep a device busy, little enough to fit.
+MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+
+
+def start_process(threads_note: bool = True) -> torch.device:
+    """Make this process ready to train: device, process groups, DeepSpeed. Safe to call twice."""
+    _keep_freed_memory()
+    # 85 s of g++ the first time, for a collective that gloo has already (measured; stack notes).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    start_process_groups()
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks instead of returning them to the system.
+
+    A training step frees and asks for the same large blocks again. By default glibc unmaps each,
+    and the next step pays a page fault for every 4 KiB of it.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to tell
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_threshold, limit = -1, -3, 2**30
+        libc.mallopt(m_mmap_threshold, limit)
+        libc.mallopt(m_trim_threshold, limit)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step: mean loss of the global batch (nats per counted token), gradient norm."""
+
+    loss: float
+    grad_norm: float
+
+
+class Engine:
+    """One run's model and optimizer, inside DeepSpeed. `close` frees them, for the next run."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.world_size = data_parallel_size()
+        self.micro_batch = micro_batch_size(config, self.world_size, device)
+        model = build_model(
+            config.shape,
+            precision=config.precision,
+            seed=config.seed,
+            init_std=config.model.init_std,
+            device=device,
+        )
+        with _quiet():
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=[p for p in model.parameters() if p.requires_grad],
+                optimizer=_optimizer(model, config),
+                config=_deepspeed_config(config, self.micro_batch, self.world_size),
+                mpu=deepspeed_adapter(),
+            )
+        self._deepspeed.checkpoint_engine = _SafeCheckpointEngine(self._deepspeed._config)
+
+    @property
+    def model(self) -> LanguageModel:
+        return self._deepspeed.module
+
+    def train_step(self, batch: Batch, learning_rate: float) -> StepResult:
+        """One optimizer step over this rank's rows of the global batch.
+
+        The loss is the mean over the counted tokens of the *global* batch, however they fall on
+        ranks and micro-batches: each micro-batch adds its sum over that one count.
+        """
+        count = self._sum_over_ranks(batch.counted.sum())
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        total = torch.zeros((), device=self.device)
+        micro_batches = len(batch.tokens) // self.micro_batch
+        # DeepSpeed divides by the micro-batches of a rank and by the ranks.
+        scale = micro_batches * self.world_size / count
+        for start in range(0, len(batch.tokens), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            tokens, counted = batch.tokens[rows], batch.counted[rows]
+            loss_sum = token_losses(self._deepspeed(tokens, counted), tokens[counted]).sum()
+            self._deepspeed.backward(loss_sum * scale)
+            total += loss_sum.detach()
+            if start + self.micro_batch < len(batch.tokens):
+                self._deepspeed.step()
+        grad_norm = self._clip()
+        self._deepspeed.step()
+        if grad_norm is None:
+            grad_norm = float(self._deepspeed.get_global_grad_norm())
+        return StepResult(loss=self._sum_over_ranks(total) / count, grad_norm=grad_norm)
+
+    def _clip(self) -> float | None:
+        """Clip and measure, where DeepSpeed does not: without ZeRO in fp32 it records no norm."""
+        if _deepspeed_clips(self.config):
+            return None
+        limit = self.config.optimizer.clip_grad_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """The loss of every token [B, S] of a batch, counted or not, in nats."""
+        every = torch.ones_like(batch.counted)
+        self._deepspeed.eval()
+        losses = [
+            token_losses(self.model(tokens, mask), tokens.flatten()).view(tokens.shape)
+            for tokens, mask in zip(
+                batch.tokens.split(self.micro_batch), every.split(self.micro_batch), strict=True
+            )
+        ]
+        self._deepspeed.train()
+        return torch.cat(losses)
+
+    def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
+        """Write model, optimizer and `state` under folder/tag. Collective: all ranks call it."""
+        with _quiet():
+            self._deepspeed.save_checkpoint(
+                str(folder), tag=tag, client_state=state, save_latest=False
+            )
+
+    def load(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Read what `save` wrote; returns the state. Collective."""
+        with _quiet():
+            path, state = self._deepspeed.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise ValueError(
+                f"{folder / tag}: DeepSpeed found no checkpoint there for {self.world_size} ranks; "
+                "wanted one that this number of ranks saved. Use the same number of ranks."
+            )
+        return state
+
+    def add_over_ranks(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        """Sum each tensor over the data-parallel ranks, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag, true on all ranks if it is true on any."""
+        if self.world_size == 1:
+            return flags
+        tensor = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in tensor.tolist())
+
+    def close(self) -> None:
+        """Give the memory back, so that the next run of this process starts as in a new one."""
+        self._deepspeed.destroy()
+        del self._deepspeed
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _sum_over_ranks(self, value: torch.Tensor) -> float:
+        if self.world_size > 1:
+            value = value.detach().clone()
+            torch.distributed.all_reduce(value)
+        return value.item()
+
+
+def micro_batch_size(config: RunConfig, world_size: int, device: torch.device) -> int:
+    """Rows per forward pass: the study's choice, or the most that divide the rank's share.
+
+    Raises `ValueError` where ranks or micro-batches do not divide the batch.
+    """
+    batch_size = config.batch.train_batch_size
+    asked = config.parallel.train_micro_batch_size_per_gpu
+    if batch_size % (world_size * (asked or 1)):
+        raise ValueError(
+            f"batch.train_batch_size = {batch_size} does not divide into {world_size} ranks x "
+            f"micro-batches of {asked or 1}; wanted a whole number of rows each. Change the number "
+            "of ranks, the batch size or parallel.train_micro_batch_size_per_gpu."
+        )
+    per_rank = batch_size // world_size
+    most = max(1, MICRO_BATCH_TOKENS[device.type] // config.shape.seq_length)
+    return asked or max(n for n in range(1, min(per_rank, most) + 1) if per_rank % n == 0)
+
+
+def _optimizer(model: LanguageModel, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW; matrices and tables decay, biases and norms do not (GPT-3's practice)."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    kept = [p for p in model.parameters() if p.ndim < 2]
+    options = config.optimizer
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": options.weight_decay},
+            {"params": kept, "weight_decay": 0.0},
+        ],
+        lr=options.learning_rate,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        fused=True,
+    )
+
+
+def _deepspeed_clips(config: RunConfig) -> bool:
+    return config.parallel.zero_stage > 0 or config.precision == "bf16"
+
+
+def _deepspeed_config(config: RunConfig, micro_batch: int, world_size: int) -> dict[str, Any]:
+    bf16 = config.precision == "bf16"
+    clip = config.optimizer.clip_grad_norm if _deepspeed_clips(config) else 0.0
+    return {
+        "train_batch_size": config.batch.train_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": config.batch.train_batch_size // (micro_batch * world_size),
+        "gradient_clipping": clip,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_allow_untested_optimizer": True,  # PyTorch's fused AdamW: no C++ op to build
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+class _SafeCheckpointEngine(TorchCheckpointEngine):
+    """DeepSpeed unpickles checkpoints with full trust; this reads tensors and plain values only.
+
+    ZeRO stores its loss scaler as an object, so that class is allowed by name. Anything else in a
+    checkpoint, code included, is refused.
+    """
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed's warnings are about options that are not ours to set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,90 @@
+"""The folder of one run, results/STUDY/RUN_ID, and what its files say. No torch.
+
+    config.json    the resolved configuration
+    metrics.h5     what was measured (`launch.results`)
+    checkpoints/   step-<n>/ (`launch.checkpoint`)
+    run.lock       locked while a process trains the run; holds its process id and host
+    failed.json    why the last attempt failed; absent otherwise
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from data_prep.dataset import TokenDataset
+from launch.config import RunConfig, refuse_other_config
+from launch.results import is_finished, read_result
+
+LOCK_FILE = "run.lock"
+FAILED_FILE = "failed.json"
+
+
+def run_folder(results: Path, run: RunConfig) -> Path:
+    return results / run.study / run.run_id
+
+
+def finished_on(run: RunConfig, folder: Path, data: Path) -> bool:
+    """Whether the run in `folder` has finished, on this data.
+
+    Raises `ValueError` naming both sides where the folder holds another configuration, or a
+    finished run that was trained on other data.
+    """
+    refuse_other_config(run, folder)
+    if not is_finished(folder):
+        return False
+    trained_on = read_result(folder).provenance[-1]["data_identity"]
+    refuse_other_data(folder, trained_on, TokenDataset(data, "train", run.domain).identity)
+    return True
+
+
+def refuse_other_data(folder: Path, there: str, here: str) -> None:
+    """Raise `ValueError` where a run began on data `there` and is now given data `here`."""
+    if there != here:
+        raise ValueError(
+            f"{folder}: this run was trained on data {there[:12]} and is now given data {here[:12]}; "
+            "a run continues only on the data it began with. Give that dataset, or other --results."
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's lock; the system frees it when the process ends, however it ends.
+
+    Raises `ValueError` naming the process that holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+") as file:
+        _take(file, folder)
+        yield
+        file.truncate(0)
+
+
+def _take(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise ValueError(
+            f"{folder}: another process trains this run (process and host: {file.read().strip()}); "
+            "wanted to train it alone. Wait for that process, or stop it."
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()} {platform.node()}\n")
+    file.flush()
+
+
+def record_failure(folder: Path, error: Exception) -> None:
+    """Leave the reason in the run folder, for `slurm status` and the report."""
+    record = {
+        "error": f"{type(error).__name__}: {error}",
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "process": f"{os.getpid()} {platform.node()}",
+    }
+    with contextlib.suppress(OSError):  # a full disk is often the failure itself
+        (folder / FAILED_FILE).write_text(json.dumps(record, indent=2) + "\n")

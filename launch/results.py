@@ -1,0 +1,296 @@
+"""`metrics.h5`: what a run measured. Written while it trains, read by everything that comes after.
+
+One file per run folder:
+
+    /train            one row per optimizer step           (columns: TRAIN_COLUMNS)
+    /eval             one row per evaluation, split, kind  (columns: EVAL_COLUMNS)
+    /eval_position/SPLIT/{step, loss, count}               [evaluations], [evaluations, seq_length] x 2
+    attributes        schema, config (JSON), provenance (JSON), finished, and every counting convention
+
+A killed writer must leave a readable file. So the file is created under a temporary name and
+renamed once it is whole, rows are only ever appended, and every append ends with a flush. No SWMR
+and no `libver="latest"`: files left by a killed SWMR writer could not be reopened for writing
+(measured, 25 of 25).
+
+This is the only module that imports h5py; it needs no torch.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+SCHEMA = 1
+METRICS_FILE = "metrics.h5"
+
+TRAIN_COLUMNS = np.dtype(
+    [
+        ("step", "i8"),  # optimizer steps done, this one included: the first row has step 1
+        ("tokens", "i8"),  # tokens processed so far: step x batch x seq_length
+        ("samples", "i8"),  # rows processed so far
+        ("flops", "f8"),  # training FLOPs so far by the papers' convention, 6 N D
+        ("flops_exact", "f8"),  # training FLOPs so far, attention and output head counted
+        ("loss", "f8"),  # nats per counted token of this step's global batch
+        ("learning_rate", "f8"),
+        ("grad_norm", "f8"),  # before clipping
+        ("seconds", "f8"),  # wall time of this step
+    ]
+)
+
+EVAL_COLUMNS = np.dtype(
+    [
+        ("step", "i8"),
+        ("tokens", "i8"),
+        ("flops", "f8"),
+        ("flops_exact", "f8"),
+        ("split", "S16"),
+        ("kind", "S16"),  # "loss": every token the objective counts; else one kind of token
+        ("loss", "f8"),  # nats per token
+        ("standard_error", "f8"),  # of that mean, with rows as the independent units
+        ("num_tokens", "i8"),
+        ("num_rows", "i8"),
+    ]
+)
+
+COUNT_NAMES = (
+    "params_non_embedding",
+    "params_non_embedding_and_head",
+    "params_total",
+    "flops_6nd",
+    "flops_exact",
+)
+"""Attributes of a finished run, in every counting convention; `flops_*` are of the whole run."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Everything one run recorded. `train` and `eval` are numpy record arrays."""
+
+    run_id: str
+    path: Path
+    config: dict[str, Any]
+    provenance: list[dict[str, Any]]  # one entry per start of the run
+    finished: bool
+    counts: dict[str, float]
+    train: np.ndarray
+    eval: np.ndarray
+    eval_position: dict[str, dict[str, np.ndarray]]
+
+    def eval_rows(self, split: str, kind: str = "loss") -> np.ndarray:
+        """The evaluations of one split and kind, in order of training."""
+        chosen = (self.eval["split"] == split.encode()) & (self.eval["kind"] == kind.encode())
+        return self.eval[chosen]
+
+
+class ResultWriter:
+    """Appends to a run's `metrics.h5`. Use as a context manager.
+
+    `resume_step` drops the rows after that step, which the steps now to be repeated write again;
+    so a resumed run's file equals an uninterrupted one's. Raises `ValueError` where rows before it
+    are missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        counts: Mapping[str, float],
+        seq_length: int,
+        resume_step: int = 0,
+    ) -> None:
+        self.path = folder / METRICS_FILE
+        self._seq_length = seq_length
+        if not self.path.exists():
+            _create(self.path)
+        self._file = _open(self.path, "r+")
+        _drop_rows_after(self._file, resume_step)
+        _refuse_gap(self._file, self.path, resume_step)
+        self._file.attrs["config"] = json.dumps(config)
+        self._file.attrs["provenance"] = _appended_json(self._file, provenance)
+        self._file.attrs["finished"] = False
+        for name in COUNT_NAMES:
+            self._file.attrs[name] = float(counts[name])
+        self._train_rows: list[tuple[float, ...]] = []
+        self._file.flush()
+
+    def __enter__(self) -> "ResultWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self._file.close()
+
+    def train(self, **row: float) -> None:
+        """Buffer one step's row (all of TRAIN_COLUMNS); `flush` writes it."""
+        self._train_rows.append(tuple(row[name] for name in TRAIN_COLUMNS.names))
+
+    def eval(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append evaluation rows (all of EVAL_COLUMNS each)."""
+        packed = [tuple(_encoded(row[name]) for name in EVAL_COLUMNS.names) for row in rows]
+        _append(self._file["eval"], np.array(packed, EVAL_COLUMNS))
+        self.flush()
+
+    def eval_position(self, split: str, step: int, loss: np.ndarray, count: np.ndarray) -> None:
+        """Append the mean loss [seq_length] by position; NaN where no token was counted."""
+        group = self._file.require_group(f"eval_position/{split}")
+        width = self._seq_length
+        for name, value, shape, dtype in (
+            ("step", step, (), "i8"),
+            ("loss", loss, (width,), "f4"),
+            ("count", count, (width,), "i8"),
+        ):
+            if name not in group:
+                group.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape))
+            _append(group[name], np.asarray(value, dtype)[None])
+
+    def flush(self) -> None:
+        """Write the buffered rows and hand them to the operating system."""
+        if self._train_rows:
+            _append(self._file["train"], np.array(self._train_rows, TRAIN_COLUMNS))
+            self._train_rows.clear()
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Mark the run as finished: every step done, every final evaluation written."""
+        self.flush()
+        self._file.attrs["finished"] = True
+        self._file.flush()
+
+
+def read_result(folder: Path) -> RunResult:
+    """Read one run folder's `metrics.h5`.
+
+    Raises `ValueError` that names the file for one that is missing, empty, truncated, of another
+    kind or of a newer schema.
+    """
+    path = folder / METRICS_FILE
+    with _open(path, "r") as file:
+        try:
+            return RunResult(
+                run_id=folder.name,
+                path=path,
+                config=json.loads(file.attrs["config"]),
+                provenance=json.loads(file.attrs["provenance"]),
+                finished=bool(file.attrs["finished"]),
+                counts={name: float(file.attrs[name]) for name in COUNT_NAMES},
+                train=_read_table(file, "train", TRAIN_COLUMNS),
+                eval=_read_table(file, "eval", EVAL_COLUMNS),
+                eval_position={
+                    split: {name: group[name][()] for name in ("step", "loss", "count")}
+                    for split, group in file.get("eval_position", {}).items()
+                },
+            )
+        except (KeyError, OSError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path}: this run file is damaged or incomplete ({error}); wanted a whole "
+                f"{METRICS_FILE} of schema {SCHEMA}. Move the run folder away and run it again."
+            ) from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` has finished; False if it has not begun.
+
+    Reads one attribute, so asking about hundreds of runs is cheap. Raises `ValueError` for a file
+    that is not a run file.
+    """
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return False
+    with _open(path, "r") as file:
+        return bool(file.attrs.get("finished", False))
+
+
+def last_train_row(folder: Path) -> np.void | None:
+    """The newest row of /train, or None. Cheap: reads that row alone."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return None
+    with _open(path, "r") as file:
+        table = file["train"]
+        return table[-1] if len(table) else None
+
+
+def _open(path: Path, mode: str) -> h5py.File:
+    if not path.exists():
+        raise ValueError(
+            f"{path}: no such file; wanted the {METRICS_FILE} of a run. Check the results folder, "
+            "or start the run first."
+        )
+    try:
+        # Locks on shared file systems fail or hang; one writer per run is ensured by run.lock.
+        file = h5py.File(path, mode, locking=False)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: not readable as HDF5 ({path.stat().st_size} bytes; {error}); wanted the "
+            f"{METRICS_FILE} of a run. Move the run folder away and run it again."
+        ) from error
+    schema = file.attrs.get("schema")
+    if schema != SCHEMA:
+        file.close()
+        raise ValueError(
+            f"{path}: schema = {schema}; wanted {SCHEMA}. The file is of another kind or of "
+            "another version of this project: read it with that version."
+        )
+    return file
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with h5py.File(temporary, "w", locking=False) as file:
+        file.attrs["schema"] = SCHEMA
+        file.attrs["provenance"] = "[]"
+        for name, columns in (("train", TRAIN_COLUMNS), ("eval", EVAL_COLUMNS)):
+            file.create_dataset(name, (0,), columns, maxshape=(None,), chunks=(512,))
+    os.replace(temporary, path)
+
+
+def _appended_json(file: h5py.File, provenance: Mapping[str, Any]) -> str:
+    """Provenance is a list, one entry per start of the run."""
+    return json.dumps([*json.loads(file.attrs["provenance"]), dict(provenance)])
+
+
+def _drop_rows_after(file: h5py.File, step: int) -> None:
+    tables = [file["train"], file["eval"]]
+    for table in tables:
+        keep = int(np.searchsorted(table["step"], step, side="right")) if len(table) else 0
+        table.resize((keep,))
+    for group in file.get("eval_position", {}).values():
+        keep = int(np.searchsorted(group["step"][()], step, side="right"))
+        for name in ("step", "loss", "count"):
+            group[name].resize(min(keep, len(group[name])), axis=0)
+
+
+def _refuse_gap(file: h5py.File, path: Path, step: int) -> None:
+    """A run that resumes after `step` must have recorded every step up to it."""
+    recorded = len(file["train"])
+    if recorded != step:
+        raise ValueError(
+            f"{path}: holds {recorded} of the {step} steps before the checkpoint that the run resumes "
+            "from; wanted all of them. The file was replaced or damaged: remove the run folder and run "
+            "it again."
+        )
+
+
+def _append(table: h5py.Dataset, rows: np.ndarray) -> None:
+    start = len(table)
+    table.resize(start + len(rows), axis=0)
+    table[start:] = rows
+
+
+def _read_table(file: h5py.File, name: str, columns: np.dtype) -> np.ndarray:
+    rows = file[name][()]
+    if rows.dtype != columns:
+        raise TypeError(f"/{name} has columns {rows.dtype.names}, wanted {columns.names}")
+    return rows
+
+
+def _encoded(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value

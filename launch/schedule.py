@@ -1,0 +1,87 @@
+"""The learning rate as a pure function of the tokens seen, and the papers' peak rates by name.
+
+Counting tokens instead of steps keeps a schedule the same when the batch changes, and makes
+resuming trivial: there is no state to save.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from launch.strict import Strict
+
+LEARNING_RATE_RULES: dict[str, Callable[[float], float]] = {
+    # Reproduces all seven rows of Henighan et al. 2020, Table 5 (image, video and math models).
+    "henighan": lambda params: 0.0282 * params**-0.25,
+    # Kaplan et al. 2020, eq. D.1. The logarithm is natural: so it reproduces Henighan's Table 4.
+    "kaplan": lambda params: 0.003239 - 0.0001395 * math.log(params),
+}
+"""Peak learning rate as a function of N (non-embedding parameters)."""
+
+
+class Schedule(Strict):
+    """How the learning rate moves between 0 and its peak.
+
+    kind            after the linear warm-up
+    constant        stays at the peak
+    linear          falls linearly to final_fraction of the peak (Henighan section 2.1: 1/10)
+    cosine          falls along half a cosine to final_fraction (Kaplan section 2.2: 0)
+    wsd             stays at the peak, then cools down over the last cooldown_fraction of the run
+                    as 1 - sqrt(progress), to final_fraction (Haegele et al. 2024)
+    """
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    warmup_tokens: Annotated[float, Field(ge=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    cooldown_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+
+def peak_learning_rate(rate: float | str, params_non_embedding: int) -> float:
+    """A number as it is, or a named rule at N. Raises `ValueError` where the rule breaks down."""
+    if not isinstance(rate, str):
+        return float(rate)
+    peak = LEARNING_RATE_RULES[rate](params_non_embedding)
+    if peak <= 0:
+        raise ValueError(
+            f"optimizer.learning_rate = '{rate}' gives {peak:.3g} at N = {params_non_embedding:.3g};"
+            " wanted a positive rate. The rule breaks down there (Kaplan appendix D: above 1e10): "
+            "give a number instead."
+        )
+    return peak
+
+
+def learning_rate(
+    tokens: float,
+    *,
+    schedule: Schedule,
+    peak: float,
+    warmup_tokens: float,
+    total_tokens: float,
+) -> float:
+    """The learning rate of the step that ends with `tokens` tokens seen.
+
+    Warm-up rises linearly and reaches the peak with the step that ends at `warmup_tokens`.
+    """
+    if tokens < warmup_tokens:
+        return peak * tokens / warmup_tokens
+    if schedule.kind == "constant":
+        return peak
+    start = cooldown_start(schedule, total_tokens) if schedule.kind == "wsd" else warmup_tokens
+    start = max(start, warmup_tokens)
+    if tokens <= start or total_tokens <= start:
+        return peak
+    progress = min(1.0, (tokens - start) / (total_tokens - start))
+    fall = {
+        "linear": progress,
+        "cosine": 0.5 * (1 - math.cos(math.pi * progress)),
+        "wsd": math.sqrt(progress),
+    }[schedule.kind]
+    return peak * (1 - (1 - schedule.final_fraction) * fall)
+
+
+def cooldown_start(schedule: Schedule, total_tokens: float) -> float:
+    """Tokens at which a `wsd` run begins to cool down: where a shorter run may branch off."""
+    return (1 - schedule.cooldown_fraction) * total_tokens

@@ -1,0 +1,98 @@
+"""Strict TOML: values that may refuse, never repair, and errors that a person can act on."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Strict(BaseModel):
+    """A frozen value that refuses unknown keys and wrong types."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Parse a TOML file. Raises `ValueError` that names the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; wanted a {what} in TOML. Check the path."
+        ) from None
+    except IsADirectoryError:
+        raise ValueError(
+            f"{path}: this is a folder; wanted a {what} in TOML. Name the file in it."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not text (byte {error.start} is {error.object[error.start]:#04x}); wanted a "
+            f"{what} in TOML, UTF-8. Check that this is the right file."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(
+            f"{path}: not valid TOML: {error}; wanted a {what}. Correct the file there."
+        ) from None
+
+
+def validate(model: type[Model], data: dict[str, Any], where: Path | str) -> Model:
+    """`data` as `model`. Raises one `ValueError` that lists every problem with its path."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(model, item) for item in error.errors()]
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        raise ValueError(
+            f"{where}: {count} in this file:\n"
+            + "\n".join(f"  {line}" for line in dict.fromkeys(problems))
+            + "\nCorrect the file and try again."
+        ) from None
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    keys = [part for part in item["loc"] if not str(part).startswith(("function-", "float", "int"))]
+    path = _dotted(keys)
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(keys[-1]), _fields_at(model, keys[:-1]), 1, 0.5)
+        valid = ", ".join(_fields_at(model, keys[:-1]))
+        hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {valid}"
+        return f"{path}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{path}: missing; a value is required here"
+    return f"{path} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _dotted(keys: list[Any]) -> str:
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}"
+    return text.lstrip(".") or "(the whole file)"
+
+
+def _fields_at(model: type[BaseModel], keys: list[Any]) -> list[str]:
+    """The valid keys of the table at `keys`."""
+    current: Any = model
+    for key in keys:
+        if isinstance(key, int):
+            continue
+        field = getattr(current, "model_fields", {}).get(key)
+        if field is None:
+            return []
+        current = _model_in(field.annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The Strict model inside `list[Model]`, `tuple[Model, ...]` or `Model | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

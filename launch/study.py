@@ -1,0 +1,218 @@
+"""`Study`: one TOML file is one question. It expands to the runs that answer it.
+
+    every shape of the ladder  x  every budget  x  every seed  =  one `RunConfig` each
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from data_prep.domain import Domain, domain
+from launch.config import (
+    Batch,
+    Checkpoint,
+    Evaluation,
+    Model,
+    Optimizer,
+    Parallel,
+    PositiveInt,
+    RunConfig,
+    Trunk,
+)
+from launch.schedule import Schedule, cooldown_start, peak_learning_rate
+from launch.strict import Strict, read_toml, validate
+from megatron_ext.shape import ModelShape, shape_of
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Rung(Strict):
+    """One size. What is left out follows from the family; `seeds` replaces the study's."""
+
+    num_layers: PositiveInt
+    hidden_size: PositiveInt
+    ffn_hidden_size: PositiveInt | None = None
+    num_attention_heads: PositiveInt | None = None
+    kv_channels: PositiveInt | None = None
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+
+
+class Budget(Strict):
+    """How long to train; exactly one of the three, a number or a list."""
+
+    tokens: Positive | list[Positive] | None = None
+    flops: Positive | list[Positive] | None = None  # 6 N D
+    tokens_per_param: Positive | list[Positive] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Budget":
+        given = [name for name in Budget.model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{', '.join(given) or 'nothing'} given; wanted exactly one of tokens, flops, "
+                "tokens_per_param"
+            )
+        return self
+
+    @property
+    def unit(self) -> str:
+        return next(name for name in Budget.model_fields if getattr(self, name) is not None)
+
+    @property
+    def values(self) -> list[float]:
+        value = getattr(self, self.unit)
+        return value if isinstance(value, list) else [value]
+
+    def tokens_for(self, value: float, params: int) -> float:
+        return {"tokens": value, "flops": value / (6 * params), "tokens_per_param": value * params}[
+            self.unit
+        ]
+
+
+class Study(Strict):
+    name: Name
+    question: Annotated[str, Field(min_length=1)]
+    domain: str
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    ladder: Annotated[list[Rung], Field(min_length=1)]
+    budget: Budget
+    batch: Batch = Batch()
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    model: Model = Model()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    parallel: Parallel = Parallel()
+
+    @field_validator("domain")
+    @classmethod
+    def _known_domain(cls, name: str) -> str:
+        domain(name)
+        return name
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "Study":
+        if self.schedule.warmup_steps is not None and self.schedule.warmup_tokens is not None:
+            raise ValueError("schedule gives warmup_steps and warmup_tokens; wanted one of them")
+        return self
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file. Raises one `ValueError` that lists everything wrong with it."""
+    return validate(Study, read_toml(path, "study file"), path)
+
+
+def expand(study: Study, where: Path | str) -> tuple[RunConfig, ...]:
+    """The study's runs, smallest first. `where` names the file in errors.
+
+    Raises `ValueError` for a rung that cannot be built, a run too short for its warm-up, or two
+    rungs that are the same run.
+    """
+    the_domain = domain(study.domain)
+    runs = []
+    for index, rung in enumerate(study.ladder):
+        try:
+            shape = _shape(rung, study, the_domain)
+        except ValueError as error:
+            raise ValueError(f"{where}: ladder[{index}]: {error}") from None
+        for position, value in enumerate(study.budget.values):
+            for seed in rung.seeds or study.seeds:
+                run = _run(study, shape, value, seed)
+                _refuse_too_short(run, study, position, value, where)
+                runs.append(run)
+    _refuse_duplicates(runs, where)
+    ordered = sorted(runs, key=lambda run: (run.flops, run.run_id))
+    return tuple(_with_trunks(ordered))
+
+
+def _shape(rung: Rung, study: Study, the_domain: Domain) -> ModelShape:
+    return shape_of(
+        study.model.family,
+        **rung.model_dump(exclude={"seeds"}),
+        seq_length=the_domain.seq_length,
+        vocab_size=the_domain.vocab_size,
+    )
+
+
+def _run(study: Study, shape: ModelShape, value: float, seed: int) -> RunConfig:
+    params = shape.params_non_embedding
+    per_step = study.batch.train_batch_size * shape.seq_length
+    steps = max(1, round(study.budget.tokens_for(value, params) / per_step))
+    rate = peak_learning_rate(study.optimizer.learning_rate, params)
+    return RunConfig(
+        study=study.name,
+        question=study.question,
+        domain=study.domain,
+        shape=shape,
+        tokens=steps * per_step,
+        seed=seed,
+        batch=study.batch,
+        optimizer=study.optimizer.model_copy(update={"learning_rate": rate}),
+        schedule=study.schedule,
+        model=study.model,
+        precision=study.precision,
+        evaluation=study.evaluation,
+        checkpoint=study.checkpoint,
+        parallel=study.parallel,
+    )
+
+
+def _refuse_too_short(
+    run: RunConfig, study: Study, position: int, value: float, where: Path | str
+) -> None:
+    """The run must at least finish its warm-up; otherwise its loss says nothing."""
+    warmup_steps = math.ceil(run.warmup_tokens / run.tokens_per_step)
+    if run.train_steps > warmup_steps:
+        return
+    unit = study.budget.unit
+    wanted_tokens = (warmup_steps + 1) * run.tokens_per_step
+    per_token = run.tokens / value
+    source = "warmup_steps" if run.schedule.warmup_steps is not None else "warmup_tokens"
+    raise ValueError(
+        f"{where}: budget.{unit}[{position}] = {value:.3g} trains {run.domain}-{run.shape.name} "
+        f"for {run.train_steps} steps; more than {warmup_steps} are needed for the warm-up "
+        f"(schedule.{source} = {getattr(run.schedule, source):g}). Raise the budget to "
+        f"{wanted_tokens / per_token:.3g}, or remove this rung from the ladder."
+    )
+
+
+def _refuse_duplicates(runs: list[RunConfig], where: Path | str) -> None:
+    seen = set()
+    for run in runs:
+        if run.run_id in seen:
+            raise ValueError(
+                f"{where}: {run.run_id} appears twice; wanted every shape, budget and seed once. "
+                "Remove the repeated rung, budget or seed."
+            )
+        seen.add(run.run_id)
+
+
+def _with_trunks(runs: list[RunConfig]) -> Iterator[RunConfig]:
+    """Tie shorter `wsd` runs to the longest run of the same shape and seed: their trunk."""
+    groups: dict[tuple[ModelShape, int], list[RunConfig]] = defaultdict(list)
+    for run in runs:
+        groups[run.shape, run.seed].append(run)
+    for run in runs:
+        *shorter, trunk = sorted(groups[run.shape, run.seed], key=lambda member: member.tokens)
+        if run is trunk:
+            keep = [step for member in shorter if (step := _branch_step(member))]
+            yield run.model_copy(update={"keep_steps": keep})
+        elif step := _branch_step(run):
+            yield run.model_copy(update={"trunk": Trunk(run_id=trunk.run_id, step=step)})
+        else:
+            yield run
+
+
+def _branch_step(run: RunConfig) -> int | None:
+    """The last step before the cool-down; None where there is no such step after the warm-up."""
+    if run.schedule.kind != "wsd":
+        return None
+    start = max(cooldown_start(run.schedule, run.tokens), run.warmup_tokens)
+    step = int(start // run.tokens_per_step)
+    return step if 1 <= step < run.train_steps else None

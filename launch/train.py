@@ -1,0 +1,198 @@
+"""One run, top to bottom: data, model, resume, then the loop."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from launch import checkpoint
+from launch.batches import TrainingBatches, evaluation_rows, open_dataset
+from launch.config import RunConfig
+from launch.engine import Engine
+from launch.evaluation import evaluate, evaluation_table, position_means
+from launch.folder import refuse_other_data
+from launch.provenance import provenance
+from launch.results import METRICS_FILE, ResultWriter
+from launch.schedule import learning_rate
+from launch.stopping import StopSignal
+from megatron_ext.parallel import data_parallel_rank
+
+
+REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells while it works."""
+
+    run_id: str
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+def train(
+    config: RunConfig,
+    data: Path,
+    folder: Path,
+    *,
+    device: torch.device,
+    stop: StopSignal,
+    report: Callable[[Progress], None],
+) -> bool:
+    """Train one run to its end, or to an agreed stop, continuing from what `folder` holds.
+
+    Returns whether the run is finished. Raises `ValueError` for bad input and
+    `FloatingPointError` for a loss that is not finite.
+    """
+    # --- data ---
+    train_set = open_dataset(data, "train", config)
+    held_out = [open_dataset(data, split, config) for split in config.evaluation.splits]
+    rows = [evaluation_rows(dataset, config.evaluation.rows) for dataset in held_out]
+
+    # --- model, optimizer, and where to continue ---
+    engine = Engine(config, device)
+    batches = TrainingBatches(train_set, config, data_parallel_rank(), engine.world_size)
+    step = _resume(engine, folder, train_set.identity)
+    evaluation_steps = set(config.evaluation_steps())
+    first_rank = data_parallel_rank() == 0
+    writer = _open_results(engine, folder, step, train_set.identity) if first_rank else None
+
+    # --- the loop ---
+    last_save = last_report = time.monotonic()
+    first_step = step
+    began = time.monotonic()
+    while step < config.train_steps:
+        step_began = time.perf_counter()
+        tokens = (step + 1) * config.tokens_per_step
+        rate = learning_rate(
+            tokens,
+            schedule=config.schedule,
+            peak=config.optimizer.learning_rate,
+            warmup_tokens=config.warmup_tokens,
+            total_tokens=config.tokens,
+        )
+        result = engine.train_step(batches.at(step, device), rate)
+        step += 1
+        progress = {
+            "step": step,
+            "tokens": tokens,
+            "flops": config.shape.flops_per_token_6nd * tokens,
+            "flops_exact": config.shape.flops_per_token_exact * tokens,
+        }
+        if writer:
+            writer.train(
+                **progress,
+                samples=step * config.batch.train_batch_size,
+                loss=result.loss,
+                learning_rate=rate,
+                grad_norm=result.grad_norm,
+                seconds=time.perf_counter() - step_began,
+            )
+        if not math.isfinite(result.loss):
+            if writer:
+                writer.flush()
+            raise FloatingPointError(_not_finite(config, step, result.loss, rate))
+
+        if step in evaluation_steps:
+            for dataset, chosen in zip(held_out, rows, strict=True):
+                sums = evaluate(engine, dataset, chosen)
+                if writer:
+                    writer.eval_position(dataset.split, step, *position_means(sums))
+                    writer.eval(evaluation_table(sums, dataset, **progress))
+
+        now = time.monotonic()
+        due = now - last_save >= 60 * config.checkpoint.interval_minutes
+        stopping, save_now = engine.agree(stop.requested, first_rank and due)
+        if stopping or save_now or step in config.keep_steps or step == config.train_steps:
+            if writer:
+                writer.flush()
+            checkpoint.save(engine, folder, step, train_set.identity)
+            last_save = now
+        if writer and (now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping):
+            writer.flush()
+            pace = (now - began) / (step - first_step)
+            report(
+                Progress(
+                    run_id=config.run_id,
+                    step=step,
+                    steps=config.train_steps,
+                    loss=result.loss,
+                    tokens_per_second=config.tokens_per_step / pace,
+                    seconds_left=pace * (config.train_steps - step),
+                )
+            )
+            last_report = now
+        if stopping:
+            break
+
+    # --- the end ---
+    finished = step == config.train_steps
+    if writer:
+        with writer:
+            if finished:
+                writer.finish()
+        if finished:
+            checkpoint.remove_all(folder, config.keep_steps)
+    engine.close()
+    return finished
+
+
+def _resume(engine: Engine, folder: Path, data_identity: str) -> int:
+    """Load the newest whole checkpoint of the run, or its trunk's; returns the steps done."""
+    config = engine.config
+    found = checkpoint.newest(folder)
+    if found is None and config.trunk:
+        found = checkpoint.newest(
+            folder.parent / config.trunk.run_id, at_step=config.trunk.step
+        )
+    if found is None:
+        return 0
+    refuse_other_data(folder, found.data_identity, data_identity)
+    checkpoint.load(engine, found)
+    return found.step
+
+
+def _open_results(engine: Engine, folder: Path, step: int, data_identity: str) -> ResultWriter:
+    """Open the run's `metrics.h5` at `step`; a run that starts from a trunk begins with its rows."""
+    config = engine.config
+    if step and not (folder / METRICS_FILE).exists() and config.trunk:
+        temporary = folder / f".{METRICS_FILE}.tmp"
+        shutil.copyfile(folder.parent / config.trunk.run_id / METRICS_FILE, temporary)
+        os.replace(temporary, folder / METRICS_FILE)
+    return ResultWriter(
+        folder,
+        config=config.model_dump(mode="json"),
+        provenance=provenance(
+            data_identity=data_identity,
+            device=str(engine.device),
+            world_size=engine.world_size,
+            train_micro_batch_size_per_gpu=engine.micro_batch,
+            zero_stage=config.parallel.zero_stage,
+            resumed_at_step=step,
+        ),
+        counts={
+            "params_non_embedding": config.shape.params_non_embedding,
+            "params_non_embedding_and_head": config.shape.params_non_embedding_and_head,
+            "params_total": config.shape.params_total,
+            "flops_6nd": config.flops,
+            "flops_exact": config.flops_exact,
+        },
+        seq_length=config.shape.seq_length,
+        resume_step=step,
+    )
+
+
+def _not_finite(config: RunConfig, step: int, loss: float, rate: float) -> str:
+    return (
+        f"{config.run_id}: the loss of step {step} is {loss} at learning rate {rate:.3g}; wanted a "
+        "finite number. Its checkpoints before that step are kept. Lower optimizer.learning_rate or "
+        "lengthen the warm-up, and run the study again."
+    )

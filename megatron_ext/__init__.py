@@ -1,0 +1,1 @@
+"""What this project adds to megatron-core: the papers' shapes, our core attention, the loss in nats."""

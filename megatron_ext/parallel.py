@@ -1,0 +1,67 @@
+"""Process groups: megatron-core's, made on any machine, and the adapter that DeepSpeed asks for.
+
+`deepspeed.initialize(mpu=...)` does not take `megatron.core.parallel_state` itself: it looks for
+functions by other names (measured; the list below is what DeepSpeed 0.19 reads).
+"""
+
+import os
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed
+
+with warnings.catch_warnings():  # megatron-core warns of the CUDA-only packages that are absent
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+
+def start_process_groups() -> None:
+    """Join the other ranks (or stand alone) and make megatron-core's groups. Safe to call twice.
+
+    Under torchrun or srun, `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` are set. Without
+    them this is one process, which needs no port: two studies on one machine cannot collide.
+    """
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if "RANK" in os.environ:
+            torch.distributed.init_process_group(backend)
+        else:
+            os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
+            store = torch.distributed.HashStore()
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=1)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch on every device, and megatron-core's generators of each tensor-parallel rank."""
+    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def data_parallel_rank() -> int:
+    return parallel_state.get_data_parallel_rank()
+
+
+def data_parallel_size() -> int:
+    return parallel_state.get_data_parallel_world_size()
+
+
+def deepspeed_adapter() -> Any:
+    """The object that DeepSpeed's `mpu` argument wants."""
+    return SimpleNamespace(
+        get_model_parallel_rank=parallel_state.get_tensor_model_parallel_rank,
+        get_model_parallel_world_size=parallel_state.get_tensor_model_parallel_world_size,
+        get_model_parallel_group=parallel_state.get_tensor_model_parallel_group,
+        get_tensor_model_parallel_rank=parallel_state.get_tensor_model_parallel_rank,
+        get_tensor_model_parallel_world_size=parallel_state.get_tensor_model_parallel_world_size,
+        get_tensor_model_parallel_group=parallel_state.get_tensor_model_parallel_group,
+        get_tensor_model_parallel_src_rank=parallel_state.get_tensor_model_parallel_src_rank,
+        get_data_parallel_rank=parallel_state.get_data_parallel_rank,
+        get_data_parallel_world_size=parallel_state.get_data_parallel_world_size,
+        get_data_parallel_group=parallel_state.get_data_parallel_group,
+    )

@@ -1,0 +1,166 @@
+"""Synthetic results folders whose laws are known exactly, written as a real run writes them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.results import ResultWriter
+
+VOCABULARY = 256
+LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Surface:
+    """L(N, D) = irreducible + (a/N)^alpha + (b/D)^beta, in nats per token."""
+
+    irreducible: float = 0.5
+    a: float = 2e3
+    alpha: float = 0.3
+    b: float = 3e4
+    beta: float = 0.35
+
+    def loss(self, params: Any, tokens: Any) -> np.ndarray:
+        """The true loss."""
+        return (
+            self.irreducible
+            + (self.a / np.asarray(params, float)) ** self.alpha
+            + (self.b / np.asarray(tokens, float)) ** self.beta
+        )
+
+    def best_tokens(self, params: Any) -> np.ndarray:
+        """D where C = 6 N D buys the lowest loss with this N: alpha a-term = beta b-term."""
+        ratio = self.alpha * (self.a / np.asarray(params, float)) ** self.alpha / self.beta
+        return self.b * ratio ** (-1 / self.beta)
+
+    @property
+    def params_exponent(self) -> float:
+        """beta of N_opt = (C/c0)^beta."""
+        return self.beta / (self.alpha + self.beta)
+
+    @property
+    def flops_exponent(self) -> float:
+        """exponent of L(C) along the frontier."""
+        return self.alpha * self.beta / (self.alpha + self.beta)
+
+
+@dataclass(frozen=True)
+class PlantedRun:
+    """One synthetic run."""
+
+    run_id: str
+    hidden_size: int
+    num_layers: int
+    tokens: float
+    seed: int = 0
+    domain: str = "mathematics"
+    schedule: str = "constant"
+    seed_noise: float = 0.0  # standard deviation of log loss between seeds
+    evaluations: int = 24
+    finished: bool = True
+    diverge_at: float = 1.0  # share of the run after which the loss climbs
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def params(self) -> float:
+        """N = 3 L d^2, the Henighan shapes."""
+        return 3.0 * self.num_layers * self.hidden_size**2
+
+
+def ladder(tokens: float = 2e6, sizes: int = 5, **changes: Any) -> list[PlantedRun]:
+    """Sizes from 1.2e4 parameters, each 8 times the one before."""
+    runs = []
+    for index in range(sizes):
+        run = PlantedRun(
+            f"mathematics-L{2 ** (index + 2)}-H{2 ** (index + 5)}-s0-{index:06x}",
+            hidden_size=2 ** (index + 5),
+            num_layers=2 ** (index + 2),
+            tokens=tokens,
+        )
+        runs.append(replace(run, **changes))
+    return runs
+
+
+def write_study(folder: Path, runs: list[PlantedRun], surface: Surface) -> Path:
+    """Write one run folder for each run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        write_run(folder / run.run_id, run, surface)
+    return folder
+
+
+def write_run(folder: Path, run: PlantedRun, surface: Surface) -> None:
+    """Write one metrics.h5 whose held-out losses follow the surface."""
+    rng = np.random.default_rng([run.seed, run.hidden_size])
+    shift = float(np.exp(run.seed_noise * rng.standard_normal()))
+    counts = _counts(run)
+    batch = 4
+    per_step = batch * LENGTH
+    steps = max(int(run.tokens / per_step), run.evaluations)
+    at = np.unique(np.geomspace(max(steps // 300, 1), steps, run.evaluations).astype(int))
+    with ResultWriter(
+        folder, config=_config(run, batch), provenance={"host": "planted"}, counts=counts,
+        seq_length=LENGTH,
+    ) as writer:
+        for step in np.unique(np.linspace(1, steps, 200).astype(int)):
+            writer.train(**_train_row(run, surface, int(step), per_step, steps, shift))
+        for step in at:
+            tokens = int(step) * per_step
+            loss = _loss(run, surface, step / steps, tokens) * shift
+            writer.eval([_eval_row(run, int(step), tokens, kind, loss * factor)
+                         for kind, factor in (("loss", 1.0), *((k, 1.0 + 0.2 * i)
+                                              for i, k in enumerate(run.kinds)))])
+            position = np.arange(1, LENGTH + 1)
+            writer.eval_position("valid", int(step), loss * (0.9 + 0.8 * position**-0.7),
+                                 np.full(LENGTH, 500))
+        if run.finished:
+            writer.finish()
+
+
+def _loss(run: PlantedRun, surface: Surface, share: float, tokens: float) -> float:
+    loss = float(surface.loss(run.params, tokens))
+    return loss * (1 + 0.5 * max(0.0, share - run.diverge_at))
+
+
+def _config(run: PlantedRun, batch: int) -> dict[str, Any]:
+    return {
+        "study": "planted", "question": "Does the fit find the planted law?",
+        "domain": run.domain,
+        "shape": {"family": "henighan", "num_layers": run.num_layers,
+                  "hidden_size": run.hidden_size, "ffn_hidden_size": run.hidden_size,
+                  "num_attention_heads": 2, "kv_channels": run.hidden_size // 8,
+                  "seq_length": LENGTH, "vocab_size": VOCABULARY},
+        "tokens": int(run.tokens), "seed": run.seed, "batch": {"train_batch_size": batch},
+        "optimizer": {"name": "adam", "learning_rate": 0.0282 * run.params**-0.25},
+        "schedule": {"kind": run.schedule, "warmup_tokens": run.tokens / 400},
+        "precision": "fp32",
+    }
+
+
+def _counts(run: PlantedRun) -> dict[str, float]:
+    head = VOCABULARY * run.hidden_size
+    exact = 6 * (run.params + head) * run.tokens + run.num_layers * LENGTH * run.tokens
+    return {"params_non_embedding": run.params, "params_non_embedding_and_head": run.params + head,
+            "params_total": run.params + 2 * head, "flops_6nd": 6 * run.params * run.tokens,
+            "flops_exact": exact}
+
+
+def _train_row(run: PlantedRun, surface: Surface, step: int, per_step: int, steps: int,
+               shift: float) -> dict[str, float]:
+    tokens = step * per_step
+    rng = np.random.default_rng([run.seed, step])
+    loss = _loss(run, surface, step / steps, tokens) * shift * np.exp(
+        0.03 * rng.standard_normal())
+    return {"step": step, "tokens": tokens, "samples": step * 4, "flops": 6 * run.params * tokens,
+            "flops_exact": 7 * run.params * tokens, "loss": loss, "learning_rate": 1e-3,
+            "grad_norm": 1.0, "seconds": 1e-4 + 1e-9 * run.params}
+
+
+def _eval_row(run: PlantedRun, step: int, tokens: int, kind: str, loss: float) -> dict[str, Any]:
+    counts = _counts(run)
+    return {"step": step, "tokens": tokens, "flops": 6 * run.params * tokens,
+            "flops_exact": counts["flops_exact"] * tokens / run.tokens, "split": "valid",
+            "kind": kind, "loss": loss, "standard_error": 0.004 * loss, "num_tokens": 50_000,
+            "num_rows": 512}

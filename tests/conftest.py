@@ -1,0 +1,43 @@
+"""What all tests share: threads, markers that skip themselves, and no silent skips in CI."""
+
+import os
+import shutil
+from collections.abc import Generator
+
+import pytest
+
+# Small models gain nothing from threads, and test machines have few cores. Before torch comes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+IN_CI = os.environ.get("CI") == "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and not _has_gpu():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if shutil.which("sbatch") is None:
+        for item in items:
+            if item.get_closest_marker("slurm"):
+                item.add_marker(pytest.mark.skip(reason="Slurm's programs are not installed"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failed one; only a missing GPU is nobody's fault."""
+    report = yield
+    excused = hasattr(report, "wasxfail") or item.get_closest_marker("gpu") is not None
+    if IN_CI and report.skipped and not excused:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and CI=true allows no skip: {report.longrepr}"
+    return report
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,60 @@
+"""Cluster files: those we ship are read, and every mistake in yours is named."""
+
+import pytest
+
+from slurm.cluster import CLUSTERS, Cluster, cluster_names, load_cluster
+
+GOOD = (
+    'executor = "slurm"\ncpus_per_task = 1\nmemory_gb = 1.0\nmax_minutes = 5\nconcurrent_jobs = 2\n'
+)
+
+
+@pytest.mark.parametrize("name", cluster_names())
+def test_the_shipped_files_are_valid(name):
+    assert load_cluster(name).executor == ("local" if name == "local" else "slurm")
+
+
+def test_the_example_explains_every_key():
+    text = (CLUSTERS / "example.toml").read_text()
+    for field in Cluster.model_fields:
+        assert f"\n{field} = " in text or f"\n[{field}]" in text, field
+
+
+def test_a_file_of_yours(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    assert load_cluster(str(path)).concurrent_jobs == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD + 'partitoin = "gpu"\n', ["partitoin: unknown key", "did you mean 'partition'?"]),
+        (GOOD + "gpus_per_node = -1\n", ["gpus_per_node = -1"]),
+        (GOOD.replace("memory_gb = 1.0", 'memory_gb = "1G"'), ["memory_gb = '1G'"]),
+        (GOOD.replace("max_minutes = 5\n", ""), ["max_minutes: missing"]),
+        (GOOD.replace("concurrent_jobs = 2\n", ""), ["concurrent_jobs is not given", "wanted"]),
+        (GOOD.replace("slurm", "pbs"), ["executor = 'pbs'", "'local' or 'slurm'"]),
+        (
+            GOOD.replace("slurm", "local") + 'partition = "gpu"\n[sbatch]\nx = 1\n',
+            ["partition, sbatch given with executor = 'local'", "wanted these only with"],
+        ),
+        ("executor = ", ["not valid TOML", "wanted a cluster file"]),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, words):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="mine.toml") as caught:
+        load_cluster(str(path))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match="--cluster locl: no cluster of that name; wanted one of "):
+        load_cluster("locl")
+    with pytest.raises(ValueError, match="Did you mean 'local'?"):
+        load_cluster("locl")
+    with pytest.raises(ValueError, match=r"nowhere/x.toml: no such file; wanted a cluster file"):
+        load_cluster("nowhere/x.toml")
