@@ -14,7 +14,7 @@ INSTALLED := .venv/.installed
 study: install
 	$(PY) -m data_prep build mathematics --raw generator --out $(DATA) --rows 10000 --seed 0
 	$(PY) -m slurm submit $(STUDY) --cluster local --data $(DATA) --results $(RESULTS) --wait
-	$(PY) -m analysis report $(RESULTS)/quickstart --out $(RESULTS)/quickstart
+	$(PY) -m analysis report $(RESULTS)/$(basename $(notdir $(STUDY))) --out $(RESULTS)/$(basename $(notdir $(STUDY)))
 
 # The same for pictures of yours: make photos RAW=/path/to/a/folder/or.tar
 photos: install

@@ -2,7 +2,13 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.runs import Counting
 
 LAWS = ("power", "power-constant", "frontier")  # = laws.LAW_NAMES, without its imports (a test)
 X_NAMES = ("params", "tokens", "flops")
@@ -14,10 +20,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        with _busy(f"{options.name} ..."):
+            return options.command(options)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _busy(text: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -51,13 +70,14 @@ def _predict(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from analysis.report import write_report
 
-    for line in write_report(options.results, options.out, _counting(options), options.bootstrap,
-                             options.seed):
+    for line in write_report(
+        options.results, options.out, _counting(options), options.bootstrap, options.seed
+    ):
         print(line)
     return 0
 
 
-def _counting(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _counting(options: argparse.Namespace) -> "Counting":
     from analysis.runs import Counting
 
     return Counting(options.count_params, options.count_flops, options.split)
@@ -78,35 +98,66 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="fit a law and predict one run from it")
     report = commands.add_parser("report", help="write report.html, fits.json and points.csv")
     for command in (fit, predict):
-        command.add_argument("source", type=Path, metavar="SOURCE",
-                             help="a study's results folder, or a CSV with a header")
+        command.add_argument(
+            "source",
+            type=Path,
+            metavar="SOURCE",
+            help="a study's results folder, or a CSV with a header",
+        )
         command.add_argument("--law", required=True, choices=LAWS)
         command.add_argument("--json", type=Path, metavar="FILE", help="write there, not stdout")
-    fit.add_argument("--x", choices=X_NAMES, default="params",
-                     help="what the laws of one variable depend on (default: params)")
+    fit.add_argument(
+        "--x",
+        choices=X_NAMES,
+        default="params",
+        help="what the laws of one variable depend on (default: params)",
+    )
     target = predict.add_mutually_exclusive_group(required=True)
     for name, symbol in zip(X_NAMES, "NDC", strict=True):
         target.add_argument(f"--{name}", type=float, metavar=symbol)
-    report.add_argument("results", type=Path, metavar="RESULTS_DIR",
-                        help="a study's results folder")
+    report.add_argument(
+        "results", type=Path, metavar="RESULTS_DIR", help="a study's results folder"
+    )
     report.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for command, function in ((fit, _fit), (predict, _predict), (report, _report)):
-        command.set_defaults(command=function)
+    for name, command, function in (
+        ("fitting", fit, _fit),
+        ("predicting", predict, _predict),
+        ("reporting", report, _report),
+    ):
+        command.set_defaults(command=function, name=name)
         _add_common(command)
     return parser
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--bootstrap", type=_count, default=1000, metavar="N",
-                         help="bootstrap fits behind the intervals (default: 1000)")
-    command.add_argument("--seed", type=_count, default=0, metavar="S",
-                         help="of the bootstrap (default: 0)")
-    command.add_argument("--count-params", choices=PARAM_COUNTS, default=PARAM_COUNTS[0],
-                         help="which parameters N counts, for results folders")
-    command.add_argument("--count-flops", choices=FLOP_COUNTS, default=FLOP_COUNTS[0],
-                         help="C as 6 N D or exact, for results folders")
-    command.add_argument("--split", default="valid", metavar="NAME",
-                         help="evaluations of which split (default: valid)")
+    command.add_argument(
+        "--bootstrap",
+        type=_count,
+        default=1000,
+        metavar="N",
+        help="bootstrap fits behind the intervals (default: 1000)",
+    )
+    command.add_argument(
+        "--seed", type=_count, default=0, metavar="S", help="of the bootstrap (default: 0)"
+    )
+    command.add_argument(
+        "--count-params",
+        choices=PARAM_COUNTS,
+        default=PARAM_COUNTS[0],
+        help="which parameters N counts, for results folders",
+    )
+    command.add_argument(
+        "--count-flops",
+        choices=FLOP_COUNTS,
+        default=FLOP_COUNTS[0],
+        help="C as 6 N D or exact, for results folders",
+    )
+    command.add_argument(
+        "--split",
+        default="valid",
+        metavar="NAME",
+        help="evaluations of which split (default: valid)",
+    )
 
 
 def _count(text: str) -> int:

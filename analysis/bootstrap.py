@@ -49,8 +49,9 @@ def draw(
     rng = np.random.default_rng(seed)
     names, group = np.unique(points.group, return_inverse=True)
     clustered = len(names) < len(points)
-    method = "resampled groups" if clustered or len(names) >= MANY_GROUPS else (
-        "residual, scale drawn")
+    method = (
+        "resampled groups" if clustered or len(names) >= MANY_GROUPS else ("residual, scale drawn")
+    )
     if draws == 0:
         return Draws("none", np.empty((0, theta.size)), 0.0)
     found = []
@@ -95,9 +96,7 @@ def _noisy(
     spread = np.sqrt(np.sum(data.weight[0] * residual**2) / rng.chisquare(free, count))
     noise = rng.standard_normal((count, residual.size)) / np.sqrt(data.weight[0])
     curve = data.log_loss[0] + residual
-    return solve.Data(
-        data.u, curve + spread[:, None] * noise, np.repeat(data.weight, count, 0)
-    )
+    return solve.Data(data.u, curve + spread[:, None] * noise, np.repeat(data.weight, count, 0))
 
 
 def _resampled(

@@ -56,14 +56,19 @@ def fit_curve(found: PointSet, law: Law, x: str, draws: int, seed: int) -> Fit:
         formula=law.formula.replace("/x", f"/{X_SYMBOLS[x]}"),
         x=x,
         parameters=parameters,
-        objective={"name": "sum of huber(log residual)", "delta": solution.delta,
-                   "value": solution.objective},
+        objective={
+            "name": "sum of huber(log residual)",
+            "delta": solution.delta,
+            "value": solution.objective,
+        },
         points_used=len(found.points),
         points_left_out=found.left_out,
         bootstrap={"method": boot.method, "draws": draws, "seed": seed},
         diagnostics=_diagnostics(found, x, residual, law, solution, boot, profile),
-        warnings=(*found.remarks,
-                  *_warnings(found, law, x, parameters, solution, residual, boot, profile)),
+        warnings=(
+            *found.remarks,
+            *_warnings(found, law, x, parameters, solution, residual, boot, profile),
+        ),
         seconds=time.perf_counter() - began,
         draws=drawn,
     )
@@ -174,8 +179,19 @@ def profiles(law: Law, data: solve.Data, solution: Solution) -> dict[str, list[f
     theta = solve.polish(law, many, theta, np.inf, frozen=(0,))
     squares = solve.objective(solve.residuals(law, many, theta)[0], many.weight, np.inf)
     cut = least * (1 + special.fdtri(1, free, CONFIDENCE) / free) + 1e-14 * count
-    inside = trial[squares <= cut]
-    return {"irreducible": [float(inside.min()), float(inside.max())]} if len(inside) else {}
+    return {"irreducible": _crossings(trial, squares, cut)}
+
+
+def _crossings(trial: np.ndarray, squares: np.ndarray, cut: float) -> list[float]:
+    """Where the profile rises above the cut on either side, between grid points."""
+    inside = np.flatnonzero(squares <= cut)
+    first, last = int(inside[0]), int(inside[-1])
+    ends = [float(trial[first]), float(trial[last])]
+    for side, (near, far) in enumerate(((first, first - 1), (last, last + 1))):
+        if 0 <= far < len(trial):
+            share = (cut - squares[near]) / (squares[far] - squares[near])
+            ends[side] += float(share * (trial[far] - trial[near]))
+    return ends
 
 
 def _objective(law: Law, data: solve.Data, theta: np.ndarray, delta: float) -> float:
@@ -258,8 +274,9 @@ def _warnings(
             "not have the shape of this law."
         )
     said += _irreducible_warning(found, parameters, profile)
-    outliers = found.points.label[np.abs(residual) > 4 * max(solution.delta / HUBER_EFFICIENT,
-                                                              1e-9)]
+    outliers = found.points.label[
+        np.abs(residual) > 4 * max(solution.delta / HUBER_EFFICIENT, 1e-9)
+    ]
     if len(outliers):
         said.append(
             f"outliers: {len(outliers)} points lie more than 4 residual scales off the fit "

@@ -23,6 +23,7 @@ FORMULA = (
     "D_opt = C/(6 N_opt) = (C/tokens_scale)^tokens_exponent"
 )
 FEW_RUNS = 8
+MOST_FAILED = 1 / 3  # of the bootstrap samples, without handovers to fit
 
 
 def fit_frontier(found: PointSet, draws: int, seed: int) -> Fit:
@@ -32,7 +33,11 @@ def fit_frontier(found: PointSet, draws: int, seed: int) -> Fit:
     frontier = trace(found.points)
     best, envelope = _constants(found.points, frontier)
     drawn, failed = _draws(found.points, draws, seed)
-    parameters = {name: interval(best[name], drawn[name]) for name in best}
+    trusted = _optimum_interval_known(frontier, failed, draws)
+    parameters = {
+        name: interval(best[name], drawn[name] if trusted or "_" not in name else np.empty(0))
+        for name in best
+    }
     return Fit(
         law=FRONTIER,
         formula=FORMULA,
@@ -41,13 +46,24 @@ def fit_frontier(found: PointSet, draws: int, seed: int) -> Fit:
         objective={"name": "mean relative gap below the frontier", "value": envelope.gap},
         points_used=len(found.points),
         points_left_out=found.left_out,
-        bootstrap={"method": "resampled runs" if draws else "none", "draws": draws, "seed": seed,
-                   "draws_without_handovers": failed},
+        bootstrap={
+            "method": "resampled runs" if draws else "none",
+            "draws": draws,
+            "seed": seed,
+            "draws_without_handovers": failed,
+        },
         diagnostics=_diagnostics(found.points, frontier),
         warnings=(*found.remarks, *_warnings(found.points, frontier, parameters, failed, draws)),
         seconds=time.perf_counter() - began,
         draws=drawn,
     )
+
+
+def _optimum_interval_known(frontier: Frontier, failed: int, draws: int) -> bool:
+    """Two handovers give a slope but no scatter about it, and an interval from the few samples
+    that still have handovers would be far too narrow: then none is given."""
+    enough = frontier.handovers.bracketed.sum() >= 3
+    return bool(enough and failed <= MOST_FAILED * draws)
 
 
 def _constants(points: LossPoints, frontier: Frontier) -> tuple[dict[str, float], Envelope]:
@@ -84,9 +100,7 @@ def _check_enough(found: PointSet) -> None:
         )
 
 
-def _draws(
-    points: LossPoints, draws: int, seed: int
-) -> tuple[dict[str, np.ndarray], int]:
+def _draws(points: LossPoints, draws: int, seed: int) -> tuple[dict[str, np.ndarray], int]:
     """Constants of each bootstrap sample; NaN where a sample has no handover to fit."""
     rng = np.random.default_rng(seed)
     names, group = np.unique(points.group, return_inverse=True)
@@ -105,14 +119,19 @@ def _draws(
             constants |= {name: float("nan") for name in constants if "_" in name}
         failed += int(not np.isfinite(constants["params_exponent"]))
         found.append(constants)
-    keys = ("irreducible", "scale", "exponent", "params_scale", "params_exponent",
-            "tokens_scale", "tokens_exponent")
+    keys = (
+        "irreducible",
+        "scale",
+        "exponent",
+        "params_scale",
+        "params_exponent",
+        "tokens_scale",
+        "tokens_exponent",
+    )
     return {key: np.array([each[key] for each in found]) for key in keys}, failed
 
 
-def _sample(
-    points: LossPoints, rows: list[np.ndarray], rng: np.random.Generator
-) -> LossPoints:
+def _sample(points: LossPoints, rows: list[np.ndarray], rng: np.random.Generator) -> LossPoints:
     """As many runs as there are, drawn with replacement; each keeps its whole curve. A run drawn
     twice changes no frontier, so it is taken once."""
     chosen = np.unique(rng.integers(len(rows), size=len(rows)))
@@ -181,9 +200,14 @@ def _warnings(
     runs = len(np.unique(points.group))
     if draws and runs < FEW_RUNS:
         said.append(f"few_runs: {runs} runs were resampled; intervals from so few are rough.")
-    if failed > draws / 20:
+    if draws and bracketed >= 2 and not _optimum_interval_known(frontier, failed, draws):
         said.append(
-            f"draws_failed: {failed} of {draws} bootstrap samples had no bracketed handovers and "
-            "are not in the intervals of N_opt and D_opt, which are therefore too narrow."
+            f"optimum_interval_unknown: {bracketed} bracketed handovers, and {failed} of {draws} "
+            "bootstrap samples had too few to fit; no interval is given for N_opt and D_opt."
+        )
+    elif failed > draws / 20:
+        said.append(
+            f"draws_failed: {failed} of {draws} bootstrap samples had too few bracketed handovers "
+            "and are not in the intervals of N_opt and D_opt, which are therefore too narrow."
         )
     return said

@@ -64,9 +64,7 @@ class Envelope:
 def trace(points: LossPoints) -> Frontier:
     """Pareto frontier, convex hull, handovers, and the stretch of frontier that they bracket."""
     efficient = pareto(points.flops, points.loss)
-    hull = efficient[
-        lower_hull(np.log(points.flops[efficient]), np.log(points.loss[efficient]))
-    ]
+    hull = efficient[lower_hull(np.log(points.flops[efficient]), np.log(points.loss[efficient]))]
     handovers = _handovers(points, hull)
     fitted = efficient
     if handovers.bracketed.sum() >= 2:

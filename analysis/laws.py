@@ -23,19 +23,21 @@ def power(x: np.ndarray, scale: float, exponent: float) -> np.ndarray:
     return (scale / np.asarray(x, float)) ** exponent
 
 
-def power_constant(
-    x: np.ndarray, irreducible: float, scale: float, exponent: float
-) -> np.ndarray:
+def power_constant(x: np.ndarray, irreducible: float, scale: float, exponent: float) -> np.ndarray:
     """L = irreducible + (scale/x)^exponent (Henighan et al. 2020, 2010.14701, eq 1.1)."""
     return irreducible + power(x, scale, exponent)
 
 
-def optimal_params(flops: np.ndarray, params_scale: float, params_exponent: float) -> np.ndarray:
+def optimal_params(
+    flops: np.ndarray, params_scale: float | np.ndarray, params_exponent: float | np.ndarray
+) -> np.ndarray:
     """N_opt = (C/params_scale)^params_exponent (Henighan et al. 2020, Table 1: c0 and beta)."""
     return (np.asarray(flops, float) / params_scale) ** params_exponent
 
 
-def optimal_tokens(flops: np.ndarray, params_scale: float, params_exponent: float) -> np.ndarray:
+def optimal_tokens(
+    flops: np.ndarray, params_scale: float | np.ndarray, params_exponent: float | np.ndarray
+) -> np.ndarray:
     """D_opt = C / (6 N_opt), the tokens that spend C on a model of N_opt parameters."""
     best = optimal_params(flops, params_scale, params_exponent)
     return np.asarray(flops, float) / (FLOPS_PER_PARAMETER_AND_TOKEN * best)

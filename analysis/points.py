@@ -111,15 +111,25 @@ def keep_largest_budget(found: PointSet) -> PointSet:
 
 
 def keep_largest_model(found: PointSet) -> PointSet:
-    """For L(D): of several sizes at one token budget keep the largest (every seed of it)."""
-    points = found.points
-    largest = {d: points.params[points.tokens == d].max() for d in np.unique(points.tokens)}
-    best = np.array([largest[d] for d in points.tokens])
-    drop = points.params < best
-    return found.without(
-        drop,
-        [f"a larger model ({most:.3g} parameters) saw as many tokens" for most in best[drop]],
+    """For L(D): the runs of the largest size alone, since N must not move along with D."""
+    if not len(found.points):
+        return found
+    largest = found.points.params.max()
+    drop = found.points.params < largest
+    reason = f"not of the largest size ({largest:.3g} parameters), which L(D) is fitted to"
+    return found.without(drop, [reason] * int(drop.sum()))
+
+
+def remark_mixed_budgets(found: PointSet) -> PointSet:
+    """Say so where sizes were trained on different tokens: L(N) then holds part of L(D)."""
+    tokens = found.points.tokens
+    if not len(tokens) or tokens.max() <= 1.05 * tokens.min():
+        return found
+    remark = (
+        f"tokens_vary_with_size: the runs saw {tokens.min():.3g} to {tokens.max():.3g} tokens, so "
+        "this L(N) holds part of the effect of more data."
     )
+    return replace(found, remarks=(*found.remarks, remark))
 
 
 def keep_efficient(found: PointSet) -> PointSet:
@@ -128,8 +138,9 @@ def keep_efficient(found: PointSet) -> PointSet:
     drop = np.ones(len(found.points), bool)
     drop[keep] = False
     return found.without(
-        drop, ["not on the compute-efficient frontier: a run that cost no more did better"]
-        * int(drop.sum())
+        drop,
+        ["not on the compute-efficient frontier: a run that cost no more did better"]
+        * int(drop.sum()),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import CONFIDENCE, Fit, interval
+from analysis.estimate import CONFIDENCE, Estimate, Fit, interval
 from analysis.laws import FRONTIER, optimal_params, optimal_tokens, power, power_constant
 
 UNCALIBRATED = (
@@ -71,7 +71,7 @@ def _value(fit: Fit, constants: dict[str, Any], x: np.ndarray) -> np.ndarray:
     return power(x, constants["scale"], constants["exponent"])
 
 
-def _loss(fit: Fit, at: float, seed: int) -> Any:
+def _loss(fit: Fit, at: float, seed: int) -> Estimate:
     value = float(curve(fit, np.array(at)))
     with np.errstate(all="ignore"):
         drawn = _value(fit, dict(fit.draws), np.array(at))
@@ -82,12 +82,12 @@ def _loss(fit: Fit, at: float, seed: int) -> Any:
 
 def _optimum(fit: Fit, at: float) -> dict[str, Any]:
     constants = (fit.value("params_scale"), fit.value("params_exponent"))
-    draws = (fit.draws["params_scale"], fit.draws["params_exponent"])
+    known = np.isfinite(fit.parameters["params_exponent"].low)
+    names = ("params_scale", "params_exponent")
+    draws = [fit.draws[name] if known else np.empty(0) for name in names]
     found = {}
     with np.errstate(all="ignore"):
         for name, law in (("params", optimal_params), ("tokens", optimal_tokens)):
             value = float(law(np.array(at), *constants))
             found[f"optimal_{name}"] = interval(value, law(np.array(at), *draws)).as_json()
     return found
-
-

@@ -18,6 +18,7 @@ from analysis.points import (
     keep_efficient,
     keep_largest_budget,
     keep_largest_model,
+    remark_mixed_budgets,
 )
 from launch.results import METRICS_FILE, RunResult, read_result
 
@@ -89,11 +90,13 @@ def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
     """One point for each run: its evaluation of lowest held-out loss (Henighan et al. 2020 take
     L(N) at the step of minimum test loss), then the selection that L(N), L(D) or L(C) needs."""
     picked = [run.eval_rows(counting.split) for run in study.runs]
-    rows = [(run, table[[int(np.argmin(table["loss"]))]])
-            for run, table in zip(study.runs, picked, strict=True)]
+    rows = [
+        (run, table[[int(np.argmin(table["loss"]))]])
+        for run, table in zip(study.runs, picked, strict=True)
+    ]
     found = PointSet(str(study.path), _points(rows, counting), study.left_out)
     if x == "params":
-        return keep_largest_budget(found)
+        return remark_mixed_budgets(keep_largest_budget(found))
     return keep_largest_model(found) if x == "tokens" else keep_efficient(found)
 
 
@@ -110,7 +113,7 @@ def curve_points(study: StudyRuns, counting: Counting) -> PointSet:
         rows.append((run, table[~early]))
         if str(run.config.get("schedule", {}).get("kind", "")) in DECAYING:
             decaying.append(run.run_id)
-    remarks = ()
+    remarks: tuple[str, ...] = ()
     if decaying:
         remarks = (
             f"mid_schedule_points: the learning rate of {len(decaying)} of {len(study.runs)} runs "

@@ -44,7 +44,9 @@ def read_table(path: Path, needs: Sequence[str]) -> PointSet:
         label=np.array([f"{path.name} row {index + 2}" for index in range(len(rows))]),
     )
     found = PointSet(str(path), points, ())
-    for name in (*needs, *(("weight",) if "weight" in header else ())):
+    for name in (*NUMBER_COLUMNS, "weight"):
+        if name not in needed or name not in header:
+            continue
         found = _drop_unusable(found, name)
     return _drop_duplicates(found, needs, "group" in header)
 
@@ -142,5 +144,3 @@ def _drop_duplicates(found: PointSet, needs: Sequence[str], has_group: bool) -> 
     original = first[which.reshape(-1)]
     drop = original != np.arange(len(points))
     return found.without(drop, [f"same as {points.label[i]}" for i in original[drop]])
-
-

@@ -22,11 +22,10 @@ def short(value: float) -> str:
 
 def value_with_interval(each: Estimate, digits: int = 3) -> str:
     """`0.312 [0.284, 0.341]`; the interval only where there is one."""
+
     def shown(number: float) -> str:
-        if not math.isfinite(number):
-            return "–"
-        small = 1e-2 <= abs(number) < 1e5 or number == 0
-        return f"{number:.{digits}f}" if small and abs(number) < 100 else short(number)
+        plain = number == 0 or 1e-2 <= abs(number) < 10
+        return f"{number:.{digits}f}" if plain else short(number)
 
     if not (math.isfinite(each.low) and math.isfinite(each.high)):
         return shown(each.value)
@@ -36,3 +35,10 @@ def value_with_interval(each: Estimate, digits: int = 3) -> str:
 def has_warning(fit: Fit, name: str) -> bool:
     """Whether a fit carries the named warning."""
     return any(text.startswith(name + ":") for text in fit.warnings)
+
+
+def law_with_numbers(fit: Fit) -> str:
+    """`L = 0.979 + (152/N)^0.300`."""
+    symbol = {"params": "N", "tokens": "D", "flops": "C"}[fit.x or "params"]
+    constant = f"{fit.value('irreducible'):.3f} + " if "irreducible" in fit.parameters else ""
+    return f"L = {constant}({short(fit.value('scale'))}/{symbol})^{fit.value('exponent'):.3f}"

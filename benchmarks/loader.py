@@ -2,8 +2,8 @@
 
 Prints a Markdown table: tokens per second of random rows for pictures (192 tokens, one document a row) and packed
 mathematics (512 tokens, with the kind of each token), batches of 4, 32 and 256, ours and megatron-core's
-`IndexedDataset.get` on the same files in turn; then the time to the first batch of 100 billion tokens (sparse files) and
-the growth of private memory over many batches. Needs about 200 MB of disk; the sparse files take none.
+`IndexedDataset.get` on the same files in turn; then the time to the first batch of 100 billion tokens (sparse files)
+and the growth of private memory over many batches. Needs about 200 MB of disk; the sparse files take none.
 """
 
 import argparse
@@ -26,15 +26,23 @@ from data_prep.shards import CODES, HEADER, MAGIC, ShardWriter
 BATCHES = (4, 32, 256)
 SPARSE_TOKENS = 10**11
 # As many documents as a shard of `build` holds.
-SPARSE_ROWS = 1 << 18
+SPARSE_ROWS = 1 << 20
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long to run each case, each time")
-    parser.add_argument("--repeats", type=int, default=3, help="times each case is run, in turn; the median counts")
-    parser.add_argument("--memory-batches", type=int, default=100_000, help="batches over which memory is watched")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="how long to run each case, each time"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="times each case is run, in turn; the median counts"
+    )
+    parser.add_argument(
+        "--memory-batches", type=int, default=100_000, help="batches over which memory is watched"
+    )
     parser.add_argument("--no-peer", action="store_true", help="leave megatron-core out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="loader-") as scratch:
@@ -45,7 +53,9 @@ def main() -> None:
 def _print_rates(scratch: Path, options: argparse.Namespace) -> None:
     images = _write_images(scratch / "image", domain("image-8x8"), 200_000)
     problems = _write_problems(scratch / "mathematics", domain("mathematics"), 400_000)
-    print("| rows | batch | ours, M tokens/s | megatron-core `get`, M tokens/s | ratio |\n|---|---:|---:|---:|---:|")
+    print(
+        "| rows | batch | ours, M tokens/s | megatron-core `get`, M tokens/s | ratio |\n|---|---:|---:|---:|---:|"
+    )
     for name, prefix in (("image-8x8", images), ("mathematics", problems)):
         dataset = TokenDataset(prefix, "train", domain=name)
         peer = None if options.no_peer else _peer(prefix, dataset)
@@ -56,7 +66,11 @@ def _print_rates(scratch: Path, options: argparse.Namespace) -> None:
 
 
 def _alternate(
-    dataset: TokenDataset, peer: Callable[[np.ndarray], object] | None, batch: int, seconds: float, repeats: int
+    dataset: TokenDataset,
+    peer: Callable[[np.ndarray], object] | None,
+    batch: int,
+    seconds: float,
+    repeats: int,
 ) -> tuple[float, float]:
     """Median tokens/s of ours and of the peer (0.0 without one), run in turn."""
     ours, theirs = [], [0.0]
@@ -99,7 +113,9 @@ def _peer(prefix: Path, dataset: TokenDataset) -> Callable[[np.ndarray], object]
             pieces, kinds = [], []
             for number in range(low, high + 1):
                 tokens, mode = indexed.get(
-                    number, max(0, first - starts[number]), min(stop, starts[number + 1]) - max(first, starts[number])
+                    number,
+                    max(0, first - starts[number]),
+                    min(stop, starts[number + 1]) - max(first, starts[number]),
                 )
                 pieces.append(tokens)
                 kinds.append(np.full(len(tokens), mode))
@@ -120,7 +136,9 @@ def _write_images(prefix: Path, here: Domain, rows: int) -> Path:
 def _write_problems(prefix: Path, here: Domain, problems: int) -> Path:
     """Random problems with the generator's mean lengths: questions of 67 bytes, answers of 7."""
     random = np.random.default_rng(0)
-    lengths = np.stack([random.integers(10, 125, problems), random.integers(2, 12, problems)], axis=1).reshape(-1)
+    lengths = np.stack(
+        [random.integers(10, 125, problems), random.integers(2, 12, problems)], axis=1
+    ).reshape(-1)
     tokens = random.integers(32, 127, int(lengths.sum()), dtype=np.uint8)
     with ShardWriter(prefix, here) as writer:
         writer.add_block(tokens, lengths, np.tile([0, 1], problems), np.full(problems, 2))
@@ -132,7 +150,9 @@ def _print_sparse(scratch: Path, batches: int) -> None:
     folder = scratch / "sparse"
     folder.mkdir()
     shards = write_sparse(folder, domain("image-8x8"), SPARSE_TOKENS)
-    program = "import sys; from benchmarks.loader import watch; watch(sys.argv[1], int(sys.argv[2]))"
+    program = (
+        "import sys; from benchmarks.loader import watch; watch(sys.argv[1], int(sys.argv[2]))"
+    )
     arguments = [sys.executable, "-c", program, str(folder), str(batches)]
     start = time.perf_counter()
     result = subprocess.run(arguments, capture_output=True, text=True, check=True)
@@ -141,7 +161,9 @@ def _print_sparse(scratch: Path, batches: int) -> None:
     print(f"\n| {SPARSE_TOKENS:.0e} tokens in {shards} shards | |\n|---|---:|")
     print(f"| process start to first batch of 32 | {found['start_up']:.2f} s |")
     print(f"| of which opening and reading it | {found['first']:.2f} s |")
-    print(f"| random batches of 32 afterwards, over all shards | {found['rate'] / 1e6:.1f} M tokens/s |")
+    print(
+        f"| random batches of 32 afterwards, over all shards | {found['rate'] / 1e6:.1f} M tokens/s |"
+    )
     print(f"| growth of private memory over {batches:,} batches | {found['growth'] / 1e6:.1f} MB |")
 
 
@@ -170,7 +192,9 @@ def write_sparse(folder: Path, here: Domain, tokens: int) -> int:
             file=prefix.name, sequences=count, documents=count, tokens=count * here.seq_length, rows=count,
             dropped_tokens=0, bin_bytes=size, idx_bytes=idx_size, bin_sha256="0" * 64, idx_sha256="0" * 64,
         ))  # fmt: skip
-    save_manifest(folder, new_manifest(here).model_copy(update={"splits": {"train": tuple(records)}}))
+    save_manifest(
+        folder, new_manifest(here).model_copy(update={"splits": {"train": tuple(records)}})
+    )
     return len(records)
 
 
@@ -181,7 +205,9 @@ def watch(folder: str, batches: int) -> None:
     random = np.random.default_rng(0)
     dataset.rows(random.integers(0, dataset.num_rows, 32))
     first = time.perf_counter() - start
-    for _ in range(min(1000, batches)):  # every cache and allocator pool fills up before the count begins
+    for _ in range(
+        min(1000, batches)
+    ):  # every cache and allocator pool fills up before the count begins
         dataset.rows(random.integers(0, dataset.num_rows, 32))
     before, begin = private_bytes(), time.perf_counter()
     for _ in range(batches):

@@ -8,8 +8,11 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_prep.manifest import Manifest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,32 +44,59 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="the domains and what raw input each takes")
     listing.set_defaults(run=_list)
-    _add_build(commands.add_parser("build", help="raw input -> a dataset folder; run again to continue"))
-    checking = commands.add_parser("check", help="read every byte of a dataset; name the first bad shard")
+    _add_build(
+        commands.add_parser("build", help="raw input -> a dataset folder; run again to continue")
+    )
+    checking = commands.add_parser(
+        "check", help="read every byte of a dataset; name the first bad shard"
+    )
     checking.add_argument("dir", type=Path, metavar="DIR")
     checking.set_defaults(run=_check)
     showing = commands.add_parser("show", help="one row back as text or PNG")
     showing.add_argument("dir", type=Path, metavar="DIR")
-    showing.add_argument("--row", type=int, required=True, metavar="I", help="number of the row, from 0")
+    showing.add_argument(
+        "--row", type=int, required=True, metavar="I", help="number of the row, from 0"
+    )
     showing.add_argument("--split", help="train, valid or test (default: the first that is there)")
-    showing.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: text to the terminal)")
+    showing.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write (default: text to the terminal)"
+    )
     showing.set_defaults(run=_show)
     return parser
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="one that `list` shows")
-    parser.add_argument("--raw", required=True, metavar="PATH", help="raw input; for mathematics also: generator")
+    parser.add_argument(
+        "--raw", required=True, metavar="PATH", help="raw input; for mathematics also: generator"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the dataset folder")
-    parser.add_argument("--split", help="put everything into train, valid or test (default: divide by a hash)")
-    parser.add_argument("--fractions", default=None, metavar="A,B,C", help="shares of the hash split (0.96,0.02,0.02)")
-    parser.add_argument("--rows", type=int, metavar="N", help="rows to generate, over all splits (generator only)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of generated data (0)")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="worker processes (all cores)")
-    parser.add_argument("--part", default="1/1", metavar="K/M", help="do only every M-th shard, from the K-th")
+    parser.add_argument(
+        "--split", help="put everything into train, valid or test (default: divide by a hash)"
+    )
+    parser.add_argument(
+        "--fractions",
+        default=None,
+        metavar="A,B,C",
+        help="shares of the hash split (0.96,0.02,0.02)",
+    )
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="rows to generate, over all splits (generator only)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of generated data (0)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="worker processes (all cores)"
+    )
+    parser.add_argument(
+        "--part", default="1/1", metavar="K/M", help="do only every M-th shard, from the K-th"
+    )
     parser.add_argument("--max-refused", type=float, default=0.01, metavar="SHARE",
                         help="fail if more than this share of the items is unusable (0.01)")  # fmt: skip
-    parser.add_argument("--chunks-per-shard", type=int, default=None, metavar="N", help="smaller shards, more parts")
+    parser.add_argument(
+        "--chunks-per-shard", type=int, default=None, metavar="N", help="smaller shards, more parts"
+    )
     parser.set_defaults(run=_build)
 
 
@@ -77,15 +107,20 @@ def _list(options: argparse.Namespace) -> str:
     for name in domain_names():
         here = domain(name)
         lines.append(f"{name}\n    {here.summary}")
-        lines.append(f"    row: {here.seq_length} tokens, {'packed' if here.packed else 'one document'}; "
-                     f"vocabulary: {here.vocab_size}; kinds: {', '.join(kind.kind for kind in here.kinds)}")  # fmt: skip
+        packing = "packed" if here.packed else "one document"
+        kinds = ", ".join(kind.kind for kind in here.kinds)
+        lines.append(
+            f"    row: {here.seq_length} tokens, {packing}; vocabulary: {here.vocab_size}; kinds: {kinds}"
+        )
         lines.append(f"    --raw: {family(name).RAW}")
     return "\n".join(lines)
 
 
 def _build(options: argparse.Namespace) -> str:
-    from data_prep.build import FRACTIONS, How, Request, already_built, build
+    from data_prep.build import How, already_built, build
     from data_prep.domain import domain
+    from data_prep.plan import FRACTIONS, Request
+    from data_prep.progress import bar
 
     request = Request(
         options.domain, options.raw, options.split, options.rows, options.seed,
@@ -95,7 +130,7 @@ def _build(options: argparse.Namespace) -> str:
     before = already_built(request, options.out, domain(options.domain))
     if before is not None:
         return f"{options.out}: already built\n{_counts(before)}"
-    with _progress("chunks") as tell:
+    with bar("chunks") as tell:
         how = How(
             workers=options.workers or len(os.sched_getaffinity(0)), part=part, parts=parts,
             max_refused=options.max_refused, command=shlex.join(sys.orig_argv), tell=tell,
@@ -127,15 +162,19 @@ def _part(text: str) -> tuple[int, int]:
     return int(number) - 1, int(total)
 
 
-def _counts(manifest) -> str:  # type: ignore[no-untyped-def]
+def _counts(manifest: "Manifest") -> str:
     rows = [(split, manifest.rows(split)) for split in manifest.splits]
-    return "\n".join(f"  {split:5} {count:12,} rows {count * manifest.seq_length:16,} tokens" for split, count in rows)
+    return "\n".join(
+        f"  {split:5} {count:12,} rows {count * manifest.seq_length:16,} tokens"
+        for split, count in rows
+    )
 
 
 def _check(options: argparse.Namespace) -> str:
     from data_prep.check import check
+    from data_prep.progress import bar
 
-    with _progress("shards") as tell:
+    with bar("shards") as tell:
         return check(options.dir, tell)
 
 
@@ -143,34 +182,6 @@ def _show(options: argparse.Namespace) -> str:
     from data_prep.look import show
 
     return show(options.dir, options.split, options.row, options.out)
-
-
-class _progress:
-    """A bar with rate and time left on stderr, if that is a terminal: `with _progress("chunks") as tell: tell(3, 9)`."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit, self._bar, self._items = unit, None, 0
-
-    def __enter__(self) -> Callable[..., None]:
-        return self._tell if sys.stderr.isatty() else lambda done, total, progress=None: None
-
-    def _tell(self, done: int, total: int, progress: object = None) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit=f" {self._unit}", file=sys.stderr, dynamic_ncols=True)
-            self._bar.n = self._bar.initial = done
-            self._start = self._bar.start_t
-        self._items += getattr(progress, "items", 0)
-        if self._items:
-            rate = self._items / max(1e-9, self._bar._time() - self._start)
-            self._bar.set_postfix_str(f"{rate:,.0f} items/s", refresh=False)
-        self._bar.n = done
-        self._bar.refresh()
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 if __name__ == "__main__":

@@ -10,76 +10,33 @@
 killed continues from what is there, and `--part K/M` builds, each doing every M-th shard, meet in the same folder.
 """
 
-import fcntl
-import hashlib
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from data_prep import look
-from data_prep.chunks import Chunk, make_chunk, merge, refusals
-from data_prep.domain import Domain, Piece, domain, family
+from data_prep.chunks import make_chunk, merge, refusals
+from data_prep.domain import Domain, domain, family
 from data_prep.manifest import (
     NAME,
     SPLITS,
     BuildRecord,
     Manifest,
-    Setting,
     ShardRecord,
     check_domain,
     load_manifest,
     new_manifest,
     save_manifest,
 )
+from data_prep.plan import Request, ShardPlan, check_request, lock, plan_shards, same_settings
 from data_prep.shards import write_file
 from data_prep.workers import Progress, run_tasks
 
-FRACTIONS = (0.96, 0.02, 0.02)
 REFUSED = "refused.jsonl"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to build. Everything here decides the result; nothing here says how it is computed."""
-
-    domain: str
-    raw: str
-    split: str | None = None
-    rows: int | None = None
-    seed: int = 0
-    fractions: tuple[float, float, float] = FRACTIONS
-    chunks_per_shard: int | None = None
-
-    @property
-    def label(self) -> str:
-        """The name of this build within its folder."""
-        return self.split or "all"
-
-    @property
-    def shares(self) -> tuple[tuple[str, float], ...]:
-        """(split, share of the items) of every split that gets some."""
-        if self.split:
-            return ((self.split, 1.0),)
-        return tuple((split, share) for split, share in zip(SPLITS, self.fractions, strict=True) if share > 0)
-
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """What another command must agree in to be the same build."""
-        generated = self.raw.partition(":")[0] == "generator"
-        return {
-            "raw": self.raw if generated else str(Path(self.raw).resolve()),
-            "split": self.split,
-            "rows": self.rows,
-            "seed": self.seed,
-            "fractions": None if self.split else ",".join(f"{share:g}" for share in self.fractions),
-            "chunks_per_shard": self.chunks_per_shard,
-        }
 
 
 @dataclass(frozen=True)
@@ -94,31 +51,34 @@ class How:
     tell: Callable[[int, int, Progress], None] = lambda done, total, progress: None
 
 
-@dataclass(frozen=True)
-class _ShardPlan:
-    """The chunks of one shard; `rows` caps its rows (generated data)."""
-
-    number: int
-    chunks: tuple[Chunk, ...]
-    rows: int | None
-
-
 def build(request: Request, out: Path, how: How) -> Manifest | None:
     """Build into folder `out`. The manifest when the dataset is complete (also when it was before), None when other
     parts have still to be done. ValueError for bad input, with what to do."""
-    _check_request(request, how)
+    check_request(request)
+    _check_how(how)
     here = domain(request.domain)
     finished = already_built(request, out, here)
     if finished:
         return finished
     out.mkdir(parents=True, exist_ok=True)
-    with _lock(out, f"{request.label}.part", shared=how.parts > 1), _part_lock(out, request, how):
+    # Parts work side by side; a part twice, or a whole build beside anything else, would be in each other's way.
+    part = f"part-{how.part + 1}-of-{how.parts}"
+    with lock(out, "build", shared=how.parts > 1), lock(out, part, shared=False):
         work = out / ".build" / request.label
         work.mkdir(parents=True, exist_ok=True)
-        plans = _plan(request, here, out, work, how)
-        _make_shards(here, out, work, [plan for plan in plans if plan.number % how.parts == how.part], request, how)
-        with _lock(out, "finish", shared=False, wait=True):
-            return already_built(request, out, here) or _finish(request, here, out, work, len(plans), how)
+        plans = plan_shards(request, here, out, work, part)
+        _make_shards(
+            here,
+            out,
+            work,
+            [plan for plan in plans if plan.number % how.parts == how.part],
+            request,
+            how,
+        )
+        with lock(out, "finish", shared=False, wait=True):
+            return already_built(request, out, here) or _finish(
+                request, here, out, work, len(plans), how
+            )
 
 
 def already_built(request: Request, out: Path, here: Domain) -> Manifest | None:
@@ -135,122 +95,35 @@ def already_built(request: Request, out: Path, here: Domain) -> Manifest | None:
     wanted = {split for split, _ in request.shares}
     for record in manifest.builds:
         if wanted & set(record.splits):
-            _same_settings(out, record.settings, request.settings, "already built")
+            same_settings(out, record.settings, request.settings, "already built")
             return manifest
     return None
 
 
-def _check_request(request: Request, how: How) -> None:
-    if request.split not in (None, *SPLITS):
-        raise ValueError(f"--split {request.split}: wanted one of {', '.join(SPLITS)}, or no --split. Choose one.")
-    if min(request.fractions) < 0 or abs(sum(request.fractions) - 1) > 1e-9:
-        raise ValueError(
-            f"--fractions {','.join(map(str, request.fractions))}: wanted three shares (train, valid, test), none below "
-            f"0, that add up to 1. For instance: --fractions 0.96,0.02,0.02"
-        )
+def _check_how(how: How) -> None:
     if how.workers < 1 or not 0 <= how.part < how.parts:
         raise ValueError(
             f"--workers {how.workers}, --part {how.part + 1}/{how.parts}: wanted at least one worker and "
             f"1 <= K <= M in --part K/M. For instance: --workers 2 --part 1/4"
         )
     if not 0 <= how.max_refused <= 1:
-        raise ValueError(f"--max-refused {how.max_refused}: wanted a share from 0 to 1. For instance 0.01.")
-    if request.chunks_per_shard is not None and request.chunks_per_shard < 1:
-        raise ValueError(f"--chunks-per-shard {request.chunks_per_shard}: wanted at least 1. Leave it out.")
-
-
-def _same_settings(out: Path, there: dict[str, Setting], here: dict[str, Setting], state: str) -> None:
-    different = [name for name in here if there.get(name) != here[name]]
-    if different:
-        both = "; ".join(f"{name} = {there.get(name)!r} there, {here[name]!r} now" for name in different)
         raise ValueError(
-            f"{out}: {state} with other settings: {both}. Wanted the same command, or a split that is not there yet. "
-            f"Choose another --out, or delete {out} to start over."
+            f"--max-refused {how.max_refused}: wanted a share from 0 to 1. For instance 0.01."
         )
-
-
-@contextmanager
-def _lock(out: Path, name: str, shared: bool, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file of the folder; ValueError at once if another process holds it, unless told to wait.
-
-    The kernel lets go of it when the process dies, however it dies.
-    """
-    folder = out / ".build"
-    folder.mkdir(exist_ok=True)
-    handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(handle, mode if wait else mode | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ValueError(
-            f"{out}: another build is writing here; wanted the folder to ourselves. "
-            f"Wait for it to end, then run this command again."
-        ) from None
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _part_lock(out: Path, request: Request, how: How) -> Iterator[None]:
-    """Two processes doing the same part would be in each other's way too."""
-    with _lock(out, f"{request.label}-{how.part + 1}-of-{how.parts}", shared=False):
-        yield
-
-
-# --- plan
-
-
-def _plan(request: Request, here: Domain, out: Path, work: Path, how: How) -> list[_ShardPlan]:
-    """Cut the raw input into shards of chunks; the same input always gives the same plan, whoever makes it."""
-    module = family(here.name)
-    listing = work / f"listing-{how.part + 1}-of-{how.parts}.jsonl"
-    pieces = module.plan(here, request.raw, request.rows, listing)
-    digest = hashlib.sha256(listing.read_bytes() if listing.exists() else b"")
-    digest.update("".join(f"{'' if p.source == str(listing) else p.source} {p.start} {p.stop}\n" for p in pieces).encode())
-    _record_plan(work / "plan.json", out, request, digest.hexdigest())
-    size = request.chunks_per_shard or module.CHUNKS_PER_SHARD
-    groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-    return [_shard_plan(request, here, work, number, group) for number, group in enumerate(groups)]
-
-
-def _record_plan(path: Path, out: Path, request: Request, digest: str) -> None:
-    """Write down what is being built, or check that it is what was being built before."""
-    if not path.exists():
-        write_file(path, json.dumps({"settings": request.settings, "raw": digest}, indent=1).encode())
-        return
-    before = json.loads(path.read_bytes())
-    _same_settings(out, before["settings"], request.settings, "half built")
-    if before["raw"] != digest:
-        raise ValueError(
-            f"{request.raw}: has changed since this build of {out} began (digest of its list of items "
-            f"{before['raw'][:12]} then, {digest[:12]} now); wanted the same raw data. "
-            f"Restore it, or delete {out / '.build'} to start over."
-        )
-
-
-def _shard_plan(request: Request, here: Domain, work: Path, number: int, pieces: list[Piece]) -> _ShardPlan:
-    rows = None if request.rows is None else sum(piece.stop - piece.start for piece in pieces)
-    if rows is not None:
-        # Each split loses up to a row at the end of the shard: make so much more.
-        pieces = [*pieces[:-1], replace(pieces[-1], stop=pieces[-1].stop + len(request.shares))]
-    folder = work / f"shard-{number:05d}"
-    chunks = tuple(
-        Chunk(folder / f"{index:06d}.npz", here.name, piece, f"{request.seed} {number} {index}", request.shares)
-        for index, piece in enumerate(pieces)
-    )
-    return _ShardPlan(number, chunks, rows)
 
 
 # --- make
 
 
 def _make_shards(
-    here: Domain, out: Path, work: Path, plans: list[_ShardPlan], request: Request, how: How
+    here: Domain, out: Path, work: Path, plans: list[ShardPlan], request: Request, how: How
 ) -> None:
     """Make the chunks that are missing, and each shard as soon as its last chunk is there."""
     unfinished = [plan for plan in plans if not _record_path(work, plan.number).exists()]
-    missing = {plan.number: [chunk for chunk in plan.chunks if not chunk.path.exists()] for plan in unfinished}
+    missing = {
+        plan.number: [chunk for chunk in plan.chunks if not chunk.path.exists()]
+        for plan in unfinished
+    }
     left = {number: len(chunks) for number, chunks in missing.items()}
     owner = {chunk.path: plan for plan in unfinished for chunk in plan.chunks}
     for plan in unfinished:
@@ -274,11 +147,16 @@ def _record_path(work: Path, number: int) -> Path:
     return work / f"shard-{number:05d}.json"
 
 
-def _merge_shard(here: Domain, out: Path, work: Path, plan: _ShardPlan, request: Request) -> None:
+def _merge_shard(here: Domain, out: Path, work: Path, plan: ShardPlan, request: Request) -> None:
     paths = [chunk.path for chunk in plan.chunks]
-    records = merge(out, plan.number, here, tuple(split for split, _ in request.shares), paths, plan.rows)
+    records = merge(
+        out, plan.number, here, tuple(split for split, _ in request.shares), paths, plan.rows
+    )
     refused = [each for path in paths for each in refusals(path)]
-    content = {"shards": {split: record.model_dump() for split, record in records.items()}, "refused": refused}
+    content = {
+        "shards": {split: record.model_dump() for split, record in records.items()},
+        "refused": refused,
+    }
     write_file(_record_path(work, plan.number), json.dumps(content).encode())
     shutil.rmtree(paths[0].parent)
 
@@ -286,7 +164,9 @@ def _merge_shard(here: Domain, out: Path, work: Path, plan: _ShardPlan, request:
 # --- finish
 
 
-def _finish(request: Request, here: Domain, out: Path, work: Path, shards: int, how: How) -> Manifest | None:
+def _finish(
+    request: Request, here: Domain, out: Path, work: Path, shards: int, how: How
+) -> Manifest | None:
     """If every shard is there: the ledger, the manifest, the preview; then the work folder goes."""
     if any(not _record_path(work, number).exists() for number in range(shards)):
         return None
@@ -300,6 +180,7 @@ def _finish(request: Request, here: Domain, out: Path, work: Path, shards: int, 
     written = sum(record.documents for records in splits.values() for record in records)
     _write_ledger(out, request.label, refused)
     _check_refused(request, out, written, refused, how.max_refused)
+    _check_rows(request, here, written, splits)
     manifest = _add_build(request, here, out, splits, written, len(refused), how)
     look.write_preview(out, here, splits)
     save_manifest(out, manifest)
@@ -324,7 +205,11 @@ def _check_refused(
         return
     common = Counter(each["reason"] for each in refused).most_common(3)
     reasons = "; ".join(f"{count} x {reason}" for reason, count in common)
-    advice = f"raise --max-refused to {share:.3g} or more and run again" if written else "give --raw other data"
+    advice = (
+        f"raise --max-refused to {share:.3g} or more and run again"
+        if written
+        else "give --raw other data"
+    )
     raise ValueError(
         f"{request.raw}: {len(refused)} of {written + len(refused)} items ({share:.2%}) refused; wanted at most "
         f"{max_refused:.2%} (--max-refused) and some usable item. Most often: {reasons}. "
@@ -332,8 +217,25 @@ def _check_refused(
     )
 
 
+def _check_rows(
+    request: Request, here: Domain, written: int, splits: dict[str, list[ShardRecord]]
+) -> None:
+    if not any(record.rows for records in splits.values() for record in records):
+        tokens = sum(record.tokens for records in splits.values() for record in records)
+        raise ValueError(
+            f"{request.raw}: {written} documents make {tokens} tokens; wanted at least one row of {here.seq_length} "
+            f"in some split. Give --raw more data."
+        )
+
+
 def _add_build(
-    request: Request, here: Domain, out: Path, splits: dict[str, list[ShardRecord]], written: int, refused: int, how: How
+    request: Request,
+    here: Domain,
+    out: Path,
+    splits: dict[str, list[ShardRecord]],
+    written: int,
+    refused: int,
+    how: How,
 ) -> Manifest:
     manifest = load_manifest(out) if (out / NAME).is_file() else new_manifest(here)
     notes = family(here.name).notes(here, request.raw)

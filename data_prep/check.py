@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dataset import check_size
 from data_prep.domain import Domain, domain
 from data_prep.manifest import ShardRecord, check_domain, load_manifest
+from data_prep.shard_reader import check_size
 from data_prep.shards import HEADER, IndexHeader, read_header
 
 # Tokens looked at in one go: bounds the memory, whatever the size of a shard.
@@ -45,7 +45,9 @@ def check_shard(folder: Path, record: ShardRecord, here: Domain) -> None:
     lengths, modes, documents = _check_index(idx_path, header, record, here)
     _check_tokens(bin_path, header, np.cumsum(lengths), modes, here)
     if not here.packed:
-        per_document = np.add.reduceat(lengths, documents[:-1]) if len(documents) > 1 else lengths[:0]
+        per_document = (
+            np.add.reduceat(lengths, documents[:-1]) if len(documents) > 1 else lengths[:0]
+        )
         _require(
             idx_path,
             bool((per_document == here.seq_length).all()),
@@ -56,13 +58,17 @@ def check_shard(folder: Path, record: ShardRecord, here: Domain) -> None:
 
 def _require(path: Path, good: bool, found: str, wanted: str) -> None:
     if not good:
-        raise ValueError(f"{path}: {found}; wanted {wanted}. The shard is damaged: copy it again, or build again.")
+        raise ValueError(
+            f"{path}: {found}; wanted {wanted}. The shard is damaged: copy it again, or build again."
+        )
 
 
 def _check_hash(path: Path, wanted: str) -> None:
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    _require(path, found == wanted, f"sha256 {found[:16]}...", f"{wanted[:16]}..., says the manifest")
+    _require(
+        path, found == wanted, f"sha256 {found[:16]}...", f"{wanted[:16]}..., says the manifest"
+    )
 
 
 def _check_index(
@@ -78,19 +84,33 @@ def _check_index(
     wanted = (here.dtype.name, record.sequences, record.documents, True)
     _require(path, found == wanted, f"dtype, sequences, documents, modes = {found}", str(wanted))
     modes = np.frombuffer(raw, "<i1", count, header.modes_at)
-    _require(path, bool((lengths > 0).all()), "a sequence without tokens", "at least one token each")
+    _require(
+        path, bool((lengths > 0).all()), "a sequence without tokens", "at least one token each"
+    )
     expected = (np.cumsum(lengths) - lengths) * header.dtype.itemsize
-    _require(path, bool((pointers == expected).all()), "pointers that do not follow the lengths", "their running sum")
+    _require(
+        path,
+        bool((pointers == expected).all()),
+        "pointers that do not follow the lengths",
+        "their running sum",
+    )
     total = int(lengths.sum())
     _require(path, total == record.tokens, f"{total} tokens", f"{record.tokens}, says the manifest")
     rising = documents[0] == 0 and documents[-1] == count and (np.diff(documents) > 0).all()
     _require(path, bool(rising), "document starts that do not rise", f"0 up to {count}")
     low, high = int(modes.min()), int(modes.max())
-    _require(path, 0 <= low <= high < len(here.kinds), f"modes {low} to {high}", f"0 to {len(here.kinds) - 1}")
+    _require(
+        path,
+        0 <= low <= high < len(here.kinds),
+        f"modes {low} to {high}",
+        f"0 to {len(here.kinds) - 1}",
+    )
     return lengths, modes, documents
 
 
-def _check_tokens(path: Path, header: IndexHeader, ends: np.ndarray, modes: np.ndarray, here: Domain) -> None:
+def _check_tokens(
+    path: Path, header: IndexHeader, ends: np.ndarray, modes: np.ndarray, here: Domain
+) -> None:
     """Does every token lie in the range of its kind? Block by block, each cut at the border of a sequence."""
     with path.open("rb") as stream:
         done = start = 0
@@ -102,5 +122,10 @@ def _check_tokens(path: Path, header: IndexHeader, ends: np.ndarray, modes: np.n
             for mode, kind in enumerate(here.kinds):
                 own = tokens[kinds == mode]
                 good = not own.size or kind.start <= int(own.min()) <= int(own.max()) < kind.stop
-                _require(path, good, f"{kind.kind} ids outside their range", f"{kind.start} to {kind.stop - 1}")
+                _require(
+                    path,
+                    good,
+                    f"{kind.kind} ids outside their range",
+                    f"{kind.start} to {kind.stop - 1}",
+                )
             start, done = int(ends[stop - 1]), stop

@@ -33,6 +33,10 @@ class Chunk:
     seed: str
     fractions: tuple[tuple[str, float], ...]
 
+    def __str__(self) -> str:
+        place = f"{self.path.parent.name}/{self.path.stem}"
+        return f"chunk {place} ({self.piece.source}, {self.piece.start} to {self.piece.stop})"
+
 
 @dataclass
 class _Gathered:
@@ -80,9 +84,17 @@ def make_chunk(chunk: Chunk, attempt: int, beat: Beat) -> tuple[int, int]:
             written += 1
     arrays = {"refused": np.frombuffer("\n".join(refused).encode(), np.uint8)}
     for split, documents in gathered.items():
-        tokens = np.concatenate([np.empty(0, here.dtype), *documents.tokens]).astype(here.dtype, casting="same_kind")
-        counts = (np.array(each, np.int64) for each in (documents.lengths, documents.modes, documents.parts))
-        arrays |= {f"{split}.{name}": values for name, values in zip(_FIELDS, (tokens, *counts), strict=True)}
+        tokens = np.concatenate([np.empty(0, here.dtype), *documents.tokens]).astype(
+            here.dtype, casting="same_kind"
+        )
+        counts = (
+            np.array(each, np.int64)
+            for each in (documents.lengths, documents.modes, documents.parts)
+        )
+        arrays |= {
+            f"{split}.{name}": values
+            for name, values in zip(_FIELDS, (tokens, *counts), strict=True)
+        }
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_file(chunk.path, buffer.getvalue())
@@ -96,11 +108,17 @@ def refusals(path: Path) -> list[dict[str, str]]:
 
 
 def merge(
-    folder: Path, number: int, here: Domain, splits: tuple[str, ...], paths: list[Path], rows: int | None
+    folder: Path,
+    number: int,
+    here: Domain,
+    splits: tuple[str, ...],
+    paths: list[Path],
+    rows: int | None,
 ) -> dict[str, ShardRecord]:
     """Chunk files, in order, -> `<split>-<number>` .bin/.idx for every split that has a document.
 
-    `rows` caps the rows of all splits together, at the cost of the first one (generated data: exactly as many as asked).
+    `rows` caps the rows of all splits together, at the cost of the first one: generated data has exactly as many as
+    were asked for.
     """
     records = {}
     left = rows
@@ -114,7 +132,9 @@ def merge(
     return records
 
 
-def _merge_split(prefix: Path, here: Domain, split: str, paths: list[Path], rows: int | None) -> ShardRecord | None:
+def _merge_split(
+    prefix: Path, here: Domain, split: str, paths: list[Path], rows: int | None
+) -> ShardRecord | None:
     blocks = _blocks(split, paths, None if rows is None else rows * here.seq_length)
     first = next(blocks, None)
     if first is None:
@@ -125,7 +145,9 @@ def _merge_split(prefix: Path, here: Domain, split: str, paths: list[Path], rows
             writer.add_block(*block)
     summary = writer.summary
     full = summary.tokens // here.seq_length
-    return ShardRecord(**vars(summary), rows=full, dropped_tokens=summary.tokens - full * here.seq_length)
+    return ShardRecord(
+        **vars(summary), rows=full, dropped_tokens=summary.tokens - full * here.seq_length
+    )
 
 
 def _blocks(
@@ -140,7 +162,11 @@ def _blocks(
             tokens, lengths, modes, parts = (arrays[f"{split}.{name}"] for name in _FIELDS)
         if wanted is not None:
             sequence_ends, document_ends = np.cumsum(lengths), np.cumsum(parts)
-            enough = int(np.searchsorted(sequence_ends[document_ends - 1], wanted)) + 1 if len(parts) else 0
+            enough = (
+                int(np.searchsorted(sequence_ends[document_ends - 1], wanted)) + 1
+                if len(parts)
+                else 0
+            )
             parts = parts[:enough]
             lengths, modes = lengths[: parts.sum()], modes[: parts.sum()]
             tokens = tokens[: lengths.sum()]

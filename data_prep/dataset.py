@@ -5,15 +5,11 @@ stream of tokens and its rows are consecutive cuts of it. Either way row r of a 
 tokens are found by arithmetic; only the *kinds* of a row need the .idx, and that by binary search.
 
 Opening reads the manifest and the files' sizes and nothing else, so a dataset of any size opens at once. Shards are
-mapped when first touched, and at most `MAX_OPEN` stay mapped. What `rows` returns is always a copy: a view into a map
-that is closed later would be read after its memory is gone.
+opened when first touched (`data_prep/shard_reader.py`), and at most `MAX_FILES` files stay open.
 """
 
-import bisect
 import hashlib
-import mmap
 import resource
-import struct
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +18,11 @@ import numpy as np
 
 from data_prep.domain import Domain, domain
 from data_prep.manifest import Manifest, check_domain, load_manifest
-from data_prep.shards import IndexHeader, read_header
+from data_prep.shard_reader import OpenShard, Shard, check_pair, check_size
+from data_prep.shards import read_header
 
-# A map keeps its file open, and a shard is two files: stay well under the limit on open files.
-MAX_OPEN = max(8, min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
-# From this many rows of one shard on, searching for all at once beats Python's bisect (measured, benchmarks/loader.py).
-_VECTORISE_FROM = 12
-_INT64 = struct.Struct("<q")
+# Half of the files that a process may have open are left to others.
+MAX_FILES = min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 @dataclass(frozen=True)
@@ -37,29 +31,6 @@ class RowBatch:
 
     tokens: np.ndarray
     kinds: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """A shard that may not be open: where it is and what its files must be."""
-
-    prefix: Path
-    rows: int
-    tokens: int
-    bin_bytes: int
-    idx_bytes: int
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    """An open shard: tokens [rows, S] and, where a row has several kinds, the .idx arrays (views into the maps)."""
-
-    prefix: Path
-    tokens: np.ndarray
-    pointers: np.ndarray
-    modes: np.ndarray
-    buffer: mmap.mmap | None
-    pointers_at: int
 
 
 class TokenDataset:
@@ -79,8 +50,11 @@ class TokenDataset:
             self._shards = (shard,)
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._several_kinds = len(self.domain.kinds) > 1
-        self._check_ids = np.iinfo(self._dtype).min < 0 or np.iinfo(self._dtype).max >= self.domain.vocab_size
-        self._open: OrderedDict[int, _Mapped] = OrderedDict()
+        self._check_ids = (
+            np.iinfo(self._dtype).min < 0 or np.iinfo(self._dtype).max >= self.domain.vocab_size
+        )
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._checked: set[int] = set()
         self.num_rows = int(self._starts[-1])
         self.num_tokens = self.num_rows * self.domain.seq_length
         if not self.num_rows:
@@ -92,7 +66,9 @@ class TokenDataset:
     def rows(self, indices: np.ndarray) -> RowBatch:
         """The rows numbered `indices` (int64 [B], any order, repeats allowed)."""
         indices = np.asarray(indices, np.int64)
-        if indices.ndim != 1 or (indices.size and not 0 <= indices.min() <= indices.max() < self.num_rows):
+        if indices.ndim != 1 or (
+            indices.size and not 0 <= indices.min() <= indices.max() < self.num_rows
+        ):
             raise ValueError(
                 f"rows {indices!r} of split {self.split!r}: wanted a one-dimensional array of numbers from 0 to "
                 f"{self.num_rows - 1}. Ask for rows that exist."
@@ -100,43 +76,51 @@ class TokenDataset:
         tokens = np.empty((len(indices), self.domain.seq_length), self._dtype)
         kinds = np.zeros(tokens.shape, np.uint8)
         for number, where in self._by_shard(indices):
-            mapped = self._mapped(number)
+            opened = self._opened(number)
             local = indices[where] - self._starts[number]
-            tokens[where] = mapped.tokens[local]
+            opened.read(local, where, tokens)
             if self._several_kinds:
-                kinds[where] = _kinds(mapped, local, len(self.domain.kinds))
+                kinds[where] = opened.kinds(local)
             if self._check_ids:
-                _check_ids(mapped.prefix, tokens[where], self.domain)
+                _check_ids(self._shards[number].prefix, tokens[where], self.domain)
         return RowBatch(tokens, kinds)
 
     def _by_shard(self, indices: np.ndarray) -> list[tuple[int, np.ndarray | slice]]:
         """(shard number, positions in `indices` that lie in it) for every shard that is touched."""
         if len(self._shards) == 1:
             return [(0, slice(None))] if indices.size else []
+        if not indices.size:
+            return []
         numbers = np.searchsorted(self._starts, indices, side="right") - 1
         order = np.argsort(numbers, kind="stable")
-        cuts = np.flatnonzero(np.diff(numbers[order])) + 1
-        groups = np.split(order, cuts) if indices.size else []
-        return [(int(numbers[group[0]]), group) for group in groups]
+        ordered = numbers[order]
+        cuts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(order)]
+        return [
+            (int(ordered[start]), order[start:stop])
+            for start, stop in zip(cuts, cuts[1:], strict=False)
+        ]
 
-    def _mapped(self, number: int) -> _Mapped:
-        """Shard `number`, mapped; the least recently used one is let go when too many are open."""
-        mapped = self._open.get(number)
-        if mapped is None:
-            mapped = _map(self._shards[number], self.domain, self._dtype)
-            self._open[number] = mapped
-            if len(self._open) > MAX_OPEN:
-                self._open.popitem(last=False)
-        else:
+    def _opened(self, number: int) -> OpenShard:
+        """Shard `number`, open; the least recently used one is let go when too many are."""
+        opened = self._open.get(number)
+        if opened is not None:
             self._open.move_to_end(number)
-        return mapped
+            return opened
+        shard = self._shards[number]
+        if number not in self._checked:
+            check_pair(shard, self.domain, self._dtype)
+            self._checked.add(number)
+        opened = self._open[number] = OpenShard(shard, self.domain, self._dtype)
+        if len(self._open) * (2 if self._several_kinds else 1) > MAX_FILES:
+            self._open.popitem(last=False)
+        return opened
 
 
 def _file(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
-def _open_folder(path: Path, split: str, name: str | None) -> tuple[Domain, tuple[_Shard, ...], str]:
+def _open_folder(path: Path, split: str, name: str | None) -> tuple[Domain, tuple[Shard, ...], str]:
     """Domain, shards and identity of one split of a dataset folder."""
     if not path.is_dir():
         raise ValueError(
@@ -147,7 +131,9 @@ def _open_folder(path: Path, split: str, name: str | None) -> tuple[Domain, tupl
     here = domain(manifest.domain)
     check_domain(path, manifest, here)
     if name not in (None, here.name):
-        raise ValueError(f"{path}: holds domain {here.name!r}; wanted {name!r}. Point at a dataset of that domain.")
+        raise ValueError(
+            f"{path}: holds domain {here.name!r}; wanted {name!r}. Point at a dataset of that domain."
+        )
     if split not in manifest.splits:
         raise ValueError(
             f"{path}: split {split!r} is not there; wanted one of {', '.join(manifest.splits)}. "
@@ -156,10 +142,10 @@ def _open_folder(path: Path, split: str, name: str | None) -> tuple[Domain, tupl
     return here, _folder_shards(path, split, manifest), manifest.identity(split)
 
 
-def _folder_shards(path: Path, split: str, manifest: Manifest) -> tuple[_Shard, ...]:
+def _folder_shards(path: Path, split: str, manifest: Manifest) -> tuple[Shard, ...]:
     """The shards of one split, the sizes of their files checked against the manifest."""
     shards = tuple(
-        _Shard(path / each.file, each.rows, each.tokens, each.bin_bytes, each.idx_bytes)
+        Shard(path / each.file, each.rows, each.tokens, each.bin_bytes, each.idx_bytes)
         for each in manifest.splits[split]
     )
     for shard in shards:
@@ -168,18 +154,7 @@ def _folder_shards(path: Path, split: str, manifest: Manifest) -> tuple[_Shard, 
     return shards
 
 
-def check_size(path: Path, wanted: int, whose: str) -> None:
-    """ValueError if `path` is missing or not `wanted` bytes long, as `whose` word has it."""
-    size = path.stat().st_size if path.is_file() else None
-    if size != wanted:
-        found = "is missing" if size is None else f"has {size} bytes"
-        raise ValueError(
-            f"{path}: {found}; wanted {wanted} bytes, says {whose}. The file is cut off, damaged or of another build: "
-            f"copy it again, or delete the folder and build again."
-        )
-
-
-def _open_prefix(path: Path, name: str | None) -> tuple[Domain, _Shard, str, np.dtype]:
+def _open_prefix(path: Path, name: str | None) -> tuple[Domain, Shard, str, np.dtype]:
     """A .bin/.idx pair without a manifest, its domain given by the caller."""
     if name is None:
         raise ValueError(
@@ -192,15 +167,8 @@ def _open_prefix(path: Path, name: str | None) -> tuple[Domain, _Shard, str, np.
         check_size(bin_path, 0, f"{idx_path.name} beside it (or more)")
     size = bin_path.stat().st_size
     tokens = size // header.dtype.itemsize
-    if not header.has_modes and len(here.kinds) > 1:
-        raise ValueError(
-            f"{idx_path}: has no modes; wanted one for each sequence, since domain {name} has the kinds "
-            f"{', '.join(kind.kind for kind in here.kinds)}. Write it with modes (multimodal=True)."
-        )
-    rows = tokens // here.seq_length if here.packed else header.documents
-    shard = _Shard(path, rows, tokens, size, idx_path.stat().st_size)
-    if rows:
-        _check_ends(shard, here, header, idx_path.read_bytes() if shard.idx_bytes < 1 << 16 else None)
+    shard = Shard(path, tokens // here.seq_length, tokens, size, idx_path.stat().st_size)
+    check_pair(shard, here, header.dtype)
     return here, shard, _sampled_digest(bin_path, idx_path), header.dtype
 
 
@@ -216,55 +184,6 @@ def _sampled_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _map(shard: _Shard, here: Domain, dtype: np.dtype) -> _Mapped:
-    """Map a shard's files after checking that the two still belong together."""
-    bin_path, idx_path = _file(shard.prefix, ".bin"), _file(shard.prefix, ".idx")
-    check_size(bin_path, shard.bin_bytes, "the dataset as it was opened")
-    header = read_header(idx_path)
-    if header.dtype != dtype:
-        raise ValueError(
-            f"{idx_path}: tokens are {header.dtype.name}; wanted {dtype.name} for domain {here.name}. "
-            f"The file is of another build: delete the folder and build again."
-        )
-    raw = _map_file(idx_path)
-    _check_ends(shard, here, header, raw)
-    stored = np.frombuffer(_map_file(bin_path), dtype, count=shard.rows * here.seq_length)
-    tokens = stored.reshape(shard.rows, here.seq_length)
-    if len(here.kinds) == 1:
-        nothing = np.empty(0, np.int64)
-        return _Mapped(shard.prefix, tokens, nothing, nothing, None, 0)
-    pointers = np.frombuffer(raw, "<i8", count=header.sequences, offset=header.pointers_at)
-    modes = np.frombuffer(raw, "<i1", count=header.sequences, offset=header.modes_at)
-    return _Mapped(shard.prefix, tokens, pointers, modes, raw, header.pointers_at)
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    with path.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    # Rows come in random order: without this the kernel reads 128 KiB around every one of them.
-    mapped.madvise(mmap.MADV_RANDOM)
-    return mapped
-
-
-def _check_ends(shard: _Shard, here: Domain, header: IndexHeader, raw: mmap.mmap | bytes | None) -> None:
-    """Do the first and last entries of the .idx describe this .bin? Reads a few bytes, whatever the size."""
-    idx_path = _file(shard.prefix, ".idx")
-    raw = _map_file(idx_path) if raw is None else raw
-    first = _INT64.unpack_from(raw, header.pointers_at)[0]
-    last = _INT64.unpack_from(raw, header.pointers_at + 8 * (header.sequences - 1))[0]
-    length = struct.unpack_from("<i", raw, header.pointers_at - 4)[0]
-    end = last + length * header.dtype.itemsize
-    wanted_rows = shard.tokens // here.seq_length if here.packed else header.documents
-    whole = here.packed or shard.tokens == header.documents * here.seq_length
-    if first != 0 or end != shard.bin_bytes or not whole or shard.rows > wanted_rows:
-        raise ValueError(
-            f"{idx_path}: sequences from byte {first} to {end}, {header.documents} documents; wanted 0 to "
-            f"{shard.bin_bytes} (the .bin) and {'any number of' if here.packed else shard.tokens // here.seq_length} "
-            f"documents for domain {here.name} (rows of {here.seq_length}). The pair does not belong together, or to "
-            f"this domain: copy both files again, or build again."
-        )
-
-
 def _check_ids(prefix: Path, tokens: np.ndarray, here: Domain) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= here.vocab_size:
@@ -272,66 +191,3 @@ def _check_ids(prefix: Path, tokens: np.ndarray, here: Domain) -> None:
             f"{_file(prefix, '.bin')}: token ids from {low} to {high}; wanted 0 to {here.vocab_size - 1} "
             f"(domain {here.name}). The file belongs to another domain or is damaged: check or rebuild it."
         )
-
-
-def _kinds(mapped: _Mapped, rows: np.ndarray, num_kinds: int) -> np.ndarray:
-    """The kind of every token, uint8 [n, S], of rows (int64 [n]) of one shard."""
-    length = mapped.tokens.shape[1]
-    item = mapped.tokens.itemsize
-    row_start = rows * length
-    first, last = _sequences_of(mapped, row_start * item, (row_start + length - 1) * item, length)
-    counts = last - first + 1
-    # Every row's sequences one after another: numbers first, first + 1, ..., last of row 0, then of row 1, ...
-    ends = np.cumsum(counts)
-    flat = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
-    begin = np.maximum(mapped.pointers[flat] // item, np.repeat(row_start, counts))
-    stop = np.empty_like(begin)
-    stop[:-1] = begin[1:]
-    stop[ends - 1] = row_start + length
-    modes = mapped.modes[flat]
-    if (stop < begin).any() or modes.min() < 0 or modes.max() >= num_kinds:
-        raise ValueError(
-            f"{_file(mapped.prefix, '.idx')}: pointers that go back or modes from {modes.min()} to {modes.max()}; "
-            f"wanted rising pointers and modes 0 to {num_kinds - 1}. The file is damaged: run `python -m data_prep "
-            f"check` on the folder, then copy or build it again."
-        )
-    return np.repeat(modes, stop - begin).astype(np.uint8).reshape(len(rows), length)
-
-
-def _sequences_of(
-    mapped: _Mapped, first_byte: np.ndarray, last_byte: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers (int64 [n] each) of the sequences that hold the first and the last byte asked for."""
-    find = _bisect if len(first_byte) < _VECTORISE_FROM else _search
-    count = len(mapped.pointers)
-    first = find(mapped, first_byte, np.zeros_like(first_byte), np.full_like(first_byte, count))
-    # A row touches at most `length` sequences, unless some are empty: then search them all.
-    last = find(mapped, last_byte, first, np.minimum(first + length + 1, count))
-    if (last - first >= length).any():
-        last = find(mapped, last_byte, first, np.full_like(first, count))
-    return first, last
-
-
-def _search(mapped: _Mapped, targets: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The last sequence in [low, high) whose pointer is <= target, for all targets at once.
-
-    np.searchsorted would first copy the whole array, because it is not aligned in the file; this touches only the
-    pointers that it compares with.
-    """
-    for _ in range(int((high - low).max()).bit_length()):
-        middle = (low + high) >> 1
-        before = mapped.pointers[middle] <= targets
-        low, high = np.where(before, middle, low), np.where(before, high, middle)
-    return low
-
-
-def _bisect(mapped: _Mapped, targets: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """As `_search`, one target at a time: quicker for a few."""
-    buffer, base = mapped.buffer, mapped.pointers_at
-
-    def pointer(number: int) -> int:
-        return int(_INT64.unpack_from(buffer, base + 8 * number)[0])  # type: ignore[arg-type]
-
-    wanted = zip(targets.tolist(), low.tolist(), high.tolist(), strict=True)
-    found = [bisect.bisect_right(range(h), t, lo=l, key=pointer) - 1 for t, l, h in wanted]  # noqa: E741
-    return np.maximum(np.array(found, np.int64), low)

@@ -16,10 +16,15 @@ _SIDE = 256
 
 def as_text(here: Domain, batch: RowBatch) -> str | None:
     """The rows as text, or None where they are pictures."""
-    shown = [family(here.name).render(here, row, kinds) for row, kinds in zip(batch.tokens, batch.kinds, strict=True)]
+    shown = [
+        family(here.name).render(here, row, kinds)
+        for row, kinds in zip(batch.tokens, batch.kinds, strict=True)
+    ]
     if not all(isinstance(each, str) for each in shown):
         return None
-    return "\n".join(f"--- row {number}\n{each}" if len(shown) > 1 else each for number, each in enumerate(shown))
+    return "\n".join(
+        f"--- row {number}\n{each}" if len(shown) > 1 else each for number, each in enumerate(shown)
+    )
 
 
 def as_png(here: Domain, batch: RowBatch) -> bytes:
@@ -28,17 +33,24 @@ def as_png(here: Domain, batch: RowBatch) -> bytes:
 
     from PIL import Image
 
-    pictures = [family(here.name).render(here, row, kinds) for row, kinds in zip(batch.tokens, batch.kinds, strict=True)]
+    pictures = [
+        family(here.name).render(here, row, kinds)
+        for row, kinds in zip(batch.tokens, batch.kinds, strict=True)
+    ]
     columns = int(np.ceil(np.sqrt(len(pictures))))
     height, width = pictures[0].shape[:2]
     scale = max(1, _SIDE // max(height, width))
     gap = 0 if len(pictures) == 1 else 8
     lines = -(-len(pictures) // columns)
     sheet = Image.new(
-        "RGB", (columns * (width * scale + gap) - gap, lines * (height * scale + gap) - gap), "white"
+        "RGB",
+        (columns * (width * scale + gap) - gap, lines * (height * scale + gap) - gap),
+        "white",
     )
     for number, picture in enumerate(pictures):
-        large = Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        large = Image.fromarray(picture).resize(
+            (width * scale, height * scale), Image.Resampling.NEAREST
+        )
         line, column = divmod(number, columns)
         sheet.paste(large, (column * (width * scale + gap), line * (height * scale + gap)))
     buffer = io.BytesIO()
@@ -64,7 +76,7 @@ def show(folder: Path, split: str | None, row: int, out: Path | None) -> str:
 
 
 def write_preview(folder: Path, here: Domain, splits: dict[str, list[ShardRecord]]) -> None:
-    """preview.txt or preview.png: rows of the first shard that has some. Needs no manifest, so that it can come before."""
+    """preview.txt or preview.png: rows of the first shard that has some. Needs no manifest: it comes before."""
     first = next((record for records in splits.values() for record in records if record.rows), None)
     if first is None:
         return

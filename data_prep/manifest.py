@@ -88,7 +88,9 @@ class Manifest(_Record):
 
 def new_manifest(domain: Domain) -> Manifest:
     """A manifest of `domain` without any split yet."""
-    kinds = tuple(KindRecord(kind=k.kind, start=k.start, stop=k.stop, in_loss=k.in_loss) for k in domain.kinds)
+    kinds = tuple(
+        KindRecord(kind=k.kind, start=k.start, stop=k.stop, in_loss=k.in_loss) for k in domain.kinds
+    )
     return Manifest(format=1, domain=domain.name, vocab_size=domain.vocab_size, seq_length=domain.seq_length,
                     packed=domain.packed, kinds=kinds, splits={}, builds=())  # fmt: skip
 

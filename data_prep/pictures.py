@@ -11,13 +11,17 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-# Twice the pixels of the largest photographs people take (200 Mpx sensors exist); a bomb claims thousands of times more.
+# Twice the largest photographs that people take (200 Mpx sensors exist); a bomb claims thousands of times more.
 MAX_PIXELS = 400_000_000
 MAX_BYTES = 1 << 28
 # JPEG is decoded at a scale that leaves this many times the wanted side: 2 costs 3 to 4 dB more (docs/data.md).
 OVERSAMPLING = 4
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif".split()
+    f".{ending}"
+    for ending in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "avif"),
+    )
 )
 _WHITE = (255, 255, 255, 255)
 
@@ -38,8 +42,12 @@ def decode(data: bytes, side: int, fast: bool = True) -> np.ndarray:
         raise ValueError(f"too large to decode: {error}") from None
     except ValueError:
         raise
-    except Exception as error:  # noqa: BLE001  Pillow's readers raise all sorts (struct.error, SyntaxError, KeyError...)
-        raise ValueError(f"not a readable picture: {type(error).__name__}: {_clean(error)}") from None
+    except (
+        Exception
+    ) as error:  # Pillow's readers raise all sorts (struct.error, SyntaxError, KeyError...)
+        raise ValueError(
+            f"not a readable picture: {type(error).__name__}: {_clean(error)}"
+        ) from None
 
 
 def _decode(data: bytes, side: int, fast: bool) -> np.ndarray:
@@ -71,7 +79,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says; broken EXIF counts as none, as in viewers."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001  hostile EXIF raises anything; the pixels are fine
+    except Exception:  # hostile EXIF raises anything; the pixels are fine
         return image
 
 
@@ -81,7 +89,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"32-bit pixels from {values.min()} to {values.max()}: what is white is not stated")
+            raise ValueError(
+                f"32-bit pixels from {values.min()} to {values.max()}: what is white is not stated"
+            )
         return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
     if mode == "F":
         raise ValueError("floating-point pixels: what is white is not stated")

@@ -62,7 +62,9 @@ def _list_folder(folder: Path, prefix: str, extensions: frozenset[str]) -> Itera
         wanted = _ending(entry.name) in extensions or _ending(entry.name) == ".tar"
         if entry.is_symlink():
             if wanted or os.path.isdir(entry.path):
-                yield Entry(entry.path, 0, 0, key, "a symbolic link: give --raw the place that it points to")
+                yield Entry(
+                    entry.path, 0, 0, key, "a symbolic link: give --raw the place that it points to"
+                )
         elif entry.is_dir():
             yield from _list_folder(Path(entry.path), key + "/", extensions)
         elif not entry.is_file():
@@ -81,16 +83,26 @@ def _list_tar(path: str, key: str, extensions: frozenset[str]) -> Iterator[Entry
         with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
             for member in tar:
                 # tarfile remembers every member; forget them, or a tar of millions fills the memory.
-                tar.members.clear()
+                tar.members.clear()  # type: ignore[attr-defined]
                 entry = _tar_entry(path, key, length, member, extensions)
                 if entry is not None:
                     count += 1
                     yield entry
             end = tar.offset
-        if end > length:
-            yield Entry(path, 0, 0, key, f"the tar file is cut off after {count} items: copy it again")
+        if not _ends_properly(path, end):
+            reason = f"the tar file is cut off after {count} items (no end mark): copy it again"
+            yield Entry(path, 0, 0, key, reason)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        yield Entry(path, 0, 0, key, f"the tar file is damaged after {count} items ({error}): copy it again")
+        yield Entry(
+            path, 0, 0, key, f"the tar file is damaged after {count} items ({error}): copy it again"
+        )
+
+
+def _ends_properly(path: str, end: int) -> bool:
+    """Is there a block of zeros where the last member ends? tarfile takes a torn header for the end, silently."""
+    with open(path, "rb") as stream:
+        stream.seek(end)
+        return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _tar_entry(
@@ -103,7 +115,13 @@ def _tar_entry(
     if name.startswith("/") or ".." in name.split("/"):
         return Entry(path, 0, 0, key, "a tar member whose name points outside the archive")
     if not member.isreg() or member.issparse():
-        return Entry(path, 0, 0, key, f"a tar member that is no plain file (type {member.type.decode('latin1')!r})")
+        return Entry(
+            path,
+            0,
+            0,
+            key,
+            f"a tar member that is no plain file (type {member.type.decode('latin1')!r})",
+        )
     if _ending(name) not in extensions:
         return None
     if member.offset_data + member.size > length:

@@ -25,8 +25,10 @@ from data_prep.domain import Document, Domain
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 # Megatron's dtype codes; the float codes (6, 7) are no token ids.
-DTYPES = {1: np.dtype("<u1"), 2: np.dtype("<i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"), 5: np.dtype("<i8"),
-          8: np.dtype("<u2")}  # fmt: skip
+DTYPES: dict[int, np.dtype] = {
+    code: np.dtype(name)
+    for code, name in ((1, "<u1"), (2, "<i1"), (3, "<i2"), (4, "<i4"), (5, "<i8"), (8, "<u2"))
+}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_LENGTH = (1 << 31) - 1
 
@@ -78,7 +80,9 @@ def read_header(path: Path) -> IndexHeader:
             f"{path}: {size} bytes, but {sequences} sequences and {entries} document entries make {base} bytes, or "
             f"{base + sequences} with modes. The file is cut off or damaged: copy or build it again."
         )
-    return IndexHeader(DTYPES[code], sequences, entries - 1, size == base + sequences and sequences > 0)
+    return IndexHeader(
+        DTYPES[code], sequences, entries - 1, size == base + sequences and sequences > 0
+    )
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,15 @@ class ShardWriter:
         modes = np.array([mode for mode, _ in document.parts], np.int64)
         self.add_block(tokens, lengths, modes, np.array([len(document.parts)], np.int64))
 
-    def add_block(self, tokens: np.ndarray, lengths: np.ndarray, modes: np.ndarray, parts: np.ndarray) -> None:
+    def add_block(
+        self, tokens: np.ndarray, lengths: np.ndarray, modes: np.ndarray, parts: np.ndarray
+    ) -> None:
         """Append many documents at once: all their tokens in a row, the length and mode of each sequence [N], and the
         number of sequences in each document [documents]."""
         _check_block(self._prefix, self._domain, tokens, lengths, modes, parts)
-        data = np.ascontiguousarray(tokens, self._domain.dtype).data.cast("B") if tokens.size else b""
+        data = (
+            np.ascontiguousarray(tokens, self._domain.dtype).data.cast("B") if tokens.size else b""
+        )
         self._stream.write(data)
         self._hash.update(data)
         self._lengths.append(lengths.astype("<i4"))
@@ -140,7 +148,12 @@ class ShardWriter:
         self._document_count += len(parts)
         self._tokens += int(tokens.size)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         try:
             if kind is None:
                 self._commit()
@@ -155,7 +168,9 @@ class ShardWriter:
         with self._idx_temporary.open("wb") as stream:
             stream.write(index)
             _sync(stream)
-        bin_path, idx_path = (self._prefix.with_name(self._prefix.name + end) for end in (".bin", ".idx"))
+        bin_path, idx_path = (
+            self._prefix.with_name(self._prefix.name + end) for end in (".bin", ".idx")
+        )
         # An old .idx must never stand beside a new .bin, so it goes first and the new one comes last.
         idx_path.unlink(missing_ok=True)
         os.replace(self._bin_temporary, bin_path)
@@ -171,18 +186,29 @@ class ShardWriter:
         lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
         ends = np.cumsum(lengths, dtype="<i8")
         pointers = (ends - lengths) * self._domain.dtype.itemsize
-        documents = np.concatenate([*self._documents, np.array([self._sequences], "<i8")]).astype("<i8")
+        documents = np.concatenate([*self._documents, np.array([self._sequences], "<i8")]).astype(
+            "<i8"
+        )
         modes = np.concatenate([np.empty(0, "<i1"), *self._modes])
         header = HEADER.pack(MAGIC, 1, CODES[self._domain.dtype], len(lengths), len(documents))
-        return b"".join([header, lengths.tobytes(), pointers.tobytes(), documents.tobytes(), modes.tobytes()])
+        return b"".join(
+            [header, lengths.tobytes(), pointers.tobytes(), documents.tobytes(), modes.tobytes()]
+        )
 
 
 def _check_block(
-    prefix: Path, domain: Domain, tokens: np.ndarray, lengths: np.ndarray, modes: np.ndarray, parts: np.ndarray
+    prefix: Path,
+    domain: Domain,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    modes: np.ndarray,
+    parts: np.ndarray,
 ) -> None:
     """Refuse what a reader could not tell from good data: ids out of range, sums that do not add up."""
     if not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"{prefix}: token ids of type {tokens.dtype}; wanted integers. Convert them before writing.")
+        raise ValueError(
+            f"{prefix}: token ids of type {tokens.dtype}; wanted integers. Convert them before writing."
+        )
     if lengths.sum() != tokens.size or len(lengths) != len(modes) or parts.sum() != len(lengths):
         raise ValueError(
             f"{prefix}: {len(lengths)} lengths that sum to {lengths.sum()}, {len(modes)} modes, documents of "

@@ -19,9 +19,12 @@ from typing import Any
 
 ATTEMPTS = 3
 # Trying again cannot help against these: full disk, quota, size limit, read-only, no permission.
-_HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
+_HOPELESS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+)
 _BEAT_SECONDS = 0.5
 
+# Any: what is passed through is the caller's business.
 Beat = Callable[[int], None]
 # Called in the worker as function(task, attempt, beat), attempt counting from 0; beat(n) tells of n more items done.
 Function = Callable[[Any, int, Beat], Any]
@@ -45,7 +48,9 @@ class _Worker:
     heard: float = field(default_factory=time.monotonic)
 
 
-def run_tasks(function: Function, tasks: Iterable[Any], workers: int, patience: float) -> Iterator[Progress]:
+def run_tasks(
+    function: Function, tasks: Iterable[Any], workers: int, patience: float
+) -> Iterator[Progress]:
     """Do every task in one of `workers` processes. RuntimeError after a task has failed ATTEMPTS times, OSError at once
     for a full disk and the like; the workers are gone when this returns or raises."""
     waiting = deque((task, 0) for task in tasks)
@@ -59,7 +64,9 @@ def run_tasks(function: Function, tasks: Iterable[Any], workers: int, patience: 
             _dismiss(worker)
 
 
-def _hand_out(team: list[_Worker], waiting: deque[tuple[Any, int]], function: Function, workers: int) -> None:
+def _hand_out(
+    team: list[_Worker], waiting: deque[tuple[Any, int]], function: Function, workers: int
+) -> None:
     """Give every free worker a task, starting workers as needed."""
     while waiting:
         free = next((worker for worker in team if worker.task is None), None)
@@ -88,7 +95,9 @@ def _start(function: Function) -> _Worker:
     return _Worker(process, ours)
 
 
-def _listen(team: list[_Worker], waiting: deque[tuple[Any, int]], patience: float) -> Iterator[Progress]:
+def _listen(
+    team: list[_Worker], waiting: deque[tuple[Any, int]], patience: float
+) -> Iterator[Progress]:
     """Wait a moment for messages; notice the dead and the silent."""
     ready = wait([worker.pipe for worker in team], timeout=1.0)
     for worker in [each for each in team if each.pipe in ready]:
@@ -97,7 +106,12 @@ def _listen(team: list[_Worker], waiting: deque[tuple[Any, int]], patience: floa
             kind, payload = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(timeout=10)
-            _lose(team, waiting, worker, f"the worker process died (exit code {worker.process.exitcode})")
+            _lose(
+                team,
+                waiting,
+                worker,
+                f"the worker process died (exit code {worker.process.exitcode})",
+            )
             continue
         if kind == "beat":
             yield Progress(payload)
@@ -123,7 +137,10 @@ def _lose(team: list[_Worker], waiting: deque[tuple[Any, int]], worker: _Worker,
 
 def _retry(waiting: deque[tuple[Any, int]], worker: _Worker, why: str) -> None:
     if worker.attempt + 1 >= ATTEMPTS:
-        raise RuntimeError(f"{worker.task} failed {ATTEMPTS} times, the last time: {why}")
+        raise RuntimeError(
+            f"{worker.task} failed {ATTEMPTS} times; wanted one success. The last time: {why}. What was finished is "
+            f"kept: repair the cause and run the same command again."
+        )
     waiting.appendleft((worker.task, worker.attempt + 1))
 
 
@@ -147,7 +164,7 @@ def _serve(pipe: Connection, function: Function) -> None:
             return
 
 
-def _do(pipe: Connection, function: Function, task: Any, attempt: int, parent: int) -> None:
+def _do(pipe: Connection, function: Function, task: object, attempt: int, parent: int) -> None:
     unsaid, last = 0, time.monotonic()
 
     def beat(items: int) -> None:
@@ -165,8 +182,14 @@ def _do(pipe: Connection, function: Function, task: Any, attempt: int, parent: i
         raise
     except OSError as error:
         hopeless = error.errno in _HOPELESS
-        pipe.send(("hopeless", error) if hopeless else ("failed", "".join(traceback.format_exception(error))))
-    except Exception as error:  # noqa: BLE001  whatever it was, the parent decides
-        pipe.send(("failed", "".join(traceback.format_exception(error))))
+        pipe.send(("hopeless", error) if hopeless else ("failed", _one_line(error)))
+    except Exception as error:  # whatever it was, the parent decides
+        pipe.send(("failed", _one_line(error)))
     else:
         pipe.send(("done", (unsaid, result)))
+
+
+def _one_line(error: Exception) -> str:
+    """An exception and where it came from, without the whole traceback."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})"

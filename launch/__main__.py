@@ -49,18 +49,17 @@ def _chosen(
     runs: Sequence[RunConfig], wanted: Sequence[str] | None, study: Path
 ) -> Sequence[RunConfig]:
     """The runs of these ids, in the study's order; all if none is named."""
-    if not wanted:
-        # A trunk comes before the shorter runs that start from its checkpoints.
-        return sorted(runs, key=lambda run: run.trunk is not None)
     by_id = {run.run_id: run for run in runs}
-    unknown = [run_id for run_id in wanted if run_id not in by_id]
+    unknown = [run_id for run_id in wanted or () if run_id not in by_id]
     if unknown:
         raise ValueError(
             f"{study}: --run {unknown[0]}: no such run in this study; wanted one of: "
             f"{', '.join(by_id)}. The id ends in a digest of the configuration: an edited study "
             "has other ids."
         )
-    return [by_id[run_id] for run_id in wanted]
+    chosen = [by_id[run_id] for run_id in wanted or by_id]
+    # A trunk comes before the shorter runs that start from its checkpoints.
+    return sorted(chosen, key=lambda run: run.trunk is not None)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,11 +21,25 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows: `tokens` [B, S] int64, `kinds` [B, S] uint8, `counted` [B, S] bool (in the loss)."""
+    """B rows: `tokens` [B, S] int64, `kinds` [B, S] uint8, `counted` [B, S] bool (in the loss).
+
+    `counted` is None where every token of the domain counts.
+    """
 
     tokens: Tensor
     kinds: Tensor
-    counted: Tensor
+    counted: Tensor | None
+
+    def rows(self, where: slice) -> "Batch":
+        counted = None if self.counted is None else self.counted[where]
+        return Batch(self.tokens[where], self.kinds[where], counted)
+
+    @property
+    def count(self) -> Tensor:
+        """How many tokens count, as a tensor on the batch's device."""
+        if self.counted is None:
+            return torch.tensor(self.tokens.numel(), device=self.tokens.device)
+        return self.counted.sum()
 
 
 def open_dataset(data: Path, split: str, config: RunConfig) -> TokenDataset:
@@ -80,5 +94,5 @@ def _as_torch(dataset: TokenDataset, rows: np.ndarray, device: torch.device) -> 
     return Batch(
         tokens=torch.from_numpy(batch.tokens.astype(np.int64)).to(device),
         kinds=torch.from_numpy(batch.kinds).to(device),
-        counted=torch.from_numpy(in_loss[batch.kinds]).to(device),
+        counted=None if in_loss.all() else torch.from_numpy(in_loss[batch.kinds]).to(device),
     )

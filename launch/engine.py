@@ -10,6 +10,7 @@ import gc
 import logging
 import math
 import os
+import pickle
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ with warnings.catch_warnings():
     import deepspeed
     import deepspeed.comm
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
 from launch.batches import Batch
 from launch.config import RunConfig
@@ -39,8 +43,10 @@ from megatron_ext.parallel import data_parallel_size, deepspeed_adapter, start_p
 MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 
 
-def start_process(threads_note: bool = True) -> torch.device:
+def start_process() -> torch.device:
     """Make this process ready to train: device, process groups, DeepSpeed. Safe to call twice."""
+    # DeepSpeed calls torch's collectives by names that torch has since replaced.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     _keep_freed_memory()
     # 85 s of g++ the first time, for a collective that gloo has already (measured; stack notes).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -98,6 +104,9 @@ class Engine:
                 config=_deepspeed_config(config, self.micro_batch, self.world_size),
                 mpu=deepspeed_adapter(),
             )
+        if self.world_size == 1 and config.parallel.zero_stage == 0:
+            # Nothing to add over one rank, but DeepSpeed would wait for gloo to do it.
+            self._deepspeed.enable_backward_allreduce = False
         self._deepspeed.checkpoint_engine = _SafeCheckpointEngine(self._deepspeed._config)
 
     @property
@@ -110,7 +119,7 @@ class Engine:
         The loss is the mean over the counted tokens of the *global* batch, however they fall on
         ranks and micro-batches: each micro-batch adds its sum over that one count.
         """
-        count = self._sum_over_ranks(batch.counted.sum())
+        count = self._sum_over_ranks(batch.count)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
@@ -118,9 +127,8 @@ class Engine:
         # DeepSpeed divides by the micro-batches of a rank and by the ranks.
         scale = micro_batches * self.world_size / count
         for start in range(0, len(batch.tokens), self.micro_batch):
-            rows = slice(start, start + self.micro_batch)
-            tokens, counted = batch.tokens[rows], batch.counted[rows]
-            loss_sum = token_losses(self._deepspeed(tokens, counted), tokens[counted]).sum()
+            part = batch.rows(slice(start, start + self.micro_batch))
+            loss_sum = token_losses(*self._deepspeed(part.tokens, part.counted)).sum()
             self._deepspeed.backward(loss_sum * scale)
             total += loss_sum.detach()
             if start + self.micro_batch < len(batch.tokens):
@@ -141,13 +149,10 @@ class Engine:
     @torch.no_grad()
     def losses(self, batch: Batch) -> torch.Tensor:
         """The loss of every token [B, S] of a batch, counted or not, in nats."""
-        every = torch.ones_like(batch.counted)
         self._deepspeed.eval()
         losses = [
-            token_losses(self.model(tokens, mask), tokens.flatten()).view(tokens.shape)
-            for tokens, mask in zip(
-                batch.tokens.split(self.micro_batch), every.split(self.micro_batch), strict=True
-            )
+            token_losses(*self.model(tokens)).view(tokens.T.shape).T
+            for tokens in batch.tokens.split(self.micro_batch)
         ]
         self._deepspeed.train()
         return torch.cat(losses)
@@ -254,18 +259,27 @@ def _deepspeed_config(config: RunConfig, micro_batch: int, world_size: int) -> d
     }
 
 
+_PLAIN_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
+
+
 class _SafeCheckpointEngine(TorchCheckpointEngine):
     """DeepSpeed unpickles checkpoints with full trust; this reads tensors and plain values only.
 
-    ZeRO stores its loss scaler as an object, so that class is allowed by name. Anything else in a
+    ZeRO stores three of its own small classes, which are allowed by name. Anything else in a
     checkpoint, code included, is refused.
     """
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler]):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            with torch.serialization.safe_globals(_PLAIN_CLASSES):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).split("WeightsUnpickler error: ")[-1].split(". Please")[0]
+            raise ValueError(
+                f"{path}: refused to load: {reason.strip()}; wanted tensors and plain values only. "
+                "A checkpoint that holds other objects could run code: do not trust where it came "
+                "from, remove it, and the run continues from the one before."
+            ) from None
 
 
 @contextlib.contextmanager

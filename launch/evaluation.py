@@ -7,6 +7,7 @@ so the result does not depend on how many ranks there are beyond rounding in flo
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_prep.dataset import TokenDataset
 from launch.batches import evaluation_batch
@@ -23,7 +24,9 @@ def evaluate(engine: Engine, dataset: TokenDataset, rows: np.ndarray) -> LossSum
     for start in range(rank * size, len(rows), engine.world_size * size):
         where = slice(start, min(start + size, len(rows)))
         batch = evaluation_batch(dataset, rows[where], engine.device)
-        sums.add(where, engine.losses(batch), batch.kinds, batch.counted)
+        losses = engine.losses(batch)
+        counted = torch.ones_like(losses, dtype=torch.bool) if batch.counted is None else batch.counted
+        sums.add(where, losses, batch.kinds, counted)
     engine.add_over_ranks(sums.tensors())
     return sums
 

@@ -37,6 +37,8 @@ def run_all(runs: Sequence[RunConfig], data: Path, results: Path) -> int:
             except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
                 _fail(run, folder, error)
                 status = FAILED
+                if torch.distributed.get_world_size() > 1:
+                    break  # the other ranks wait in a collective: end, so that the launcher ends them
                 continue
             if not finished:
                 say(f"{run.run_id}: stopped by {stop.name}, saved; run it again to continue")

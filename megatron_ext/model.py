@@ -3,20 +3,22 @@
 Shape suffixes: B batch, S sequence, K counted tokens of the batch, V vocabulary.
 """
 
-import warnings
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_ext.attention import CausalAttention
+from megatron_ext.linear import ColumnLinear, RowLinear
 from megatron_ext.parallel import seed_everything
+from megatron_ext.quiet import quiet_imports
 from megatron_ext.shape import ModelShape
 
-with warnings.catch_warnings():  # megatron-core warns of the CUDA-only packages that are absent
-    warnings.simplefilter("ignore")
+with quiet_imports():
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
+
 
 class LanguageModel(torch.nn.Module):
     """`GPTModel`, given rows of tokens as the shards hold them.
@@ -32,17 +34,21 @@ class LanguageModel(torch.nn.Module):
         self.shape = shape
         self.register_buffer("positions", torch.arange(shape.seq_length)[None], persistent=False)
 
-    def forward(self, tokens_BS: Tensor, counted_BS: Tensor) -> Tensor:
-        """Logits [K, V] in nats before normalisation, at the K true places of `counted_BS`, row by
-        row. The start token is never predicted: the vocabulary is the data's."""
+    def forward(self, tokens_BS: Tensor, counted_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [K, V] and their targets [K], for the K tokens where `counted_BS` is true, or all.
+
+        They come in megatron-core's order, position by position and row by row within each. The
+        start token is never predicted: V is the data's vocabulary.
+        """
         start_B1 = tokens_BS.new_full((len(tokens_BS), 1), self.shape.vocab_size)
         input_BS = torch.cat((start_B1, tokens_BS[:, :-1]), dim=1)
         embedded_SBD = self.gpt.embedding(input_ids=input_BS, position_ids=self.positions)
         hidden_SBD = self.gpt.decoder(hidden_states=embedded_SBD, attention_mask=None)
-        counted_K = counted_BS.flatten().nonzero(as_tuple=True)[0]
-        hidden_KD = hidden_SBD.transpose(0, 1).flatten(0, 1).index_select(0, counted_K)
-        logits_KV, _ = self.gpt.output_layer(hidden_KD)
-        return logits_KV[:, : self.shape.vocab_size]
+        hidden_KD, targets_K = hidden_SBD.flatten(0, 1), tokens_BS.T.flatten()
+        if counted_BS is not None:
+            chosen_K = counted_BS.T.flatten().nonzero(as_tuple=True)[0]
+            hidden_KD, targets_K = hidden_KD[chosen_K], targets_K[chosen_K]
+        return F.linear(hidden_KD, self.gpt.output_layer.weight[: self.shape.vocab_size]), targets_K
 
 
 def build_model(
@@ -54,11 +60,9 @@ def build_model(
     Raises `AssertionError` if the counting formulas of `ModelShape` do not equal what was built.
     """
     seed_everything(seed)
-    spec = get_gpt_layer_local_spec()
-    spec.submodules.self_attention.submodules.core_attention = CausalAttention
     gpt = GPTModel(
         config=_transformer_config(shape, precision, init_std),
-        transformer_layer_spec=spec,
+        transformer_layer_spec=_layer_spec(),
         vocab_size=shape.embedding_rows,
         max_sequence_length=shape.seq_length,
         parallel_output=False,
@@ -69,6 +73,17 @@ def build_model(
     # Entries of `None` that megatron-core leaves for Transformer Engine crash DeepSpeed's tools.
     gpt.register_state_dict_post_hook(_drop_extra_state)
     return LanguageModel(gpt, shape).to(device)
+
+
+def _layer_spec() -> ModuleSpec:
+    """Megatron-core's plain layer, with our core attention and our linear layers in it."""
+    spec = get_gpt_layer_local_spec()
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = CausalAttention
+    attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
+    mlp = spec.submodules.mlp.submodules
+    mlp.linear_fc1, mlp.linear_fc2 = ColumnLinear, RowLinear
+    return spec
 
 
 def _transformer_config(shape: ModelShape, precision: str, init_std: float) -> TransformerConfig:

@@ -5,15 +5,15 @@ functions by other names (measured; the list below is what DeepSpeed 0.19 reads)
 """
 
 import os
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed
 
-with warnings.catch_warnings():  # megatron-core warns of the CUDA-only packages that are absent
-    warnings.simplefilter("ignore")
+from megatron_ext.quiet import quiet_imports
+
+with quiet_imports():
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 

@@ -23,9 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.folder import LOCK_FILE
+
 JOBS = "jobs"
 RECORD = "submission.json"
-RUN_LOCK = "run.lock"
 SUBMIT_LOCK = "submit.lock"
 CANCELLED = "cancelled"  # in a submission's folder: its jobs are to end before they begin
 OUTCOME_SUFFIX = ".outcome.json"  # JOB_ID.outcome.json: {"status": exit status of `launch run`}
@@ -106,7 +107,10 @@ def live_runs(all_submissions: Sequence[Submission]) -> dict[str, Submission]:
     queue = _queue() if any(each.executor == "slurm" for each in all_submissions) else set()
     live = {}
     for submission in all_submissions:
-        here = submission.executor == "local" and bool(_of(submission, processes))
+        local = (
+            submission.executor == "local" and not submission.statuses
+        )  # it may still be exiting
+        here = local and bool(_of(submission, processes))
         for index, run_ids in enumerate(submission.tasks):
             if here or {(submission.name, str(index)), (submission.name, "N/A")} & queue:
                 live.update(dict.fromkeys(run_ids, submission))
@@ -204,7 +208,7 @@ def held(run_folder: Path) -> str | None:
 
     Only a lock whose holder seems to live is tried: trying takes it for a moment.
     """
-    path = run_folder / RUN_LOCK
+    path = run_folder / LOCK_FILE
     try:
         pid, host = path.read_text().split()
         if host == socket.gethostname() and not Path(f"/proc/{int(pid)}").exists():

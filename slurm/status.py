@@ -14,10 +14,11 @@ import numpy as np
 from rich.table import Table
 
 from launch.config import CONFIG_FILE, RunConfig
+from launch.folder import FAILED_FILE
 from launch.results import METRICS_FILE, is_finished, last_train_row
-from slurm.ledger import STOPPED, Submission, held, live_runs, submissions
+from slurm.ledger import CANCELLED, STOPPED, Submission, held, live_runs, submissions
 
-FAILED_FILE = "failed.json"
+UNDER_WAY = ("running", "waiting")
 RETRIES = 3  # a file that is being written at this moment may not be readable
 
 
@@ -123,11 +124,13 @@ def _failure(folder: Path) -> tuple[str, float] | None:
 def _end_of_job(submission: Submission, log: Path | None) -> str | None:
     """Why a run is not finished although its job is over; None if the job was asked to stop."""
     statuses = submission.statuses
-    if STOPPED in statuses:
+    if STOPPED in statuses or (submission.folder / CANCELLED).exists():
         return None
     if len(statuses) < len(submission.tasks):
         if submission.executor == "local" and submission.host != socket.gethostname():
-            return f"its job was started on {submission.host}: only there is it seen whether it lives"
+            return (
+                f"its job was started on {submission.host}: only there is it seen whether it lives"
+            )
         return "its job ended without a word: killed from outside, or out of memory"
     lines = log.read_text(errors="replace").split("\n") if log else []
     said = [line for line in lines if line.strip() and not line.startswith("submitit ")]

@@ -9,12 +9,13 @@ import hashlib
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.config import CONFIG_FILE, RunConfig
-from launch.results import is_finished
+from launch.folder import finished_on, run_folder
 from launch.study import expand, load_study
 from slurm.cluster import Cluster, load_cluster
 from slurm.ledger import (
@@ -27,6 +28,7 @@ from slurm.ledger import (
     submit_lock,
 )
 from slurm.placement import PackedJob, estimated_seconds, local_slots, place, this_machine
+from slurm.status import UNDER_WAY, look
 
 STUDY_FILE = "study.toml"
 
@@ -71,14 +73,18 @@ def target(study_file: Path, cluster: str, data: Path, results: Path) -> Target:
 
 
 def unfinished(of: Target) -> list[RunConfig]:
-    """The runs that are not finished. Raises `ValueError` for a damaged one that nobody writes."""
+    """The runs that are not finished.
+
+    Raises `ValueError` for one that is damaged (unless somebody writes it at this moment), or that
+    was trained on other data.
+    """
     left = []
     for run in of.runs:
         try:
-            if is_finished(of.folder / run.run_id):
+            if finished_on(run, run_folder(of.results, run), of.data):
                 continue
         except ValueError:
-            if held(of.folder / run.run_id) is None:
+            if held(run_folder(of.results, run)) is None:
                 raise
         left.append(run)
     return left
@@ -91,13 +97,14 @@ def start_missing(of: Target, tried: frozenset[str] = frozenset()) -> Round:
         _keep_study(of)
         past = submissions(of.folder)
         clear_stillborn(past)
-        live = live_runs(past)
-        left = [run.run_id for run in unfinished(of)]
-        elsewhere = {run_id for run_id in left if run_id in live or held(of.folder / run_id)}
-        free = [run for run in of.runs if run.run_id in set(left) - elsewhere - tried]
-        packed = plan(of, free, busy=len({each.name for each in live.values()}))
+        left = unfinished(of)
+        states = {status.run_id: status.state for status in look(left, of.folder)}
+        elsewhere = [run_id for run_id, state in states.items() if state in UNDER_WAY]
+        free = [run for run in left if run.run_id not in {*elsewhere, *tried}]
+        busy = {submission.name for submission in live_runs(past).values()}
+        packed = plan(of, free, busy=len(busy))
         _start(of, packed)
-    return Round(tuple(run.run_id for run in free), tuple(sorted(elsewhere)), len(packed))
+    return Round(tuple(run.run_id for run in free), tuple(elsewhere), len(packed))
 
 
 def plan(of: Target, runs: Sequence[RunConfig], busy: int = 0) -> list[PackedJob]:
@@ -189,6 +196,17 @@ def _submit_together(of: Target, packed: Sequence[PackedJob]) -> None:
             f"sbatch refused the jobs: {error}; wanted values that this cluster knows. Correct the "
             "cluster file."
         ) from None
+    if of.cluster.executor == "local":
+        _await_visible(submission)
+
+
+def _await_visible(submission: Submission) -> None:
+    """Until the job can be seen: a process that was just started has no command line for a moment
+    (seen on a busy machine), and would be taken for dead."""
+    for _ in range(200):
+        if live_runs([submission]):
+            return
+        time.sleep(0.01)
 
 
 def _parameters(

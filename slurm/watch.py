@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from slurm.ledger import end, live_runs, submissions
-from slurm.status import RunStatus, as_table, duration, look
+from slurm.status import UNDER_WAY, RunStatus, as_table, duration, look
 from slurm.submit import Round, Target, say, start_missing
 
 LOCAL_POLL_SECONDS = 1.0
@@ -58,7 +58,7 @@ def _watch(of: Target) -> list[RunStatus]:
             else:
                 table.update(as_table(statuses), refresh=True)
             before = {status.run_id: status for status in statuses}
-            if not any(status.state in ("running", "waiting") for status in statuses):
+            if not any(status.state in UNDER_WAY for status in statuses):
                 return statuses
             time.sleep(seconds)
 

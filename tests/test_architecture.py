@@ -44,6 +44,7 @@ TORCH_FREE = [
     "launch/results.py",
     "launch/strict.py",
     "launch/provenance.py",
+    "launch/folder.py",
     "slurm/*.py",
     "analysis/*.py",
 ]
@@ -52,6 +53,7 @@ TORCH = {"torch", "deepspeed", "megatron"}
 
 MODULE_LINES = 350  # the guide says 300; this is where the test draws the line
 FUNCTION_LINES = 60  # the guide says 40
+ONE_PAGE = {("launch/train.py", "train"): 110}  # the loop, top to bottom
 
 
 def test_the_tree_keeps_the_rules():
@@ -165,8 +167,9 @@ def _size(path: Path, text: str, tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > FUNCTION_LINES:
-                yield f"{path}: {node.name} has {length} lines; at most {FUNCTION_LINES}"
+            limit = ONE_PAGE.get((path.as_posix(), node.name), FUNCTION_LINES)
+            if length > limit:
+                yield f"{path}: {node.name} has {length} lines; at most {limit}"
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:

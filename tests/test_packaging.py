@@ -59,13 +59,14 @@ def test_from_another_folder_it_is_our_file(package, tmp_path):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_foreign_package_of_the_name_fails_loudly(name, tmp_path):
+def test_a_foreign_package_of_the_name_is_never_half_used(name, tmp_path):
+    """The index has a `slurm` and a `launch` of others: ours answers, or nobody does."""
     foreign = tmp_path / COMMANDS[name] / "__init__.py"
     foreign.parent.mkdir()
     foreign.touch()
     done = run([str(script(name)), "--help"], tmp_path, PYTHONPATH=str(tmp_path))
-    assert done.returncode != 0
-    assert f"No module named '{COMMANDS[name]}." in done.stderr
+    loud = f"No module named '{COMMANDS[name]}." in done.stderr and done.returncode != 0
+    assert loud or done.stdout.startswith("usage: "), done
 
 
 def test_everything_in_the_packages_is_installed():

@@ -8,8 +8,7 @@ say what separates them; here the newline after the answer belongs to the answer
 
 import gzip
 import hashlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
@@ -18,7 +17,9 @@ import numpy as np
 
 from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, TokenRange
 
-RAW = "generator[:regime,...] with --rows N, or the published .txt files (a file or a folder of them)"
+RAW = (
+    "generator[:regime,...] with --rows N, or the published .txt files (a file or a folder of them)"
+)
 # Twice the generator's own limit on a problem, and the time that sympy takes to import on a slow disk.
 PATIENCE = 240.0
 CHUNKS_PER_SHARD = 256
@@ -50,7 +51,9 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
     if raw.partition(":")[0] == GENERATOR:
         return _plan_generator(raw, rows)
     if rows is not None:
-        raise ValueError(f"--rows {rows}: text files are read whole; wanted --rows only with --raw generator. Omit it.")
+        raise ValueError(
+            f"--rows {rows}: text files are read whole; wanted --rows only with --raw generator. Omit it."
+        )
     pieces = [piece for path in _text_files(Path(raw)) for piece in _plan_text(path)]
     if not pieces:
         raise ValueError(
@@ -124,7 +127,12 @@ def _plan_generator(raw: str, rows: int | None) -> list[Piece]:
 def _generate(piece: Piece, seed: int, seq_length: int) -> Iterator[Item | Refusal]:
     import random
 
-    from data_prep.mathematics_generator import ProblemTimeout, choose_modules, sample, seed_everything
+    from data_prep.mathematics_generator import (
+        ProblemTimeout,
+        choose_modules,
+        sample,
+        seed_everything,
+    )
 
     choices = choose_modules(_regimes(piece.source))
     seed_everything(seed)
@@ -134,10 +142,12 @@ def _generate(piece: Piece, seed: int, seq_length: int) -> Iterator[Item | Refus
         name, make = draw.choice(choices)
         try:
             question, answer = sample(make)
-        except (Exception, ProblemTimeout) as error:  # noqa: BLE001  sympy raises anything; one draw is lost
+        except (Exception, ProblemTimeout) as error:  # sympy raises anything; one draw is lost
             failures += 1
             if failures == _MOST_FAILURES:
-                raise
+                raise RuntimeError(
+                    f"{failures} problems in a row failed, the last of {name}: {error}"
+                ) from None
             yield Refusal(name, f"the generator failed: {type(error).__name__}: {error}")
             continue
         failures = 0
@@ -148,9 +158,12 @@ def _generate(piece: Piece, seed: int, seq_length: int) -> Iterator[Item | Refus
 
 def _item(key: str, question: bytes, answer: bytes) -> Item:
     parts = tuple(
-        (mode, np.frombuffer(text + b"\n", np.uint8)) for mode, text in ((QUESTION, question), (ANSWER, answer))
+        (mode, np.frombuffer(text + b"\n", np.uint8))
+        for mode, text in ((QUESTION, question), (ANSWER, answer))
     )
-    return Item(Document(key, parts), hashlib.blake2b(question + b"\n" + answer, digest_size=16).digest())
+    return Item(
+        Document(key, parts), hashlib.blake2b(question + b"\n" + answer, digest_size=16).digest()
+    )
 
 
 # --- published text files
@@ -158,7 +171,11 @@ def _item(key: str, question: bytes, answer: bytes) -> Item:
 
 def _text_files(raw: Path) -> list[Path]:
     if raw.is_dir():
-        return sorted(path for path in raw.rglob("*") if path.name.endswith((".txt", ".txt.gz")) and path.is_file())
+        return sorted(
+            path
+            for path in raw.rglob("*")
+            if path.name.endswith((".txt", ".txt.gz")) and path.is_file()
+        )
     if not raw.is_file():
         raise ValueError(
             f"{raw}: does not exist; wanted a text file, a folder of them, or `generator`. "
@@ -189,7 +206,8 @@ def _plan_text(path: Path) -> list[Piece]:
 def _read_text(piece: Piece) -> Iterator[Item | Refusal]:
     compressed = piece.source.endswith(".gz")
     name = "/".join(Path(piece.source).parts[-2:])
-    with gzip.open(piece.source) if compressed else open(piece.source, "rb") as stream:  # type: ignore[attr-defined]
+    opener: Callable[[str], IO[bytes]] = gzip.open if compressed else _open_plain  # type: ignore[assignment]
+    with opener(piece.source) as stream:
         stream.seek(0 if compressed else piece.start)
         try:
             while compressed or stream.tell() < piece.stop:
@@ -202,7 +220,13 @@ def _read_text(piece: Piece) -> Iterator[Item | Refusal]:
         except (EOFError, gzip.BadGzipFile, OSError) as error:
             if not compressed:
                 raise
-            yield Refusal(name, f"the compressed file is damaged or cut off ({error}): copy it again")
+            yield Refusal(
+                name, f"the compressed file is damaged or cut off ({error}): copy it again"
+            )
+
+
+def _open_plain(path: str) -> IO[bytes]:
+    return open(path, "rb")
 
 
 def _line(stream: IO[bytes]) -> bytes | None:

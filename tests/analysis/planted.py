@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.points import LossPoints, PointSet
 from launch.results import ResultWriter
 
 VOCABULARY = 256
@@ -62,6 +63,9 @@ class PlantedRun:
     finished: bool = True
     diverge_at: float = 1.0  # share of the run after which the loss climbs
     kinds: tuple[str, ...] = ()
+    warmup_share: float = 1 / 400
+    length: int = LENGTH
+    loss_at_end: float | None = None  # written over the last held-out loss
 
     @property
     def params(self) -> float:
@@ -97,24 +101,36 @@ def write_run(folder: Path, run: PlantedRun, surface: Surface) -> None:
     shift = float(np.exp(run.seed_noise * rng.standard_normal()))
     counts = _counts(run)
     batch = 4
-    per_step = batch * LENGTH
+    per_step = batch * run.length
     steps = max(int(run.tokens / per_step), run.evaluations)
     at = np.unique(np.geomspace(max(steps // 300, 1), steps, run.evaluations).astype(int))
     with ResultWriter(
-        folder, config=_config(run, batch), provenance={"host": "planted"}, counts=counts,
-        seq_length=LENGTH,
+        folder,
+        config=_config(run, batch),
+        provenance={"host": "planted"},
+        counts=counts,
+        seq_length=run.length,
     ) as writer:
         for step in np.unique(np.linspace(1, steps, 200).astype(int)):
             writer.train(**_train_row(run, surface, int(step), per_step, steps, shift))
         for step in at:
             tokens = int(step) * per_step
             loss = _loss(run, surface, step / steps, tokens) * shift
-            writer.eval([_eval_row(run, int(step), tokens, kind, loss * factor)
-                         for kind, factor in (("loss", 1.0), *((k, 1.0 + 0.2 * i)
-                                              for i, k in enumerate(run.kinds)))])
-            position = np.arange(1, LENGTH + 1)
-            writer.eval_position("valid", int(step), loss * (0.9 + 0.8 * position**-0.7),
-                                 np.full(LENGTH, 500))
+            if step == steps and run.loss_at_end is not None:
+                loss = run.loss_at_end
+            writer.eval(
+                [
+                    _eval_row(run, int(step), tokens, kind, loss * factor)
+                    for kind, factor in (
+                        ("loss", 1.0),
+                        *((k, 1.0 + 0.2 * i) for i, k in enumerate(run.kinds)),
+                    )
+                ]
+            )
+            position = np.arange(1, run.length + 1)
+            writer.eval_position(
+                "valid", int(step), loss * (0.9 + 0.8 * position**-0.7), np.full(run.length, 500)
+            )
         if run.finished:
             writer.finish()
 
@@ -126,41 +142,110 @@ def _loss(run: PlantedRun, surface: Surface, share: float, tokens: float) -> flo
 
 def _config(run: PlantedRun, batch: int) -> dict[str, Any]:
     return {
-        "study": "planted", "question": "Does the fit find the planted law?",
+        "study": "planted",
+        "question": "Does the fit find the planted law?",
         "domain": run.domain,
-        "shape": {"family": "henighan", "num_layers": run.num_layers,
-                  "hidden_size": run.hidden_size, "ffn_hidden_size": run.hidden_size,
-                  "num_attention_heads": 2, "kv_channels": run.hidden_size // 8,
-                  "seq_length": LENGTH, "vocab_size": VOCABULARY},
-        "tokens": int(run.tokens), "seed": run.seed, "batch": {"train_batch_size": batch},
+        "shape": {
+            "family": "henighan",
+            "num_layers": run.num_layers,
+            "hidden_size": run.hidden_size,
+            "ffn_hidden_size": run.hidden_size,
+            "num_attention_heads": 2,
+            "kv_channels": run.hidden_size // 8,
+            "seq_length": run.length,
+            "vocab_size": VOCABULARY,
+        },
+        "tokens": int(run.tokens),
+        "seed": run.seed,
+        "batch": {"train_batch_size": batch},
         "optimizer": {"name": "adam", "learning_rate": 0.0282 * run.params**-0.25},
-        "schedule": {"kind": run.schedule, "warmup_tokens": run.tokens / 400},
+        "schedule": {"kind": run.schedule, "warmup_tokens": run.tokens * run.warmup_share},
         "precision": "fp32",
     }
 
 
 def _counts(run: PlantedRun) -> dict[str, float]:
     head = VOCABULARY * run.hidden_size
-    exact = 6 * (run.params + head) * run.tokens + run.num_layers * LENGTH * run.tokens
-    return {"params_non_embedding": run.params, "params_non_embedding_and_head": run.params + head,
-            "params_total": run.params + 2 * head, "flops_6nd": 6 * run.params * run.tokens,
-            "flops_exact": exact}
+    exact = 6 * (run.params + head) * run.tokens + run.num_layers * run.length * run.tokens
+    return {
+        "params_non_embedding": run.params,
+        "params_non_embedding_and_head": run.params + head,
+        "params_total": run.params + 2 * head,
+        "flops_6nd": 6 * run.params * run.tokens,
+        "flops_exact": exact,
+    }
 
 
-def _train_row(run: PlantedRun, surface: Surface, step: int, per_step: int, steps: int,
-               shift: float) -> dict[str, float]:
+def _train_row(
+    run: PlantedRun, surface: Surface, step: int, per_step: int, steps: int, shift: float
+) -> dict[str, float]:
     tokens = step * per_step
     rng = np.random.default_rng([run.seed, step])
-    loss = _loss(run, surface, step / steps, tokens) * shift * np.exp(
-        0.03 * rng.standard_normal())
-    return {"step": step, "tokens": tokens, "samples": step * 4, "flops": 6 * run.params * tokens,
-            "flops_exact": 7 * run.params * tokens, "loss": loss, "learning_rate": 1e-3,
-            "grad_norm": 1.0, "seconds": 1e-4 + 1e-9 * run.params}
+    loss = _loss(run, surface, step / steps, tokens) * shift * np.exp(0.03 * rng.standard_normal())
+    return {
+        "step": step,
+        "tokens": tokens,
+        "samples": step * 4,
+        "flops": 6 * run.params * tokens,
+        "flops_exact": 7 * run.params * tokens,
+        "loss": loss,
+        "learning_rate": 1e-3,
+        "grad_norm": 1.0,
+        "seconds": 1e-4 + 1e-9 * run.params,
+    }
 
 
 def _eval_row(run: PlantedRun, step: int, tokens: int, kind: str, loss: float) -> dict[str, Any]:
     counts = _counts(run)
-    return {"step": step, "tokens": tokens, "flops": 6 * run.params * tokens,
-            "flops_exact": counts["flops_exact"] * tokens / run.tokens, "split": "valid",
-            "kind": kind, "loss": loss, "standard_error": 0.004 * loss, "num_tokens": 50_000,
-            "num_rows": 512}
+    return {
+        "step": step,
+        "tokens": tokens,
+        "flops": 6 * run.params * tokens,
+        "flops_exact": counts["flops_exact"] * tokens / run.tokens,
+        "split": "valid",
+        "kind": kind,
+        "loss": loss,
+        "standard_error": 0.004 * loss,
+        "num_tokens": 50_000,
+        "num_rows": 512,
+    }
+
+
+def point_set(loss: np.ndarray, **columns: np.ndarray) -> PointSet:
+    """Points in memory; a column that is not given is all NaN, each row is its own group."""
+    count = len(loss)
+    labels = np.array([f"row {index}" for index in range(count)])
+    missing = np.full(count, np.nan)
+    points = LossPoints(
+        params=columns.get("params", missing),
+        tokens=columns.get("tokens", missing),
+        flops=columns.get("flops", missing),
+        loss=loss,
+        weight=columns.get("weight", np.ones(count)),
+        group=columns.get("group", labels),
+        label=labels,
+    )
+    return PointSet("memory", points, ())
+
+
+def curves(
+    surface: Surface,
+    params: np.ndarray,
+    span: tuple[float, float],
+    evaluations: int = 40,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> PointSet:
+    """Learning curves in memory, from span[0] to span[1] times each size's own best tokens."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list[np.ndarray]] = {"params": [], "tokens": [], "flops": [], "group": []}
+    losses = []
+    for index, size in enumerate(params):
+        tokens = float(surface.best_tokens(size)) * np.geomspace(*span, evaluations)
+        shift = np.exp(noise * rng.standard_normal())
+        losses.append(surface.loss(size, tokens) * shift)
+        columns["params"].append(np.full(evaluations, float(size)))
+        columns["tokens"].append(tokens)
+        columns["flops"].append(6 * size * tokens)
+        columns["group"].append(np.full(evaluations, f"run {index}"))
+    return point_set(np.concatenate(losses), **{k: np.concatenate(v) for k, v in columns.items()})

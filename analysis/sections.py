@@ -1,0 +1,202 @@
+"""The words of the report, made from the numbers: nothing here says what the fits and
+their warnings do not support."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import special
+
+from analysis.estimate import Estimate, Fit
+from analysis.laws import PF_DAY
+from analysis.page import card, safe, warning
+from analysis.points import SeedNoise
+from analysis.runs import StudyRuns
+from analysis.study_fits import Attempt
+from analysis.words import has_warning, law_with_numbers, short, value_with_interval
+
+N_FIT, PURE_FIT, FRONTIER_FIT = "loss-by-params", "loss-by-params-pure", "frontier"
+
+
+def answer(tried: Mapping[str, Attempt]) -> str:
+    """The headline: what the laws say, with intervals, in sentences."""
+    size, pure, frontier = (_fit(tried, name) for name in (N_FIT, PURE_FIT, FRONTIER_FIT))
+    said = []
+    if size is not None:
+        said.append(
+            f"The held-out loss falls with model size as {law_with_numbers(size)}: exponent "
+            f"{_interval(size, 'exponent')}."
+        )
+        if has_warning(size, "irreducible_not_identified") and pure is not None:
+            said.append(
+                "Its irreducible loss is not identified by these sizes; without one the exponent "
+                f"is {_interval(pure, 'exponent')}."
+            )
+    if frontier is not None:
+        said.append(
+            "Along the compute-efficient frontier the exponent of L(C) is "
+            f"{_interval(frontier, 'exponent')}."
+        )
+        said.append(_optimum_sentence(frontier))
+    missing = [attempt.title for attempt in tried.values() if attempt.fit is None]
+    if missing:
+        said.append(f"Not fitted: {', '.join(missing)} (reasons below).")
+    return " ".join(said)
+
+
+def _optimum_sentence(frontier: Fit) -> str:
+    if has_warning(frontier, "optimum_not_identified"):
+        return (
+            "How the best model size grows with compute cannot be read from these runs: too few "
+            "changes of the best size are bracketed."
+        )
+    if not math.isfinite(frontier.parameters["params_exponent"].low):
+        return (
+            f"Few changes of the best size are bracketed; they put N_opt near "
+            f"C^{frontier.value('params_exponent'):.3f}, with no interval to trust it by."
+        )
+    return (
+        "The best model size grows with compute as N_opt ∝ C^"
+        f"{_interval(frontier, 'params_exponent')}, the tokens as D_opt ∝ C^"
+        f"{_interval(frontier, 'tokens_exponent')}."
+    )
+
+
+def cards(tried: Mapping[str, Attempt], noise: SeedNoise | None) -> str:
+    """The constants at a glance."""
+    size, frontier = _fit(tried, N_FIT), _fit(tried, FRONTIER_FIT)
+    shown = []
+    if size is not None:
+        unknown = has_warning(size, "irreducible_not_identified")
+        shown.append(_card("exponent of L(N)", size.parameters["exponent"]))
+        shown.append(
+            _card(
+                "irreducible loss",
+                size.parameters["irreducible"],
+                "not identified" if unknown else "",
+            )
+        )
+    if frontier is not None:
+        unknown = has_warning(frontier, "irreducible_not_identified")
+        shown.append(
+            _card(
+                "exponent of L(C)",
+                frontier.parameters["exponent"],
+                "rests on an unidentified constant" if unknown else "",
+            )
+        )
+        if has_warning(frontier, "optimum_not_identified"):
+            shown.append(card("exponent of N_opt(C)", "–", "not measured by these runs"))
+        else:
+            shown.append(_card("exponent of N_opt(C)", frontier.parameters["params_exponent"]))
+    if noise is not None:
+        shown.append(
+            card(
+                "seed noise of the loss",
+                f"{100 * noise.relative_sd:.2f}%",
+                f"{noise.cells} repeated size(s), {noise.degrees} degrees of freedom",
+            )
+        )
+    return f'<div class="cards">{"".join(shown)}</div>' if shown else ""
+
+
+def _card(label: str, each: Estimate, tag: str = "") -> str:
+    known = math.isfinite(each.low) and math.isfinite(each.high)
+    below = f"95% interval {each.low:.3f} to {each.high:.3f}" if known else "no interval"
+    return card(label, f"{each.value:.3f}", below, tag)
+
+
+def noise_text(noise: SeedNoise | None, tried: Mapping[str, Attempt]) -> str:
+    """What the repeats say about the scatter of single runs."""
+    if noise is None:
+        return (
+            "<p>No run was repeated with another seed, so the scatter between seeds is not "
+            "measured; the intervals use the scatter about the fitted law instead.</p>"
+        )
+    size = _fit(tried, N_FIT)
+    text = (
+        f"Runs that differ in the seed alone scatter by {100 * noise.relative_sd:.2f}% of the "
+        f"loss (standard deviation, degrees of freedom: {noise.degrees}"
+        + ("; a rough figure)." if noise.degrees < 5 else ").")
+    )
+    if size is not None:
+        text += " " + _lack_of_fit(size, noise)
+    return f"<p>{safe(text)}</p>"
+
+
+def _lack_of_fit(size: Fit, noise: SeedNoise) -> str:
+    """The scatter about L(N) against that of seeds: an F test at 5%."""
+    spread, free = size.diagnostics["residual_sd"], size.diagnostics["degrees_of_freedom"]
+    start = f"About the fitted L(N) single runs scatter by {100 * spread:.2f}%"
+    if spread**2 > special.fdtri(free, noise.degrees, 0.95) * noise.relative_sd**2:
+        return start + ": more than seeds explain, so part of it is the law or the training."
+    return start + ", which the seeds alone may explain (F test at 5%)."
+
+
+def doubts(tried: Mapping[str, Attempt]) -> str:
+    """Laws that could not be fitted, and every warning of those that were."""
+    shown = [
+        warning(f"{each.title} not fitted: {each.problem}")
+        for each in tried.values()
+        if each.fit is None
+    ]
+    for each in tried.values():
+        if each.fit is not None:
+            shown += [warning(f"{each.title}, {text}") for text in each.fit.warnings]
+    return "".join(shown) or "<p>No warning was raised by any fit.</p>"
+
+
+def limits_text(study: StudyRuns, tried: Mapping[str, Attempt], noise: SeedNoise | None) -> str:
+    """What a study of this size can show, from its own reach and interval widths."""
+    points = tried[N_FIT].found.points
+    if not len(points):
+        return "<p>No run is usable yet, so this study shows nothing yet.</p>"
+    sizes = np.unique(points.params)
+    decades = float(np.log10(sizes.max() / sizes.min())) if len(sizes) > 1 else 0.0
+    cost = [float(run.counts["flops_6nd"]) for run in study.runs]
+    text = [
+        f"This study covers {len(sizes)} sizes over {decades:.1f} decades of N "
+        f"({short(sizes.min())} to {short(sizes.max())}) and runs of up to {short(max(cost))} "
+        f"FLOPs, {short(max(cost) / PF_DAY)} PF-days. The papers' ladders span about five decades "
+        "of N, from 1e4 to 1e9 parameters."
+    ]
+    size, pure = _fit(tried, N_FIT), _fit(tried, PURE_FIT)
+    if size is not None:
+        each = size.parameters["exponent"]
+        if math.isfinite(each.low):
+            share = 50 * (each.high - each.low) / each.value
+            text.append(f"The exponent of L(N) is known to about ±{share:.0f}% of itself.")
+        if has_warning(size, "irreducible_not_identified"):
+            text.append(
+                "What the loss would fall to is not known, and with it the split between constant "
+                "and power law: within these sizes the curve is described, beyond them it is not."
+            )
+    if size is not None and pure is not None:
+        text.append(_form_sentence(size, pure))
+    frontier = _fit(tried, FRONTIER_FIT)
+    if frontier is not None and has_warning(frontier, "optimum_not_identified"):
+        text.append("The best size for a given compute is not measured.")
+    if noise is None:
+        text.append("Nothing was repeated, so luck of the seed is not separated from size.")
+    text.append("A prediction a decade beyond the data is a guess with an optimistic interval.")
+    return f"<p>{safe(' '.join(text))}</p>"
+
+
+def _form_sentence(size: Fit, pure: Fit) -> str:
+    with_constant = 100 * float(size.diagnostics["residual_sd"])
+    without = 100 * float(pure.diagnostics["residual_sd"])
+    start = (
+        f"A power law with a constant leaves residuals of {with_constant:.2f}%, one without "
+        f"{without:.2f}%"
+    )
+    if without > 2 * with_constant:
+        return start + ": the bend is visible."
+    return start + ": these runs hardly tell the two forms apart."
+
+
+def _fit(tried: Mapping[str, Attempt], name: str) -> Fit | None:
+    return tried[name].fit if name in tried else None
+
+
+def _interval(fit: Fit, name: str) -> str:
+    return value_with_interval(fit.parameters[name])

@@ -1,0 +1,186 @@
+"""What a build is, before anything is computed: the request, who may write, and the raw input cut into shards.
+
+Everything here is a pure function of the command and the raw input, so that the parts of a job array, each planning for
+itself, agree on which shard holds what.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_prep.chunks import Chunk
+from data_prep.domain import Domain, Piece, family
+from data_prep.manifest import SPLITS, Setting
+from data_prep.shards import write_file
+
+FRACTIONS = (0.96, 0.02, 0.02)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build. Everything here decides the result; nothing here says how it is computed."""
+
+    domain: str
+    raw: str
+    split: str | None = None
+    rows: int | None = None
+    seed: int = 0
+    fractions: tuple[float, float, float] = FRACTIONS
+    chunks_per_shard: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of this build within its folder."""
+        return self.split or "all"
+
+    @property
+    def shares(self) -> tuple[tuple[str, float], ...]:
+        """(split, share of the items) of every split that gets some."""
+        if self.split:
+            return ((self.split, 1.0),)
+        return tuple(
+            (split, share) for split, share in zip(SPLITS, self.fractions, strict=True) if share > 0
+        )
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What another command must agree in to be the same build."""
+        generated = self.raw.partition(":")[0] == "generator"
+        return {
+            "raw": self.raw if generated else str(Path(self.raw).resolve()),
+            "split": self.split,
+            "rows": self.rows,
+            "seed": self.seed,
+            "fractions": None if self.split else ",".join(f"{share:g}" for share in self.fractions),
+            "chunks_per_shard": self.chunks_per_shard,
+        }
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The chunks of one shard; `rows` caps its rows (generated data)."""
+
+    number: int
+    chunks: tuple[Chunk, ...]
+    rows: int | None
+
+
+def check_request(request: Request) -> None:
+    if request.split not in (None, *SPLITS):
+        raise ValueError(
+            f"--split {request.split}: wanted one of {', '.join(SPLITS)}, or no --split. Choose one."
+        )
+    if min(request.fractions) < 0 or abs(sum(request.fractions) - 1) > 1e-9:
+        raise ValueError(
+            f"--fractions {','.join(map(str, request.fractions))}: wanted three shares (train, valid, test), "
+            f"none below 0, that add up to 1. For instance: --fractions 0.96,0.02,0.02"
+        )
+    if request.chunks_per_shard is not None and request.chunks_per_shard < 1:
+        raise ValueError(
+            f"--chunks-per-shard {request.chunks_per_shard}: wanted at least 1. Leave it out."
+        )
+
+
+def same_settings(
+    out: Path, there: dict[str, Setting], here: dict[str, Setting], state: str
+) -> None:
+    different = [name for name in here if there.get(name) != here[name]]
+    if different:
+        both = "; ".join(
+            f"{name} = {there.get(name)!r} there, {here[name]!r} now" for name in different
+        )
+        raise ValueError(
+            f"{out}: {state} with other settings: {both}. Wanted the same command, or a split that is not there yet. "
+            f"Choose another --out, or delete {out} to start over."
+        )
+
+
+@contextmanager
+def lock(out: Path, name: str, shared: bool, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file of the folder; ValueError at once if another process holds it, unless told to wait.
+
+    The kernel lets go of it when the process dies, however it dies.
+    """
+    folder = out / ".build"
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(handle, mode if wait else mode | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(
+            f"{out}: another build is writing here; wanted the folder to ourselves. "
+            f"Wait for it to end, then run this command again."
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def plan_shards(
+    request: Request, here: Domain, out: Path, work: Path, part: str
+) -> list[ShardPlan]:
+    """Cut the raw input into shards of chunks; the same input always gives the same plan, whoever makes it."""
+    module = family(here.name)
+    listing = work / f"listing-{part}.jsonl"
+    pieces = module.plan(here, request.raw, request.rows, listing)
+    digest = hashlib.sha256(listing.read_bytes() if listing.exists() else b"")
+    digest.update(
+        "".join(
+            f"{'' if p.source == str(listing) else p.source} {p.start} {p.stop}\n" for p in pieces
+        ).encode()
+    )
+    with lock(out, "plan", shared=False, wait=True):
+        _record_plan(work / "plan.json", out, request, digest.hexdigest())
+    size = request.chunks_per_shard or module.CHUNKS_PER_SHARD
+    groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
+    return [_shard_plan(request, here, work, number, group) for number, group in enumerate(groups)]
+
+
+def _record_plan(path: Path, out: Path, request: Request, digest: str) -> None:
+    """Write down what is being built, or check that it is what was being built before."""
+    for other in (out / ".build").glob("*/plan.json"):
+        # "all" writes the files of every split, so it and one split exclude each other.
+        if other != path and "all" in (other.parent.name, request.label):
+            same_settings(
+                out, json.loads(other.read_bytes())["settings"], request.settings, "half built"
+            )
+    if not path.exists():
+        write_file(
+            path, json.dumps({"settings": request.settings, "raw": digest}, indent=1).encode()
+        )
+        return
+    before = json.loads(path.read_bytes())
+    same_settings(out, before["settings"], request.settings, "half built")
+    if before["raw"] != digest:
+        raise ValueError(
+            f"{request.raw}: has changed since this build of {out} began (digest of its list of items "
+            f"{before['raw'][:12]} then, {digest[:12]} now); wanted the same raw data. "
+            f"Restore it, or delete {out / '.build'} to start over."
+        )
+
+
+def _shard_plan(
+    request: Request, here: Domain, work: Path, number: int, pieces: list[Piece]
+) -> ShardPlan:
+    rows = None if request.rows is None else sum(piece.stop - piece.start for piece in pieces)
+    if rows is not None:
+        # Each split loses up to a row at the end of the shard: make so much more.
+        pieces = [*pieces[:-1], replace(pieces[-1], stop=pieces[-1].stop + len(request.shares))]
+    folder = work / f"shard-{number:05d}"
+    chunks = tuple(
+        Chunk(
+            folder / f"{index:06d}.npz",
+            here.name,
+            piece,
+            f"{request.seed} {number} {index}",
+            request.shares,
+        )
+        for index, piece in enumerate(pieces)
+    )
+    return ShardPlan(number, chunks, rows)

@@ -1,0 +1,247 @@
+"""One open shard: its rows of tokens, and the kind of every token.
+
+Rows are read in one of two ways. A few rows of a shard come by `pread`: with thousands of shards nearly every row is in
+another one, and mapping a file to read 192 bytes costs more than reading them. From `MAP_FROM` rows of one shard on it
+is mapped and rows are gathered in one go. Both make copies: a view into a map that is closed later would be read
+after its memory is gone.
+
+The .idx is read only where a row has several kinds, through a map, by binary search.
+"""
+
+import bisect
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.domain import Domain
+from data_prep.shards import IndexHeader, read_header
+
+# From so many rows of one shard on, a map beats `pread` and searching for all at once beats bisect (measured with
+# benchmarks/loader.py).
+MAP_FROM = 12
+_INT64 = struct.Struct("<q")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that may not be open: where it is and what its files must be."""
+
+    prefix: Path
+    rows: int
+    tokens: int
+    bin_bytes: int
+    idx_bytes: int
+
+
+class OpenShard:
+    """A shard with open files: at most two handles, let go with the object. Call `check_pair` before the first time."""
+
+    def __init__(self, shard: Shard, here: Domain, dtype: np.dtype) -> None:
+        self._shard, self._length, self._dtype = shard, here.seq_length, dtype
+        self._num_kinds = len(here.kinds)
+        self._handle = _open(f"{shard.prefix}.bin", shard.bin_bytes)
+        self._map: np.ndarray | None = None
+        if self._num_kinds > 1:
+            self._index = _map_index(shard)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", -1) >= 0:
+            os.close(self._handle)
+
+    def read(self, rows: np.ndarray, where: np.ndarray | slice, out: np.ndarray) -> None:
+        """Copy rows (int64 [n]) of this shard to `out[where]`, out being [B, S] of the stored dtype."""
+        if self._map is None and len(rows) >= MAP_FROM:
+            stored = np.frombuffer(
+                _map_handle(self._handle), self._dtype, count=self._shard.rows * self._length
+            )
+            self._map = stored.reshape(self._shard.rows, self._length)
+            os.close(self._handle)
+            self._handle = -1
+        if self._map is not None:
+            out[where] = self._map[rows]
+            return
+        size = self._length * self._dtype.itemsize
+        places = range(len(rows)) if isinstance(where, slice) else where.tolist()
+        for place, row in zip(places, rows.tolist(), strict=True):
+            if os.preadv(self._handle, [out[place]], row * size) != size:
+                check_size(
+                    _file(self._shard.prefix, ".bin"),
+                    self._shard.bin_bytes,
+                    "the dataset as it was opened",
+                )
+
+    def kinds(self, rows: np.ndarray) -> np.ndarray:
+        """The kind of every token, uint8 [n, S], of rows (int64 [n]) of this shard."""
+        if self._num_kinds == 1:
+            return np.zeros((len(rows), self._length), np.uint8)
+        return _kinds(self._index, rows, self._length, self._dtype.itemsize, self._num_kinds)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """A mapped .idx: byte offsets and kinds of its sequences (views into the map)."""
+
+    path: Path
+    pointers: np.ndarray
+    modes: np.ndarray
+    buffer: mmap.mmap
+    pointers_at: int
+
+
+def _file(prefix: Path, ending: str) -> Path:
+    return prefix.with_name(prefix.name + ending)
+
+
+def check_size(path: Path, wanted: int, whose: str) -> None:
+    """ValueError if `path` is missing or not `wanted` bytes long, as `whose` word has it."""
+    size = path.stat().st_size if path.is_file() else None
+    if size != wanted:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise ValueError(
+            f"{path}: {found}; wanted {wanted} bytes, says {whose}. The file is cut off, damaged or of another build: "
+            f"copy it again, or delete the folder and build again."
+        )
+
+
+def _open(path: str, size: int) -> int:
+    """A handle of a file that is `size` bytes long."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if os.fstat(handle).st_size != size:
+        os.close(handle)
+        check_size(Path(path), size, "the dataset as it was opened")
+    return handle
+
+
+def _map_handle(handle: int) -> mmap.mmap:
+    mapped = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+    # Rows come in random order: without this the kernel reads 128 KiB around every one of them.
+    mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
+
+
+def _map_index(shard: Shard) -> _Index:
+    path = _file(shard.prefix, ".idx")
+    header = read_header(path)
+    handle = _open(str(path), shard.idx_bytes)
+    try:
+        raw = _map_handle(handle)
+    finally:
+        os.close(handle)
+    pointers = np.frombuffer(raw, "<i8", count=header.sequences, offset=header.pointers_at)
+    modes = np.frombuffer(raw, "<i1", count=header.sequences, offset=header.modes_at)
+    return _Index(path, pointers, modes, raw, header.pointers_at)
+
+
+def check_pair(shard: Shard, here: Domain, dtype: np.dtype) -> None:
+    """Do the first and last entries of the .idx describe this .bin? Reads a few bytes, whatever the size."""
+    idx_path = _file(shard.prefix, ".idx")
+    check_size(_file(shard.prefix, ".bin"), shard.bin_bytes, "the dataset as it was opened")
+    header = read_header(idx_path)
+    if header.dtype != dtype or (not header.has_modes and len(here.kinds) > 1):
+        raise ValueError(
+            f"{idx_path}: tokens are {header.dtype.name}, {'with' if header.has_modes else 'without'} modes; wanted "
+            f"{dtype.name} with modes for domain {here.name}. The file is of another build, or was written for text "
+            f"only (multimodal=False): write or build it again."
+        )
+    first, last, length = _ends(idx_path, header)
+    end = last + length * header.dtype.itemsize
+    whole = here.packed or shard.tokens == header.documents * here.seq_length
+    if first != 0 or end != shard.bin_bytes or not whole:
+        documents = "any number of" if here.packed else shard.tokens // here.seq_length
+        raise ValueError(
+            f"{idx_path}: sequences from byte {first} to {end}, {header.documents} documents; wanted 0 to "
+            f"{shard.bin_bytes} (the .bin) and {documents} documents for domain {here.name} (rows of "
+            f"{here.seq_length}). The pair does not belong together, or to this domain: copy both files again, or "
+            f"build again."
+        )
+
+
+def _ends(idx_path: Path, header: IndexHeader) -> tuple[int, int, int]:
+    """First pointer, last pointer (bytes), last length (tokens); zeros if there is no sequence."""
+    if not header.sequences:
+        return 0, 0, 0
+    with idx_path.open("rb") as stream:
+        handle = stream.fileno()
+        first = os.pread(handle, 8, header.pointers_at)
+        last = os.pread(handle, 8, header.documents_at - 8)
+        length = os.pread(handle, 4, header.pointers_at - 4)
+    return _INT64.unpack(first)[0], _INT64.unpack(last)[0], struct.unpack("<i", length)[0]
+
+
+def _kinds(index: _Index, rows: np.ndarray, length: int, item: int, num_kinds: int) -> np.ndarray:
+    """As `OpenShard.kinds`; `item` is the size of a token in bytes."""
+    row_start = rows * length
+    first, last = _sequences_of(index, row_start * item, (row_start + length - 1) * item, length)
+    counts = last - first + 1
+    # Every row's sequences one after another: numbers first, first + 1, ..., last of row 0, then of row 1, ...
+    ends = np.cumsum(counts)
+    flat = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
+    begin = np.maximum(index.pointers[flat] // item, np.repeat(row_start, counts))
+    stop = np.empty_like(begin)
+    stop[:-1] = begin[1:]
+    stop[ends - 1] = row_start + length
+    modes = index.modes[flat]
+    if (stop < begin).any() or modes.min() < 0 or modes.max() >= num_kinds:
+        raise ValueError(
+            f"{index.path}: pointers that go back or modes from {modes.min()} to {modes.max()}; "
+            f"wanted rising pointers and modes 0 to {num_kinds - 1}. The file is damaged: run `python -m data_prep "
+            f"check` on the folder, then copy or build it again."
+        )
+    return np.repeat(modes, stop - begin).astype(np.uint8).reshape(len(rows), length)
+
+
+def _sequences_of(
+    index: _Index, first_byte: np.ndarray, last_byte: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (int64 [n] each) of the sequences that hold the first and the last byte asked for."""
+    count = len(index.pointers)
+    if len(first_byte) < MAP_FROM:
+        pairs = zip(first_byte.tolist(), last_byte.tolist(), strict=True)
+        found = np.array([_bisect(index, low, high, length, count) for low, high in pairs])
+        return found[:, 0], found[:, 1]
+    first = _search(index, first_byte, np.zeros_like(first_byte), np.full_like(first_byte, count))
+    # A row touches at most `length` sequences, unless some are empty: then search them all.
+    last = _search(index, last_byte, first, np.minimum(first + length + 1, count))
+    if (last - first >= length).any():
+        last = _search(index, last_byte, first, np.full_like(first, count))
+    return first, last
+
+
+def _search(index: _Index, targets: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The last sequence in [low, high) whose pointer is <= target, for all targets at once.
+
+    np.searchsorted would first copy the whole array, because it is not aligned in the file; this touches only the
+    pointers that it compares with.
+    """
+    for _ in range(int((high - low).max()).bit_length()):
+        middle = (low + high) >> 1
+        before = index.pointers[middle] <= targets
+        low, high = np.where(before, middle, low), np.where(before, high, middle)
+    return low
+
+
+def _bisect(
+    index: _Index, first_byte: int, last_byte: int, length: int, count: int
+) -> tuple[int, int]:
+    """First and last sequence of one row: quicker for a few rows than `_search`."""
+    unpack, buffer, base = _INT64.unpack_from, index.buffer, index.pointers_at
+    first = max(
+        0,
+        bisect.bisect_right(range(count), first_byte, key=lambda n: unpack(buffer, base + 8 * n)[0])
+        - 1,
+    )
+    # A row touches at most `length` sequences, unless some are empty: then search them all.
+    near = index.pointers[first : first + length + 1].copy()
+    last = first + int(near.searchsorted(last_byte, side="right")) - 1
+    if last - first >= length:
+        last = (
+            bisect.bisect_right(
+                range(count), last_byte, key=lambda n: unpack(buffer, base + 8 * n)[0]
+            )
+            - 1
+        )
+    return first, max(first, last)

@@ -1,0 +1,233 @@
+"""The report: complete, self-contained, reproducible, honest about what could not be fitted."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.__main__ import main
+from analysis.report import inputs_digest, write_report
+from analysis.runs import Counting
+from tests.analysis.planted import LENGTH, PlantedRun, Surface, ladder, write_study
+
+SURFACE = Surface(a=150, b=1500, irreducible=0.9)
+DRAWS = 60
+
+
+def runs():
+    made = ladder(tokens=2e6, evaluations=14, seed_noise=0.002, kinds=("question", "answer"))
+    return [
+        *made,
+        replace(made[2], run_id="repeat-s1", seed=1),
+        replace(made[1], run_id="stopped", finished=False, seed=2),
+    ]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("results") / "planted", runs(), SURFACE)
+
+
+@pytest.fixture(scope="module")
+def report(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    lines = write_report(study, out, Counting(), DRAWS, 0)
+    return out, lines, (out / "report.html").read_text()
+
+
+def test_it_prints_the_path_and_the_exponents(report):
+    out, lines, _ = report
+    assert lines[0] == str(out / "report.html")
+    assert lines[1] == "6 runs used, 1 left out"
+    assert any(re.match(r"L\(N\): exponent 0\.\d+ \[0\.\d+, 0\.\d+\]", line) for line in lines)
+    assert any(line.startswith("N_opt(C): exponent") for line in lines)
+
+
+def test_the_planted_exponent_is_inside_its_interval(report):
+    out, _, _ = report
+    fits = {fit["name"]: fit for fit in json.loads((out / "fits.json").read_text())["fits"]}
+    each = fits["loss-by-params"]["parameters"]["exponent"]
+    assert each["low"] <= SURFACE.alpha <= each["high"]
+
+
+class Resources(HTMLParser):
+    """Collects every address that a browser would fetch, and tags left open."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.fetched += [v for k, v in attributes if k in ("src", "href", "xlink:href", "srcset")]
+        if tag not in ("meta", "br", "path", "use", "rect", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use", "rect"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_asks_nothing_of_the_network(report):
+    _, _, text = report
+    page = Resources()
+    page.feed(text)
+    assert page.open == []
+    assert page.fetched
+    assert all(each.startswith(("#", "data:")) for each in page.fetched)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "<script" not in text
+    assert "@import" not in text
+    assert "url(#" in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_every_id_is_unique_and_every_reference_resolves(report):
+    _, _, text = report
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", text)) <= set(names)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Does the fit find the planted law?",
+        "The held-out loss falls with model size",
+        "Henighan et al. 2020, Table 1",
+        "Tokenisation, masking of the loss",
+        "unfinished: stopped at step",
+        "Runs that differ in the seed alone scatter by",
+        "5 sizes over 3.6 decades of N",
+        "What to distrust",
+        "few_points",
+        "Held-out loss by position",
+        "Held-out loss by kind of token",
+        "extrapolation error",
+        'download="fits.json"',
+        'download="points.csv"',
+    ],
+)
+def test_it_says(report, words):
+    assert words in report[2]
+
+
+def test_published_constants_stand_beside_ours(report):
+    rows = re.findall(r"<tr>(.*?)</tr>", report[2])
+    row = next(row for row in rows if "L(N)</td>" in row and ">exponent<" in row)
+    assert row.endswith("<td>0.16</td>")
+
+
+def test_the_same_again_says_up_to_date_at_once(study, report):
+    out, lines, text = report
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    began = time.perf_counter()
+    again = write_report(study, out, Counting(), DRAWS, 0)
+    assert time.perf_counter() - began < 1
+    assert again == [f"{out / 'report.html'} (up to date)", *lines[1:]]
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+def test_the_same_input_gives_the_same_bytes(study, report, tmp_path):
+    out, _, text = report
+    write_report(study, tmp_path, Counting(), DRAWS, 0)
+    assert (tmp_path / "points.csv").read_bytes() == (out / "points.csv").read_bytes()
+
+    def timeless(folder):
+        return re.sub(r'"seconds": [\d.]+', "", (folder / "fits.json").read_text())
+
+    assert timeless(tmp_path) == timeless(out)
+    embedded = r'href="data:application/json;base64,[^"]*"'
+    again = (tmp_path / "report.html").read_text()
+    assert re.sub(embedded, "", again) == re.sub(embedded, "", text)
+
+
+def test_anything_that_changes_is_noticed(study, tmp_path):
+    copy = shutil.copytree(study, tmp_path / "planted")
+    digests = {inputs_digest(copy, Counting(), DRAWS, 0)}
+    digests.add(inputs_digest(copy, Counting(params="total"), DRAWS, 0))
+    digests.add(inputs_digest(copy, Counting(), DRAWS + 1, 0))
+    digests.add(inputs_digest(copy, Counting(), DRAWS, 1))
+    with (copy / "stopped" / "metrics.h5").open("ab") as file:
+        file.write(b"x")
+    digests.add(inputs_digest(copy, Counting(), DRAWS, 0))
+    shutil.rmtree(copy / "stopped")
+    digests.add(inputs_digest(copy, Counting(), DRAWS, 0))
+    assert len(digests) == 6
+
+
+def test_points_csv_can_be_fitted_again(report, capsys):
+    out, _, _ = report
+    command = ["fit", str(out / "points.csv"), "--law", "frontier", "--bootstrap", "0"]
+    assert main(command) == 0
+    again = json.loads(capsys.readouterr().out)["parameters"]["exponent"]["value"]
+    fits = {fit["name"]: fit for fit in json.loads((out / "fits.json").read_text())["fits"]}
+    assert again == pytest.approx(fits["frontier"]["parameters"]["exponent"]["value"], rel=1e-6)
+
+
+def test_a_study_with_one_finished_run_still_gets_a_report(tmp_path):
+    made = ladder(tokens=1e5, evaluations=6, sizes=3)
+    broken = [made[0], replace(made[1], finished=False), replace(made[2], finished=False)]
+    folder = write_study(tmp_path / "study", broken, SURFACE)
+    lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
+    assert "L(N): not fitted:" in " ".join(lines)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "1 usable points at 1 different params (2 left out)" in text
+    assert "Not fitted: L(N), L(N), no constant, frontier" in text
+    assert json.loads((tmp_path / "out" / "fits.json").read_text())["fits"] == []
+
+
+def test_a_study_with_no_finished_run_still_gets_a_report(tmp_path):
+    made = [replace(run, finished=False) for run in ladder(tokens=1e5, evaluations=6, sizes=2)]
+    folder = write_study(tmp_path / "study", made, SURFACE)
+    lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
+    assert lines[1] == "0 runs used, 2 left out"
+    assert "this study shows nothing yet" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_pictures_get_a_map_by_pixel(tmp_path):
+    made = [
+        PlantedRun(f"p{i}", hidden_size=32 * 2**i, num_layers=4, tokens=1e5, domain="image-8x8",
+                   evaluations=6, length=192)
+        for i in range(4)
+    ]  # fmt: skip
+    folder = write_study(tmp_path / "study", made, SURFACE)
+    write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "Held-out loss by pixel" in text
+    assert "<image" not in text
+    assert LENGTH != 192
+
+
+def chromium():
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+
+
+@pytest.mark.skipif(chromium() is None, reason="no chromium to draw the page with")
+@pytest.mark.parametrize("size", ["390,2400", "1200,2400"])
+def test_a_browser_draws_it(report, tmp_path, size):
+    """Not blank, in colour, and no wider than the window."""
+    from PIL import Image
+
+    out, _, _ = report
+    shot = tmp_path / "shot.png"
+    width = max(int(size.split(",")[0]), 500)  # headless Chromium has no narrower window
+    subprocess.run(
+        [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--disable-background-networking", f"--window-size={size}", f"--screenshot={shot}",
+         f"--user-data-dir={tmp_path / 'profile'}", Path(out / "report.html").as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] in (width, int(size.split(",")[0]))
+    grey = np.ptp(pixels, axis=2)
+    assert (grey > 60).mean() > 0.002  # the coloured curves
+    assert pixels.std() > 10

@@ -1,0 +1,158 @@
+"""Results folders: which runs count, which are left out and why, what is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from analysis.points import keep_efficient
+from analysis.runs import Counting, curve_points, final_points, read_runs, warmup_tokens
+from launch.results import read_result
+from tests.analysis.planted import PlantedRun, Surface, ladder, write_run, write_study
+
+SURFACE = Surface(a=150, b=1500, irreducible=0.9)
+RUN = PlantedRun("one", hidden_size=32, num_layers=4, tokens=2e5, evaluations=8)
+TWO = [RUN, replace(RUN, run_id="two", hidden_size=64, num_layers=8)]
+
+
+def study(tmp_path, *more):
+    return write_study(tmp_path / "study", [*TWO, *more], SURFACE)
+
+
+def reasons(folder):
+    return {each.point: each.reason for each in read_runs(folder).left_out}
+
+
+def test_one_final_point_for_each_run_at_its_lowest_loss(tmp_path):
+    found = final_points(read_runs(study(tmp_path)), Counting(), "params")
+    assert list(found.points.params) == [12288, 98304]
+    tokens = found.points.tokens
+    assert found.points.loss == pytest.approx(SURFACE.loss(found.points.params, tokens), rel=1e-12)
+    assert found.points.flops == pytest.approx(6 * found.points.params * tokens)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"finished": False}, "unfinished: stopped at step"),
+        ({"diverge_at": 0.3}, "diverged or over-fitted: last held-out loss"),
+        ({"loss_at_end": float("nan")}, "diverged: a loss is not finite"),
+    ],
+)
+def test_runs_that_are_no_measurement_are_left_out(tmp_path, changes, reason):
+    bad = replace(RUN, run_id="bad", **changes)
+    assert reason in reasons(study(tmp_path, bad))["bad"]
+
+
+def test_damaged_runs_are_left_out_one_by_one(tmp_path):
+    folder = study(tmp_path)
+    for name, content in (("empty", b""), ("other-kind", b"\x89PNG\r\n"),
+                          ("cut", (folder / "one" / "metrics.h5").read_bytes()[:3000])):  # fmt: skip
+        (folder / name).mkdir()
+        (folder / name / "metrics.h5").write_bytes(content)
+    (folder / "waiting").mkdir()
+    (folder / "waiting" / "config.json").write_text("{}")
+    (folder / "logs").mkdir()
+    found = reasons(folder)
+    assert set(found) == {"empty", "other-kind", "cut", "waiting"}
+    assert found["waiting"] == "not begun: no metrics.h5 yet"
+    for name in ("empty", "other-kind", "cut"):
+        assert found[name].startswith("damaged: ")
+        assert "metrics.h5" in found[name]
+    assert len(read_runs(folder).runs) == 2
+
+
+def test_an_evaluation_set_that_is_not_there_is_named(tmp_path):
+    found = read_runs(study(tmp_path), "test")
+    assert found.runs == ()
+    assert found.left_out[0].reason == "no evaluation on the split 'test'"
+
+
+def test_different_domains_never_mix(tmp_path):
+    other = replace(RUN, run_id="other", domain="image-8x8")
+    with pytest.raises(ValueError, match="runs judged on different data: one on .*mathematics"):
+        read_runs(study(tmp_path, other))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda f: f.mkdir(), "no runs (0 folders, none with a metrics.h5)"),
+        (lambda f: write_study(f / "inner", [RUN], SURFACE), "Name one study in it: "),
+        (lambda f: write_run_here(f), "this is one run; wanted the results folder of a study"),
+    ],
+)
+def test_folders_that_hold_no_runs_are_refused(tmp_path, make, message):
+    folder = tmp_path / "results"
+    make(folder)
+    with pytest.raises(ValueError, match="results: ") as error:
+        read_runs(folder)
+    assert message in str(error.value)
+
+
+def write_run_here(folder):
+    folder.mkdir()
+    write_run(folder, RUN, SURFACE)
+
+
+def test_counting_conventions_change_n_and_c_together(tmp_path):
+    runs = read_runs(study(tmp_path))
+    one = runs.runs[0]
+    for name, key in (("total", "params_total"),
+                      ("non-embedding-and-head", "params_non_embedding_and_head")):  # fmt: skip
+        points = final_points(runs, Counting(params=name), "params").points
+        assert points.params[0] == one.counts[key]
+        assert points.flops == pytest.approx(6 * points.params * points.tokens)
+    exact = final_points(runs, Counting(flops="exact"), "params").points
+    assert exact.flops[0] == pytest.approx(one.eval_rows("valid")["flops_exact"][-1])
+
+
+def test_of_several_budgets_the_largest_counts_with_every_seed(tmp_path):
+    found = final_points(read_runs(study(
+        tmp_path, replace(RUN, run_id="long", tokens=4e5), replace(RUN, run_id="long-s1",
+                                                                  tokens=4e5, seed=1))),
+        Counting(), "params")  # fmt: skip
+    assert sorted(found.points.group) == ["long", "long-s1", "two"]
+    assert found.left_out[-1].reason.startswith("another run of this size trained on more tokens")
+    assert any(text.startswith("tokens_vary_with_size: ") for text in found.remarks)
+
+
+def test_l_of_d_uses_the_largest_size_alone(tmp_path):
+    found = final_points(read_runs(study(tmp_path)), Counting(), "tokens")
+    assert list(found.points.params) == [98304]
+    assert "not of the largest size" in found.left_out[0].reason
+
+
+def test_l_of_c_leaves_out_what_was_beaten_for_less(tmp_path):
+    found = final_points(read_runs(study(tmp_path)), Counting(), "flops")
+    worse = found.points.only([0, 1, 1])
+    worse.loss[:] = [2.0, 1.0, 1.5]
+    kept = keep_efficient(replace(found, points=worse))
+    assert list(kept.points.loss) == [2.0, 1.0]
+    assert "a run that cost no more did better" in kept.left_out[-1].reason
+
+
+def test_curves_leave_the_warm_up_out_and_say_if_rates_decay(tmp_path):
+    late = replace(RUN, run_id="late", schedule="linear", warmup_share=0.5)
+    found = curve_points(read_runs(study(tmp_path, late)), Counting())
+    mine = found.points.tokens[found.points.group == "late"]
+    assert mine.min() >= 1e5
+    gone = [each for each in found.left_out if each.point.startswith("late step")]
+    assert gone
+    assert {each.reason for each in gone} == {"inside the learning-rate warm-up"}
+    assert found.remarks[0].startswith("mid_schedule_points: the learning rate of 1 of 3 runs")
+
+
+def test_warm_up_may_be_given_in_steps(tmp_path):
+    config = {"schedule": {"warmup_steps": 10, "warmup_tokens": None},
+              "batch": {"train_batch_size": 4}, "shape": {"seq_length": 64}}  # fmt: skip
+    assert warmup_tokens(config) == 2560
+    assert warmup_tokens({"schedule": {"warmup_tokens": 5.0}}) == 5
+    assert warmup_tokens({}) == 0
+
+
+def test_the_planted_writer_writes_what_the_reader_reads(tmp_path):
+    folder = study(tmp_path)
+    run = read_result(folder / "two")
+    assert run.finished
+    assert run.counts["params_non_embedding"] == 98304
+    assert len(ladder()) == 5

@@ -1,0 +1,332 @@
+"""Building whole datasets: splits, resume, parts, two builds at once, refused items."""
+
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.build import How, build
+from data_prep.check import check
+from data_prep.chunks import split_of
+from data_prep.dataset import TokenDataset
+from data_prep.manifest import load_manifest
+from data_prep.plan import Request, lock
+from data_prep.pictures import decode
+
+HALVES = (0.5, 0.25, 0.25)
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Many small pieces, so that forty pictures make several chunks (the workers only see the pieces)."""
+    from data_prep.domain import family
+
+    monkeypatch.setattr(family("image-8x8"), "_PIECE", 7)
+    monkeypatch.setattr(family("mathematics"), "_PIECE_PROBLEMS", 50)
+
+
+def request(folder: Path, **changes) -> Request:
+    return Request("image-8x8", str(folder), **{"fractions": HALVES, "chunks_per_shard": 2, **changes})
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*-?????.*"))}
+
+
+def all_rows(out: Path) -> dict[str, np.ndarray]:
+    manifest = load_manifest(out)
+    return {split: TokenDataset(out, split).rows(np.arange(manifest.rows(split))).tokens for split in manifest.splits}
+
+
+def test_every_picture_is_there_once(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    build(request(picture_folder), out, How())
+    found = sorted(row.tobytes() for rows in all_rows(out).values() for row in rows)
+    expected = sorted(decode(path.read_bytes(), 8).tobytes() for path in picture_folder.rglob("*.png"))
+    assert found == expected
+    assert all(len(rows) > 3 for rows in all_rows(out).values()), "all three splits get some"
+    assert "right" in check(out)
+    assert (out / "preview.png").is_file()
+    assert (out / "refused.jsonl").read_text() == ""
+    assert sorted(path.name for path in (out / ".build").iterdir() if path.suffix != ".lock") == []
+
+
+def test_workers_and_parts_give_the_same_bytes(tmp_path, picture_folder):
+    build(request(picture_folder), tmp_path / "one", How(workers=1))
+    build(request(picture_folder), tmp_path / "two", How(workers=2))
+    for part in (1, 2, 0):
+        manifest = build(request(picture_folder), tmp_path / "parts", How(part=part, parts=3))
+        assert (manifest is not None) == (part == 0), "finished when the last part is"
+    one = shards(tmp_path / "one")
+    assert len(one) == 2 * 3 * 3, "6 chunks, 2 a shard, 3 splits"
+    assert one == shards(tmp_path / "two") == shards(tmp_path / "parts")
+
+
+def test_a_whole_build_finishes_what_parts_left(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    assert build(request(picture_folder), out, How(part=1, parts=3)) is None
+    with pytest.raises(ValueError, match="holds an unfinished build; wanted a finished dataset"):
+        TokenDataset(out, "train")
+    before = {name: (out / name).stat().st_mtime_ns for name in shards(out)}
+    assert before
+    assert build(request(picture_folder), out, How()) is not None
+    assert all((out / name).stat().st_mtime_ns == mtime for name, mtime in before.items()), "not made again"
+
+
+def test_splits_are_stable_when_items_are_added(tmp_path, picture_folder):
+    build(request(picture_folder), tmp_path / "before", How())
+    for number in range(100, 110):
+        (picture_folder / f"0{number}.png").write_bytes(png(number))
+    build(request(picture_folder), tmp_path / "after", How())
+    after = all_rows(tmp_path / "after")
+    for split, rows in all_rows(tmp_path / "before").items():
+        assert {row.tobytes() for row in rows} <= {row.tobytes() for row in after[split]}
+
+
+def test_duplicates_land_in_one_split(tmp_path, picture_folder):
+    for path in sorted(picture_folder.rglob("*.png")):
+        path.with_name("again-" + path.name).write_bytes(path.read_bytes())
+    build(request(picture_folder), tmp_path / "out", How())
+    seen = [{row.tobytes() for row in rows} for rows in all_rows(tmp_path / "out").values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 40
+
+
+def test_split_shares():
+    shares = (("train", 0.96), ("valid", 0.02), ("test", 0.02))
+    found = [split_of(str(number).encode(), shares) for number in range(20_000)]
+    assert found.count("train") / 20_000 == pytest.approx(0.96, abs=0.006)
+    assert found.count("valid") / 20_000 == pytest.approx(0.02, abs=0.004)
+
+
+def test_one_split_after_another(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    build(request(picture_folder / "class0", split="train"), out, How())
+    identity = TokenDataset(out, "train").identity
+    build(request(picture_folder / "class1", split="test"), out, How())
+    assert {split: len(rows) for split, rows in all_rows(out).items()} == {"train": 20, "test": 20}
+    assert TokenDataset(out, "train").identity == identity
+    assert len(load_manifest(out).builds) == 2
+    with pytest.raises(ValueError, match=r"already built with other settings: raw = '.*class0' there, '.*class1' now"):
+        build(request(picture_folder / "class1", split="train"), out, How())
+    with pytest.raises(ValueError, match="split = 'train' there, None now"):
+        build(request(picture_folder), out, How())
+    with pytest.raises(ValueError, match="manifest.json: domain.*The dataset was built for another domain"):
+        build(Request("image-16x16", str(picture_folder), split="valid"), out, How())
+
+
+def test_the_same_again_does_nothing(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    first = build(request(picture_folder), out, How())
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert build(request(picture_folder), out, How()) == first
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_half_built_with_other_settings_is_refused(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    build(request(picture_folder), out, How(part=0, parts=3))
+    with pytest.raises(ValueError, match="half built with other settings: seed = 0 there, 1 now"):
+        build(request(picture_folder, seed=1), out, How())
+    with pytest.raises(ValueError, match="half built with other settings: split = None there, 'train' now"):
+        build(request(picture_folder, split="train"), out, How())
+    (picture_folder / "new.png").write_bytes(png(1000))
+    with pytest.raises(ValueError, match="has changed since this build"):
+        build(request(picture_folder), out, How())
+
+
+def test_two_builds_at_once_are_refused(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    out.mkdir()
+    with lock(out, "build", shared=False), pytest.raises(ValueError, match="another build is writing here; wanted"):
+        build(request(picture_folder), out, How())
+    with lock(out, "build", shared=True):
+        with pytest.raises(ValueError, match="another build is writing here"):
+            build(request(picture_folder), out, How())
+        assert build(request(picture_folder), out, How(part=0, parts=3)) is None, "parts work side by side"
+    with (out / ".build" / "part-2-of-3.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another build is writing here"):
+            build(request(picture_folder), out, How(part=1, parts=3))
+
+
+def test_foreign_shards_are_not_overwritten(tmp_path, picture_folder):
+    (tmp_path / "train-00000.idx").write_bytes(b"x")
+    with pytest.raises(ValueError, match="holds .idx files but no manifest.json"):
+        build(request(picture_folder), tmp_path, How())
+
+
+def test_refused_items_are_listed_and_limited(tmp_path, picture_folder):
+    (picture_folder / "bad.png").write_bytes(b"<html>")
+    (picture_folder / "empty.png").touch()
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"2 of 42 items \(4.76%\) refused; wanted at most 1.00%.*1 x empty file"):
+        build(request(picture_folder), out, How())
+    assert not (out / "manifest.json").exists()
+    manifest = build(request(picture_folder), out, How(max_refused=0.05))
+    assert (manifest.builds[0].written, manifest.builds[0].refused) == (40, 2)
+    listed = [json.loads(line) for line in (out / "refused.jsonl").read_text().splitlines()]
+    assert [each["key"] for each in listed] == ["bad.png", "empty.png"]
+    assert listed[1] == {"build": "all", "key": "empty.png", "reason": "empty file"}
+
+
+def test_the_ledger_keeps_other_builds(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    for split, number in (("train", 0), ("test", 1)):
+        (picture_folder / f"class{number}" / "bad.png").touch()
+        build(request(picture_folder / f"class{number}", split=split), out, How(max_refused=0.1))
+    builds = [json.loads(line)["build"] for line in (out / "refused.jsonl").read_text().splitlines()]
+    assert builds == ["train", "test"]
+
+
+def test_nothing_usable(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with pytest.raises(ValueError, match="holds no pictures; wanted files or tar members ending in"):
+        build(request(raw), tmp_path / "out", How())
+    (raw / "bad.png").touch()
+    with pytest.raises(ValueError, match=r"1 of 1 items \(100.00%\) refused.*give --raw other data"):
+        build(request(raw), tmp_path / "out2", How(max_refused=1.0))
+
+
+def test_a_cut_off_tar_gives_what_is_readable(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(10):
+            data = png(number)
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        places = [member.offset_data for member in tar.getmembers()]
+    os.truncate(path, places[6] + 10)
+    manifest = build(request(path), tmp_path / "out", How(max_refused=0.5))
+    assert manifest.builds[0].written == 6
+    assert "cut off" in (tmp_path / "out" / "refused.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "how", "message"),
+    [
+        ({"split": "dev"}, {}, "--split dev: wanted one of train, valid, test"),
+        ({"fractions": (0.5, 0.5, 0.5)}, {}, "--fractions 0.5,0.5,0.5: wanted three shares"),
+        ({"fractions": (1.5, -0.5, 0)}, {}, "--fractions 1.5,-0.5,0: wanted three shares"),
+        ({"chunks_per_shard": 0}, {}, "--chunks-per-shard 0: wanted at least 1"),
+        ({"rows": 5}, {}, "--rows 5: pictures are all taken"),
+        ({}, {"workers": 0}, "--workers 0, --part 1/1: wanted at least one worker"),
+        ({}, {"part": 3, "parts": 3}, "--part 4/3: wanted at least one worker and 1 <= K <= M"),
+        ({}, {"max_refused": 2}, "--max-refused 2: wanted a share from 0 to 1"),
+    ],
+)
+def test_bad_requests(tmp_path, picture_folder, changes, how, message):
+    with pytest.raises(ValueError, match=message):
+        build(request(picture_folder, **changes), tmp_path / "out", How(**how))
+
+
+def test_text_problems_are_packed(tmp_path, problem_file):
+    out = tmp_path / "out"
+    manifest = build(Request("mathematics", str(problem_file), split="train"), out, How())
+    dataset = TokenDataset(out, "train")
+    stream = problem_file.read_bytes()
+    assert dataset.rows(np.arange(dataset.num_rows)).tokens.tobytes() == stream[: len(stream) // 512 * 512]
+    record = manifest.splits["train"][0]
+    assert (record.documents, record.sequences, record.dropped_tokens) == (400, 800, len(stream) % 512)
+    assert manifest.builds[0].reproducible
+    batch = dataset.rows(np.array([0]))
+    shown = "".join(chr(t) for t, k in zip(batch.tokens[0], batch.kinds[0], strict=True) if k == 1)
+    assert shown.startswith("0\n8\n16\n24\n")
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_generated_rows_are_exactly_as_many_as_asked(tmp_path, split):
+    out = tmp_path / "out"
+    wanted = Request("mathematics", "generator:train-easy", split=split, rows=21, fractions=HALVES, chunks_per_shard=8)
+    manifest = build(wanted, out, How(workers=2))
+    assert sum(manifest.rows(each) for each in manifest.splits) == 21
+    assert len(manifest.splits["train"]) == 3
+    assert not manifest.builds[0].reproducible
+    assert "sha256 identify" in manifest.builds[0].reason
+    assert "right" in check(out)
+    rows = np.concatenate(list(all_rows(out).values()))
+    problems = b"".join(rows).split(b"\n")
+    assert len(set(problems)) > 0.6 * len(problems), "chunks do not repeat each other"
+    assert "«" in (out / "preview.txt").read_text()
+
+
+def test_too_little_for_one_row(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("1 + 1?\n2\n")
+    with pytest.raises(ValueError, match="1 documents make 9 tokens; wanted at least one row of 512"):
+        build(Request("mathematics", str(path)), tmp_path / "out", How())
+
+
+PROGRAM = """
+import sys
+from data_prep.domain import family
+family("image-8x8")._PIECE = 2
+from data_prep.build import How, build
+from data_prep.plan import Request
+from pathlib import Path
+if __name__ == "__main__":
+    request = Request("image-8x8", sys.argv[1], fractions=(0.5, 0.25, 0.25), chunks_per_shard=3)
+    build(request, Path(sys.argv[2]), How(workers=2))
+"""
+
+
+def kill_and_resume(tmp_path: Path, raw: Path, delays: list[float]) -> None:
+    """kill -9 the whole build again and again; what is there never looks finished, and the end is the same bytes."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    out = tmp_path / "out"
+    for delay in delays:
+        process = subprocess.Popen([sys.executable, script, raw, out], env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (out / "manifest.json").exists():
+            check(out)
+    subprocess.run([sys.executable, script, raw, out], env=environment, check=True)
+    subprocess.run([sys.executable, script, raw, tmp_path / "undisturbed"], env=environment, check=True)
+    assert shards(out) == shards(tmp_path / "undisturbed")
+    assert "right" in check(out)
+
+
+def test_killed_and_started_again(tmp_path, picture_folder):
+    kill_and_resume(tmp_path, picture_folder, [0.5, 0.7, 0.9])
+
+
+@pytest.mark.long
+def test_killed_many_times(tmp_path, picture_folder):
+    kill_and_resume(tmp_path, picture_folder, np.random.default_rng(0).uniform(0.2, 1.6, 40).tolist())
+
+
+def test_a_full_disk_stops_the_build_and_the_next_one_continues(tmp_path, problem_file):
+    """A limit on file sizes stands for a full disk; it holds for the worker processes too."""
+    out = tmp_path / "out"
+    arguments = f"build mathematics --raw {problem_file} --split train --out {out} --workers 1"
+    command = f"ulimit -f 4; exec {sys.executable} -m data_prep {arguments}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert "File too large. Free some space or check the permissions" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (out / "manifest.json").exists()
+    assert not list(out.rglob("*.tmp"))
+    result = subprocess.run([sys.executable, "-m", "data_prep", *arguments.split()], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    check(out)

@@ -1,0 +1,156 @@
+import gzip
+
+import numpy as np
+import pytest
+
+from data_prep.domain import Item, Refusal, domain, family
+
+MATHEMATICS = domain("mathematics")
+FAMILY = family("mathematics")
+
+
+def read_all(path) -> list[Item | Refusal]:
+    pieces = FAMILY.plan(MATHEMATICS, str(path), None, path.parent / "listing")
+    return [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0)]
+
+
+def texts(items) -> list[tuple[str, ...]]:
+    return [tuple(part.tobytes().decode() for _, part in item.document.parts) for item in items]
+
+
+def test_lines_become_problems(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"What is 1 + 1?\n2\r\nWhat is 2 + 2?\r\n4\n")
+    items = read_all(path)
+    assert texts(items) == [("What is 1 + 1?\n", "2\n"), ("What is 2 + 2?\n", "4\n")]
+    assert [mode for mode, _ in items[0].document.parts] == [0, 1]
+
+
+def test_no_newline_at_the_end(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"1 + 1?\n2")
+    assert texts(read_all(path)) == [("1 + 1?\n", "2\n")]
+
+
+def test_equal_problems_have_equal_content(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"a\nb\na\nb\na\nc\n")
+    first, second, third = (item.content for item in read_all(path))
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        (b"a\nb\nc\n", ["", "the last question has no answer line"]),
+        (b"a\nb\nc", ["", "the last question has no answer line"]),
+        (b"a\n\nc\nd\n", ["empty answer", ""]),
+        (b"\nb\nc\nd\n", ["empty question", ""]),
+        (b"a\xff\nb\nc\nd\n", ["question is not UTF-8: byte 0xff at 1", ""]),
+        (b"a\n\x00\nc\nd\n", ["answer holds the control character '\\x00'", ""]),
+        (b"a" * 70_000 + b"\nb\nc\nd\n", ["question longer than 65536 bytes", ""]),
+        (b"a" * 65_537 + b"\nb\nc\nd\n", ["question longer than 65536 bytes", ""]),
+        (b"a\nb\n\n", [""]),
+    ],
+)
+def test_bad_lines_are_refused_and_the_rest_is_read(tmp_path, text, reasons):
+    path = tmp_path / "x.txt"
+    path.write_bytes(text)
+    assert [item.reason if isinstance(item, Refusal) else "" for item in read_all(path)] == reasons
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_pieces_of_any_size_read_the_same(tmp_path, monkeypatch, size):
+    path = tmp_path / "x.txt"
+    path.write_text("".join(f"question {n}\n{n}\n" for n in range(20)))
+    whole = texts(read_all(path))
+    monkeypatch.setattr(FAMILY, "_PIECE_PROBLEMS", size)
+    assert len(FAMILY.plan(MATHEMATICS, str(path), None, tmp_path)) == -(-20 // size)
+    assert texts(read_all(path)) == whole
+    assert len(whole) == 20
+
+
+def test_folders_and_compressed_files(tmp_path):
+    (tmp_path / "train-easy").mkdir()
+    (tmp_path / "train-easy" / "b.txt").write_bytes(b"b\n1\n")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a\n1\n"))
+    (tmp_path / "readme.md").write_bytes(b"x\n")
+    pieces = FAMILY.plan(MATHEMATICS, str(tmp_path), None, tmp_path)
+    found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0)]
+    assert texts(found) == [("a\n", "1\n"), ("b\n", "1\n")]
+    assert found[1].document.key == f"train-easy/b.txt, byte 0"
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_compressed_file_is_refused(tmp_path, damage):
+    path = tmp_path / "x.txt.gz"
+    data = gzip.compress(b"".join(b"%d?\n%d\n" % (n, n * n) for n in range(5000)))
+    path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"no gzip")
+    last = read_all(path)[-1]
+    assert isinstance(last, Refusal)
+    assert "damaged or cut off" in last.reason
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "empty.txt"])
+def test_nothing_to_read(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="wanted (a text file|text files)"):
+        FAMILY.plan(MATHEMATICS, str(tmp_path / name), None, tmp_path)
+
+
+def test_rows_belong_to_the_generator(tmp_path):
+    with pytest.raises(ValueError, match="--rows 5: text files are read whole"):
+        FAMILY.plan(MATHEMATICS, str(tmp_path), 5, tmp_path)
+    with pytest.raises(ValueError, match="--rows is None; wanted how many rows"):
+        FAMILY.plan(MATHEMATICS, "generator", None, tmp_path)
+    with pytest.raises(ValueError, match="--rows is 0; wanted how many rows"):
+        FAMILY.plan(MATHEMATICS, "generator", 0, tmp_path)
+
+
+def test_regimes_are_chosen_by_name(tmp_path):
+    (piece,) = FAMILY.plan(MATHEMATICS, "generator:interpolate,train-easy", 1, tmp_path)
+    assert piece.source == "generator:interpolate,train-easy"
+    (piece,) = FAMILY.plan(MATHEMATICS, "generator", 1, tmp_path)
+    assert piece.source == "generator:train-easy,train-medium,train-hard"
+    with pytest.raises(ValueError, match="regime 'hard' is not known; wanted some of train-easy"):
+        FAMILY.plan(MATHEMATICS, "generator:hard", 1, tmp_path)
+
+
+def test_pieces_cover_the_rows_asked_for(tmp_path):
+    for rows in (1, 15, 16, 100, 5000):
+        pieces = FAMILY.plan(MATHEMATICS, "generator", rows, tmp_path)
+        assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]]
+        assert (pieces[0].start, pieces[-1].stop) == (0, rows)
+
+
+def test_generated_problems_fill_the_piece():
+    piece = FAMILY.plan(MATHEMATICS, "generator:train-easy", 1, None)[0]
+    items = list(FAMILY.read(MATHEMATICS, piece, seed=1))
+    sizes = [sum(part.size for _, part in item.document.parts) for item in items]
+    assert sum(sizes) >= 512 > sum(sizes[:-1])
+    assert all(text.endswith("\n") for pair in texts(items) for text in pair)
+
+
+def broken(name, error):
+    def make():
+        raise error
+
+    return [(name, make)]
+
+
+def test_failing_problems_are_refused_then_given_up(monkeypatch):
+    from data_prep import mathematics_generator
+
+    monkeypatch.setattr(mathematics_generator, "choose_modules", lambda regimes: broken("bad", TypeError("odd")))
+    found = FAMILY.read(MATHEMATICS, FAMILY.plan(MATHEMATICS, "generator", 1, None)[0], 0)
+    assert next(found) == Refusal("bad", "the generator failed: TypeError: odd")
+    with pytest.raises(RuntimeError, match="20 problems in a row failed, the last of bad: odd"):
+        list(found)
+
+
+def test_rendering_marks_the_answers():
+    text = "half\n1 + 1?\n2\n3 + 3?\n6"
+    kinds = [1] * 5 + [0] * 7 + [1] * 2 + [0] * 7 + [1]
+    shown = FAMILY.render(MATHEMATICS, np.frombuffer(text.encode(), np.uint8), np.array(kinds))
+    assert shown == "«half»\n1 + 1? «2»\n3 + 3? «6»"
