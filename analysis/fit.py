@@ -110,12 +110,10 @@ def best_solution(law: Law, data: solve.Data) -> Solution:
     delta = choose_delta(law, data)
     best = solve.solve(law, data, delta)
     best = _exact_polish(law, data, best, delta)
-    starts = np.quantile(solve.EXPONENT_GRID, np.linspace(0, 1, START_COUNT))
+    starts = np.quantile(solve.EXPONENT_GRID, np.linspace(0.05, 0.95, START_COUNT))
     many = data.rows(np.zeros(START_COUNT, int))
-    constants = [solve.project(law, data, np.array([start]))[0][0] for start in starts]
-    ends = np.column_stack([constants, starts])
-    for stage in solve.delta_stages(delta):
-        ends = solve.polish(law, many, ends, stage)
+    constants = solve.project(law, data, starts[:, None])[0][:, 0]
+    ends = solve.descend(law, many, np.column_stack([constants, starts]), delta)
     candidates = np.concatenate([best, ends])
     values = np.array([_objective(law, data, theta[None], delta) for theta in candidates])
     theta = candidates[[int(np.argmin(values))]]

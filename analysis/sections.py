@@ -13,7 +13,7 @@ from analysis.page import card, safe, warning
 from analysis.points import SeedNoise
 from analysis.runs import StudyRuns
 from analysis.study_fits import Attempt
-from analysis.words import has_warning, law_with_numbers, short, value_with_interval
+from analysis.words import has_warning, law_with_numbers, scientific, short, value_with_interval
 
 N_FIT, PURE_FIT, FRONTIER_FIT = "loss-by-params", "loss-by-params-pure", "frontier"
 
@@ -156,7 +156,7 @@ def limits_text(study: StudyRuns, tried: Mapping[str, Attempt], noise: SeedNoise
     cost = [float(run.counts["flops_6nd"]) for run in study.runs]
     text = [
         f"This study covers {len(sizes)} sizes over {decades:.1f} decades of N "
-        f"({short(sizes.min())} to {short(sizes.max())}) and runs of up to {short(max(cost))} "
+        f"({short(sizes.min())} to {short(sizes.max())}) and runs of up to {scientific(max(cost))} "
         f"FLOPs, {short(max(cost) / PF_DAY)} PF-days. The papers' ladders span about five decades "
         "of N, from 1e4 to 1e9 parameters."
     ]

@@ -7,7 +7,7 @@ al. 2026, 2603.22339); the best grid point starts a damped Gauss-Newton polish w
 derivatives. delta is lowered in stages, because the small-delta objective has false minima.
 
 Every array has a leading batch axis B, so that a thousand bootstrap fits cost one loop.
-Suffixes: B batch (draws), P points, K constants, Q all parameters, constants first.
+Suffixes: B batch (draws), G grid of exponents, P points, K constants, Q all parameters, constants first.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,9 @@ EXPONENT_GRID = np.geomspace(0.005, 4.0, 160)
 
 FIRST_DELTA = 3e-2
 MAX_ITERATIONS = 200
+EARLY_TOLERANCE = 1e-5
+CHUNK_VALUES = 1_000_000
+"""Grid exponents x draws x points handled at once: bounds the memory at about 100 MB."""
 STEP_TOLERANCE = 1e-9
 """A polish ends when no parameter moves by more than this share of itself."""
 
@@ -41,10 +44,15 @@ class Data:
 
 def solve(law: Law, data: Data, delta: float) -> np.ndarray:
     """Best parameters [B, Q] for each draw: grid, then polish through falling deltas."""
-    theta = grid_start(law, data)
-    for stage in delta_stages(delta):
-        theta = polish(law, data, theta, stage)
-    return theta
+    return descend(law, data, grid_start(law, data), delta)
+
+
+def descend(law: Law, data: Data, theta: np.ndarray, delta: float) -> np.ndarray:
+    """Polish through the falling deltas; only the last one to full precision."""
+    *early, last = delta_stages(delta)
+    for stage in early:
+        theta = polish(law, data, theta, stage, tolerance=EARLY_TOLERANCE)
+    return polish(law, data, theta, last)
 
 
 def delta_stages(delta: float) -> list[float]:
@@ -57,39 +65,44 @@ def delta_stages(delta: float) -> list[float]:
 
 def grid_start(law: Law, data: Data, grid: np.ndarray = EXPONENT_GRID) -> np.ndarray:
     """Least squares of relative residuals at every exponent of the grid; the best one, [B, Q]."""
-    best = np.full(len(data.log_loss), np.inf)
-    theta = np.zeros((len(best), len(law.parameters)))
-    for exponent in grid:
-        constants, objective = project(law, data, np.array([exponent]))
-        better = objective < best
-        best[better] = objective[better]
-        theta[better] = np.column_stack([constants, np.full(len(best), exponent)])[better]
+    draws = np.arange(len(data.log_loss))
+    best = np.full(len(draws), np.inf)
+    theta = np.zeros((len(draws), len(law.parameters)))
+    chunk = max(1, CHUNK_VALUES // data.log_loss.size)
+    for part in np.array_split(grid, -(-len(grid) // chunk)):
+        constants, objective = project(law, data, part[:, None])
+        winner = np.argmin(objective, axis=0)
+        better = objective[winner, draws] < best
+        best = np.where(better, objective[winner, draws], best)
+        found = np.column_stack([constants[winner, draws], part[winner]])
+        theta = np.where(better[:, None], found, theta)
     return theta
 
 
-def project(law: Law, data: Data, exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Non-negative constants [B, K] that minimise sum w (f/L - 1)^2 for given exponents, and that
-    minimum [B]. Exact: every subset of the (few) constants is tried."""
-    terms_PK = law.terms(data.u, exponents[None])[0]
+def project(law: Law, data: Data, exponents_GE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Non-negative constants [G, B, K] that minimise sum w (f/L - 1)^2 at every exponent of a grid
+    G, and that minimum [G, B]. Exact: every subset of the (few) constants is tried."""
+    terms_GPK = law.terms(data.u, exponents_GE)
     relative = np.exp(-data.log_loss)
-    weight = data.weight * relative**2
-    normal = np.einsum("bp,pj,pk->bjk", weight, terms_PK, terms_PK)
-    right = np.einsum("bp,pk->bk", data.weight * relative, terms_PK)
+    products = np.einsum("gpj,gpk->gpjk", terms_GPK, terms_GPK)
+    normal = np.tensordot(data.weight * relative**2, products, axes=(1, 1)).swapaxes(0, 1)
+    right = np.tensordot(data.weight * relative, terms_GPK, axes=(1, 1)).swapaxes(0, 1)
     total = data.weight.sum(axis=1)
-    best = np.full(len(total), np.inf)
+    best = np.full(right.shape[:2], np.inf)
     constants = np.zeros_like(right)
-    count = right.shape[1]
+    count = right.shape[2]
     for size in range(1, count + 1):
         for subset in combinations(range(count), size):
             index = list(subset)
-            block = normal[:, index][:, :, index] + 1e-14 * np.eye(size) * total[:, None, None]
-            found = np.linalg.solve(block, right[:, index, None])[..., 0]
-            value = total - np.einsum("bk,bk->b", found, right[:, index])
-            better = (value < best) & np.all(found >= 0, axis=1)
+            block = normal[:, :, index][:, :, :, index]
+            block = block + 1e-14 * np.eye(size) * total[:, None, None]
+            found = np.linalg.solve(block, right[:, :, index, None])[..., 0]
+            value = total - np.einsum("gbk,gbk->gb", found, right[:, :, index])
+            better = (value < best) & np.all(found >= 0, axis=2)
             best = np.where(better, value, best)
             padded = np.zeros_like(right)
-            padded[:, index] = found
-            constants = np.where(better[:, None], padded, constants)
+            padded[:, :, index] = found
+            constants = np.where(better[:, :, None], padded, constants)
     return constants, best
 
 

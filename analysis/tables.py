@@ -12,7 +12,7 @@ from analysis.points import LeftOut
 from analysis.published import PublishedDomain
 from analysis.runs import Counting, StudyRuns
 from analysis.study_fits import Attempt
-from analysis.words import short, value_with_interval
+from analysis.words import scientific, short, value_with_interval
 
 
 def constants_table(tried: Mapping[str, Attempt], known: PublishedDomain | None) -> str:
@@ -63,7 +63,7 @@ def _published(attempt: Attempt, name: str, known: PublishedDomain | None) -> st
         "params_scale": known.params_scale, "params_exponent": known.params_exponent,
         "tokens_exponent": 1 - known.params_exponent,
     }  # fmt: skip
-    return f"{values[name]:.3g}" if name in values else "–"
+    return short(values[name]) if name in values else "–"
 
 
 def published_note(known: PublishedDomain | None, domain: str) -> str:
@@ -87,7 +87,7 @@ def runs_table(study: StudyRuns, counting: Counting) -> str:
         tokens = float(evaluations["tokens"][-1])
         rows.append((
             run.run_id, short(counting.of(run)), short(tokens),
-            short(float(evaluations["flops"][-1])),
+            scientific(float(evaluations["flops"][-1])),
             f"{best['loss']:.4f} ± {best['standard_error']:.4f}", int(best["step"]),
             short(seconds), short(tokens / seconds) if seconds > 0 else "–",
         ))  # fmt: skip

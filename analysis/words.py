@@ -12,12 +12,17 @@ def short(value: float) -> str:
     if value == 0:
         return "0"
     if not 1e-2 <= abs(value) < 1e15:
-        digits, exponent = f"{value:.2e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
+        return scientific(value)
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.9995:
             return f"{value / limit:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def scientific(value: float) -> str:
+    """`7.25e18`, for FLOPs, which no metric letter makes readable."""
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def value_with_interval(each: Estimate, digits: int = 3) -> str:

@@ -41,7 +41,11 @@ _REPAIRS = {
         ),
         ("dtype=np.object)", "dtype=object)", 3),
         ("coeffs.itemset(index, value)", "coeffs[index] = value", 1),
-        ("expanded_coefficients.itemset(power, coeffs)", "expanded_coefficients[power] = coeffs", 1),
+        (
+            "expanded_coefficients.itemset(power, coeffs)",
+            "expanded_coefficients[power] = coeffs",
+            1,
+        ),
     ),
     # The divisor is a power of ten, at least 10, so the halves are whole numbers all the same.
     "mathematics_dataset.modules.numbers": (

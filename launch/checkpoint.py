@@ -9,7 +9,6 @@ over. There is no `latest` file to go stale.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -17,12 +16,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed
+from pydantic import ValidationError
 
 from launch.config import RunConfig
 from launch.engine import Engine
+from launch.strict import Strict
 
 CHECKPOINTS = "checkpoints"
 DESCRIPTION = "checkpoint.json"
+
+
+class FileRecord(Strict):
+    bytes: int
+    sha256: str
+
+
+class Description(Strict):
+    """`checkpoint.json`."""
+
+    step: int
+    config_digest: str
+    data_identity: str
+    zero_stage: int
+    world_size: int
+    files: dict[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -33,14 +50,14 @@ class Checkpoint:
     step: int
     config_digest: str
     data_identity: str
+    zero_stage: int
+    world_size: int
 
 
 def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
     """Save after `step` steps, then remove what is no longer kept. Collective."""
     config = engine.config
     final = folder / CHECKPOINTS / _name(step)
-    if final.exists():
-        return  # a resumed run comes by steps that it has saved before
     temporary = final.parent / f".{final.name}.tmp"
     if _first_rank():
         shutil.rmtree(temporary, ignore_errors=True)
@@ -49,7 +66,17 @@ def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
     engine.save(temporary, "state", {"step": step})
     _barrier()
     if _first_rank():
-        _describe(temporary / "state", Checkpoint(final, step, config.digest, data_identity))
+        whole = Checkpoint(
+            path=final,
+            step=step,
+            config_digest=config.digest,
+            data_identity=data_identity,
+            zero_stage=config.parallel.zero_stage,
+            world_size=engine.world_size,
+        )
+        _describe(temporary / "state", whole)
+        # A run that was stopped comes by steps that it has saved before; those may be broken.
+        shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary / "state", final)
         shutil.rmtree(temporary, ignore_errors=True)
         _sync(final.parent)
@@ -76,30 +103,46 @@ def verify(path: Path) -> Checkpoint:
     """Check every file's size and hash. Raises `ValueError` that names the first broken file."""
     advice = "It is passed over; the next older checkpoint, or the beginning, is used instead."
     try:
-        description = json.loads((path / DESCRIPTION).read_text())
-        files = description.pop("files")
-        checkpoint = Checkpoint(path=path, **description)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        description = Description.model_validate_json((path / DESCRIPTION).read_bytes())
+    except (OSError, ValidationError) as error:
         raise ValueError(
-            f"{path / DESCRIPTION}: not readable as a checkpoint's description ({error}); wanted "
-            f"what was saved. {advice}"
+            f"{path / DESCRIPTION}: not readable as a checkpoint's description "
+            f"({str(error).splitlines()[0]}); wanted what was saved. {advice}"
         ) from None
-    for name, wanted in files.items():
+    if description.step != _step_of(path):
+        raise ValueError(
+            f"{path / DESCRIPTION}: step {description.step}; wanted {_step_of(path)}, as its folder "
+            f"says. {advice}"
+        )
+    for name, wanted in description.files.items():
         file = path / name
-        size = file.stat().st_size if file.exists() else None
-        if size != wanted["bytes"]:
+        size = file.stat().st_size if file.is_file() else None
+        if size != wanted.bytes:
             found = "missing" if size is None else f"{size} bytes"
-            raise ValueError(f"{file}: {found}; wanted {wanted['bytes']} bytes. {advice}")
+            raise ValueError(f"{file}: {found}; wanted {wanted.bytes} bytes. {advice}")
         digest = _sha256(file)
-        if digest != wanted["sha256"]:
+        if digest != wanted.sha256:
             raise ValueError(
-                f"{file}: sha256 {digest[:12]}...; wanted {wanted['sha256'][:12]}... {advice}"
+                f"{file}: sha256 {digest[:12]}...; wanted {wanted.sha256[:12]}... {advice}"
             )
-    return checkpoint
+    return Checkpoint(path=path, **description.model_dump(exclude={"files"}))
 
 
 def load(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Continue `engine` from a checkpoint. Collective."""
+    """Continue `engine` from a checkpoint. Collective.
+
+    ZeRO spreads the optimizer over the ranks, so what it saved fits the same stage and number of
+    ranks alone; without ZeRO every rank holds everything, and any number of ranks may continue.
+    Raises `ValueError` naming both sides where it does not fit.
+    """
+    there = (checkpoint.zero_stage, checkpoint.world_size)
+    here = (engine.config.parallel.zero_stage, engine.world_size)
+    if there != here and (there[0] or here[0]):
+        raise ValueError(
+            f"{checkpoint.path}: saved with ZeRO stage {there[0]} on {there[1]} ranks; this run has "
+            f"stage {here[0]} on {here[1]} ranks; wanted the same. Restore parallel.zero_stage and "
+            "the number of ranks."
+        )
     state = engine.load(checkpoint.path.parent, checkpoint.path.name)
     assert state["step"] == checkpoint.step, f"{checkpoint.path} holds step {state['step']}"
 
@@ -124,11 +167,11 @@ def _describe(path: Path, checkpoint: Checkpoint) -> None:
     files = {}
     for file in sorted(path.iterdir()):
         _sync(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    record = {name: value for name, value in asdict(checkpoint).items() if name != "path"}
-    description = path / DESCRIPTION
-    description.write_text(json.dumps({**record, "files": files}, indent=2) + "\n")
-    _sync(description)
+        files[file.name] = FileRecord(bytes=file.stat().st_size, sha256=_sha256(file))
+    fields = {name: value for name, value in asdict(checkpoint).items() if name != "path"}
+    description = Description(**fields, files=files)
+    (path / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
+    _sync(path / DESCRIPTION)
     _sync(path)
 
 

@@ -120,6 +120,12 @@ class Engine:
         ranks and micro-batches: each micro-batch adds its sum over that one count.
         """
         count = self._sum_over_ranks(batch.count)
+        if count == 0:
+            raise ValueError(
+                f"{self.config.run_id}: a batch of {self.config.batch.train_batch_size} rows holds no "
+                "token that counts in the loss; wanted at least one. Raise batch.train_batch_size, or "
+                "leave out documents that are longer than a row."
+            )
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)

@@ -29,24 +29,37 @@ def run_all(runs: Sequence[RunConfig], data: Path, results: Path) -> int:
     status = DONE
     with StopSignal() as stop:
         for run in runs:
-            folder = run_folder(results, run)
-            try:
-                # The first rank holds the lock for all.
-                with locked(folder) if _first_rank() else contextlib.nullcontext():
-                    finished = _run_one(run, data, folder, device, stop)
-            except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-                _fail(run, folder, error)
-                status = FAILED
-                if torch.distributed.get_world_size() > 1:
-                    break  # the other ranks wait in a collective: end, so that the launcher ends them
-                continue
-            if not finished:
+            outcome = _guarded(run, data, run_folder(results, run), device, stop)
+            if outcome == STOPPED:
                 say(f"{run.run_id}: stopped by {stop.name}, saved; run it again to continue")
-                status = STOPPED
+            status = status if outcome == DONE else outcome
+            # Where several ranks work together, the others of a failed one wait in a collective:
+            # end, so that the launcher ends them.
+            if outcome == STOPPED or (outcome == FAILED and torch.distributed.get_world_size() > 1):
                 break
     if stop.requested:
         stop.hand_over()
     return status
+
+
+def _guarded(
+    run: RunConfig, data: Path, folder: Path, device: torch.device, stop: StopSignal
+) -> int:
+    """One run; whatever goes wrong is said and recorded, and leaves the other runs alone."""
+    try:
+        # The first rank holds the lock for all.
+        with locked(folder) if _first_rank() else contextlib.nullcontext():
+            try:
+                return DONE if _run_one(run, data, folder, device, stop) else STOPPED
+            except Exception as error:
+                record_failure(folder, error)
+                raise
+    except Exception as error:
+        # An error that no message of ours explains comes with its traceback.
+        explained = isinstance(error, ValueError | OSError | FloatingPointError)
+        message = str(error) if explained else "".join(traceback.format_exception(error))
+        print(f"{run.run_id}: FAILED: {message}", file=sys.stderr, flush=True)
+        return FAILED
 
 
 def _run_one(
@@ -59,14 +72,6 @@ def _run_one(
         (folder / FAILED_FILE).unlink(missing_ok=True)
         save_config(run, folder)
     return train(run, data, folder, device=device, stop=stop, report=_report)
-
-
-def _fail(run: RunConfig, folder: Path, error: Exception) -> None:
-    """Say what failed; an error that no message of ours explains comes with its traceback."""
-    explained = isinstance(error, ValueError | OSError | FloatingPointError)
-    message = str(error) if explained else "".join(traceback.format_exception(error))
-    print(f"{run.run_id}: FAILED: {message}", file=sys.stderr, flush=True)
-    record_failure(folder, error)
 
 
 def _report(progress: Progress) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 class Strict(BaseModel):
     """A frozen value that refuses unknown keys and wrong types."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Strict)
@@ -55,7 +55,7 @@ def validate(model: type[Model], data: dict[str, Any], where: Path | str) -> Mod
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:
-    keys = [part for part in item["loc"] if not str(part).startswith(("function-", "float", "int"))]
+    keys = _keys(model, item["loc"])
     path = _dotted(keys)
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(keys[-1]), _fields_at(model, keys[:-1]), 1, 0.5)
@@ -74,16 +74,27 @@ def _dotted(keys: list[Any]) -> str:
     return text.lstrip(".") or "(the whole file)"
 
 
+def _keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
+    """The keys of the file in pydantic's location, without its labels for the members of a union.
+
+    A label stands where the value is no table, so it is whatever is no key where tables have keys.
+    """
+    keys: list[Any] = []
+    for part in location:
+        fields = _fields_at(model, keys)
+        if isinstance(part, int) or fields or not keys:
+            keys.append(part)
+    return keys
+
+
 def _fields_at(model: type[BaseModel], keys: list[Any]) -> list[str]:
-    """The valid keys of the table at `keys`."""
+    """The valid keys of the table at `keys`; none where the value there is no table."""
     current: Any = model
     for key in keys:
         if isinstance(key, int):
             continue
         field = getattr(current, "model_fields", {}).get(key)
-        if field is None:
-            return []
-        current = _model_in(field.annotation)
+        current = None if field is None else _model_in(field.annotation)
     return list(getattr(current, "model_fields", {}))
 
 

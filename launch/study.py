@@ -171,15 +171,21 @@ def _refuse_too_short(
     if run.train_steps > warmup_steps:
         return
     unit = study.budget.unit
-    wanted_tokens = (warmup_steps + 1) * run.tokens_per_step
-    per_token = run.tokens / value
+    per_token = study.budget.tokens_for(value, run.shape.params_non_embedding) / value
+    wanted = _rounded_up((warmup_steps + 1) * run.tokens_per_step / per_token)
     source = "warmup_steps" if run.schedule.warmup_steps is not None else "warmup_tokens"
     raise ValueError(
         f"{where}: budget.{unit}[{position}] = {value:.3g} trains {run.domain}-{run.shape.name} "
         f"for {run.train_steps} steps; more than {warmup_steps} are needed for the warm-up "
         f"(schedule.{source} = {getattr(run.schedule, source):g}). Raise the budget to "
-        f"{wanted_tokens / per_token:.3g}, or remove this rung from the ladder."
+        f"{wanted:.3g}, or remove this rung from the ladder."
     )
+
+
+def _rounded_up(value: float) -> float:
+    """To three digits, never below."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return math.ceil(value / unit) * unit
 
 
 def _refuse_duplicates(runs: list[RunConfig], where: Path | str) -> None:

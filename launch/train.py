@@ -147,26 +147,25 @@ def train(
 
 def _resume(engine: Engine, folder: Path, data_identity: str) -> int:
     """Load the newest whole checkpoint of the run, or its trunk's; returns the steps done."""
-    config = engine.config
+    trunk = engine.config.trunk
     found = checkpoint.newest(folder)
-    if found is None and config.trunk:
-        found = checkpoint.newest(
-            folder.parent / config.trunk.run_id, at_step=config.trunk.step
-        )
+    from_trunk = found is None and trunk is not None
+    if from_trunk:
+        found = checkpoint.newest(folder.parent / trunk.run_id, at_step=trunk.step)
     if found is None:
         return 0
     refuse_other_data(folder, found.data_identity, data_identity)
     checkpoint.load(engine, found)
+    if from_trunk and data_parallel_rank() == 0:
+        # The trunk's rows up to there are this run's rows, to the last bit.
+        temporary = folder / f".{METRICS_FILE}.tmp"
+        shutil.copyfile(folder.parent / trunk.run_id / METRICS_FILE, temporary)
+        os.replace(temporary, folder / METRICS_FILE)
     return found.step
 
 
 def _open_results(engine: Engine, folder: Path, step: int, data_identity: str) -> ResultWriter:
-    """Open the run's `metrics.h5` at `step`; a run that starts from a trunk begins with its rows."""
     config = engine.config
-    if step and not (folder / METRICS_FILE).exists() and config.trunk:
-        temporary = folder / f".{METRICS_FILE}.tmp"
-        shutil.copyfile(folder.parent / config.trunk.run_id / METRICS_FILE, temporary)
-        os.replace(temporary, folder / METRICS_FILE)
     return ResultWriter(
         folder,
         config=config.model_dump(mode="json"),

@@ -101,10 +101,20 @@ def _read(path: Path) -> Submission:
         ) from None
 
 
-def live_runs(all_submissions: Sequence[Submission]) -> dict[str, Submission]:
-    """The runs whose job is running or waiting for its turn, and that job's submission."""
+def live_runs(
+    all_submissions: Sequence[Submission], *, ask_slurm: bool = True
+) -> dict[str, Submission]:
+    """The runs whose job is running or waiting for its turn, and that job's submission.
+
+    Without asking Slurm, its jobs count as alive until they have left an outcome. Raises `OSError`
+    with Slurm's words if it does not answer.
+    """
     processes = _processes()
-    queue = _queue() if any(each.executor == "slurm" for each in all_submissions) else set()
+    on_slurm = [each for each in all_submissions if each.executor == "slurm"]
+    if ask_slurm:
+        queue = _queue() if on_slurm else set()
+    else:
+        queue = {(each.name, "N/A") for each in on_slurm if len(each.statuses) < len(each.tasks)}
     live = {}
     for submission in all_submissions:
         local = (

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -39,9 +40,13 @@ class RunStatus:
 
 
 def look(runs: Sequence[RunConfig], study_folder: Path) -> list[RunStatus]:
-    """The state of every run now."""
+    """The state of every run now; if Slurm does not answer, as far as the files tell."""
     past = submissions(study_folder)
-    live = live_runs(past)
+    try:
+        live = live_runs(past)
+    except OSError as error:
+        print(f"{error} Until then its jobs are taken to be alive.", file=sys.stderr)
+        live = live_runs(past, ask_slurm=False)
     return [run_status(run, study_folder, past, live) for run in runs]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture
 def sample_data() -> Path:
-    """The folder of real sample files, named by the environment variable SAMPLE_DATA; without it the test is skipped."""
+    """The folder of real sample files that the environment variable SAMPLE_DATA names; without it, a skip."""
     folder = os.environ.get("SAMPLE_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("SAMPLE_DATA does not name the folder of real sample files")
@@ -38,7 +38,9 @@ def picture_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def add_member(tar: tarfile.TarFile, name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE) -> None:
+def add_member(
+    tar: tarfile.TarFile, name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE
+) -> None:
     """Append one member of any type to an open tar."""
     member = tarfile.TarInfo(name)
     member.type, member.size, member.linkname = kind, len(data), "elsewhere"

@@ -26,7 +26,9 @@ def write_dataset(folder: Path, here, blocks) -> None:
             writer.add_block(*block)
         rows, rest = divmod(writer.summary.tokens, here.seq_length)
         records.append(ShardRecord(**vars(writer.summary), rows=rows, dropped_tokens=rest))
-    save_manifest(folder, new_manifest(here).model_copy(update={"splits": {"train": tuple(records)}}))
+    save_manifest(
+        folder, new_manifest(here).model_copy(update={"splits": {"train": tuple(records)}})
+    )
 
 
 def image_block(rows: int, seed: int = 0):
@@ -56,7 +58,9 @@ def expected_rows(blocks, length: int):
 @pytest.mark.parametrize("longest", [3, 60, 2000])
 def test_packed_rows_and_kinds(tmp_path, batch, longest):
     """Rows of hundreds of short sequences, of a few, and inside one; by bisect and all at once."""
-    blocks = [problem_block(problems, seed, longest) for seed, problems in enumerate((3000, 1500, 2000))]
+    blocks = [
+        problem_block(problems, seed, longest) for seed, problems in enumerate((3000, 1500, 2000))
+    ]
     write_dataset(tmp_path, MATHEMATICS, blocks)
     tokens, kinds = expected_rows(blocks, 512)
     dataset = TokenDataset(tmp_path, "train")
@@ -87,7 +91,10 @@ def test_unpacked_rows(tmp_path, batch):
 
 def test_unpacked_rows_of_several_parts(tmp_path):
     """As pictures with captions will be: two sequences of fixed length make one row."""
-    kinds = (data_prep.domain.TokenRange("text", 0, 256), data_prep.domain.TokenRange("pixel", 0, 256))
+    kinds = (
+        data_prep.domain.TokenRange("text", 0, 256),
+        data_prep.domain.TokenRange("pixel", 0, 256),
+    )
     here = dataclasses.replace(MATHEMATICS, packed=False, kinds=kinds, seq_length=10)
     tokens = np.arange(50, dtype=np.uint8)
     block = (tokens, np.tile([4, 6], 5), np.tile([0, 1], 5), np.full(5, 2))
@@ -146,7 +153,10 @@ def test_a_file_of_the_wrong_size_is_refused(tmp_path, ending, change):
     write_dataset(tmp_path, IMAGE, [image_block(5), image_block(5)])
     path = tmp_path / f"train-00001{ending}"
     os.truncate(path, path.stat().st_size + change)
-    with pytest.raises(ValueError, match=rf"train-00001\{ending}: has \d+ bytes; wanted \d+ bytes, says the manifest"):
+    with pytest.raises(
+        ValueError,
+        match=rf"train-00001\{ending}: has \d+ bytes; wanted \d+ bytes, says the manifest",
+    ):
         TokenDataset(tmp_path, "train")
     path.unlink()
     with pytest.raises(ValueError, match=rf"train-00001\{ending}: is missing; wanted"):
@@ -160,7 +170,9 @@ def test_a_file_cut_off_after_opening_is_refused(tmp_path):
     for number in range(2):
         os.truncate(tmp_path / f"train-{number:05d}.bin", 500)
     for row in (4, 9):
-        with pytest.raises(ValueError, match="has 500 bytes; wanted 960 bytes, says the dataset as it was opened"):
+        with pytest.raises(
+            ValueError, match="has 500 bytes; wanted 960 bytes, says the dataset as it was opened"
+        ):
             dataset.rows(np.array([row]))
 
 
@@ -178,7 +190,9 @@ def test_no_rows_asked_for(tmp_path):
 
 def test_a_missing_split_names_those_that_are_there(tmp_path):
     write_dataset(tmp_path, IMAGE, [image_block(2)])
-    with pytest.raises(ValueError, match=r"split 'valid' is not there; wanted one of train\. Build it"):
+    with pytest.raises(
+        ValueError, match=r"split 'valid' is not there; wanted one of train\. Build it"
+    ):
         TokenDataset(tmp_path, "valid")
 
 

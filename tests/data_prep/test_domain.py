@@ -28,7 +28,10 @@ def test_every_domain_is_consistent(name):
 
 
 def test_mathematics_counts_answers_only():
-    assert [(kind.kind, kind.in_loss) for kind in domain("mathematics").kinds] == [("question", False), ("answer", True)]
+    assert [(kind.kind, kind.in_loss) for kind in domain("mathematics").kinds] == [
+        ("question", False),
+        ("answer", True),
+    ]
 
 
 def test_unknown_name_lists_the_nearest():
@@ -36,7 +39,9 @@ def test_unknown_name_lists_the_nearest():
         domain("image-8x9")
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "int32")])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "int32")]
+)
 def test_smallest_dtype_that_holds_the_vocabulary(size, dtype):
     assert dataclasses.replace(domain("image-8x8"), vocab_size=size).dtype == dtype
 
@@ -44,5 +49,7 @@ def test_smallest_dtype_that_holds_the_vocabulary(size, dtype):
 def test_nothing_heavy_is_imported():
     modules = "data_prep.domain, data_prep.dataset, data_prep.sampler, data_prep.build, data_prep.__main__"
     program = f"import sys, {modules}; print(sorted({{'torch', 'sympy', 'mathematics_dataset'}} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

@@ -78,7 +78,7 @@ def test_folders_and_compressed_files(tmp_path):
     pieces = FAMILY.plan(MATHEMATICS, str(tmp_path), None, tmp_path)
     found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0)]
     assert texts(found) == [("a\n", "1\n"), ("b\n", "1\n")]
-    assert found[1].document.key == f"train-easy/b.txt, byte 0"
+    assert found[1].document.key == "train-easy/b.txt, byte 0"
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
@@ -142,7 +142,9 @@ def broken(name, error):
 def test_failing_problems_are_refused_then_given_up(monkeypatch):
     from data_prep import mathematics_generator
 
-    monkeypatch.setattr(mathematics_generator, "choose_modules", lambda regimes: broken("bad", TypeError("odd")))
+    monkeypatch.setattr(
+        mathematics_generator, "choose_modules", lambda regimes: broken("bad", TypeError("odd"))
+    )
     found = FAMILY.read(MATHEMATICS, FAMILY.plan(MATHEMATICS, "generator", 1, None)[0], 0)
     assert next(found) == Refusal("bad", "the generator failed: TypeError: odd")
     with pytest.raises(RuntimeError, match="20 problems in a row failed, the last of bad: odd"):

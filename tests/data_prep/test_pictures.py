@@ -1,6 +1,6 @@
+import contextlib
 import io
 import struct
-import tarfile
 
 import numpy as np
 import pytest
@@ -57,7 +57,19 @@ PALETTE = flat("RGB", (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE
         (encode(flat("RGB", (10, 200, 30)), "WEBP", lossless=True), (10, 200, 30)),
         (encode(flat("RGB", (10, 200, 30)), "TIFF"), (10, 200, 30)),
     ],
-    ids=["grey", "1-bit", "16-bit", "palette", "clear", "half-clear", "grey-alpha", "colour-key", "cmyk", "webp", "tiff"],
+    ids=[
+        "grey",
+        "1-bit",
+        "16-bit",
+        "palette",
+        "clear",
+        "half-clear",
+        "grey-alpha",
+        "colour-key",
+        "cmyk",
+        "webp",
+        "tiff",
+    ],
 )
 def test_every_colour_mode_is_as_a_person_sees_it(data, colour):
     found = decode(data, 8).astype(int)
@@ -99,10 +111,17 @@ def png_claiming(width: int, height: int) -> bytes:
     import zlib
 
     def block(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", head) + block(b"IDAT", zlib.compress(b"\0")) + block(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + block(b"IHDR", head)
+        + block(b"IDAT", zlib.compress(b"\0"))
+        + block(b"IEND", b"")
+    )
 
 
 JPEG = encode(Image.effect_noise((200, 200), 80).convert("RGB"), "JPEG")
@@ -113,11 +132,20 @@ JPEG = encode(Image.effect_noise((200, 200), 80).convert("RGB"), "JPEG")
     [
         (b"", "empty file"),
         (JPEG[: len(JPEG) // 2], "not a readable picture: OSError: image file is truncated"),
-        (b"<html><body>404</body></html>", "not a readable picture: UnidentifiedImageError: cannot identify image file"),
+        (
+            b"<html><body>404</body></html>",
+            "not a readable picture: UnidentifiedImageError: cannot identify image file",
+        ),
         (png_claiming(100_000, 100_000), "too large to decode"),
         (png_claiming(18_000, 18_000), "truncated|too large|not a readable"),
-        (encode(Image.fromarray(np.full((9, 9), 70_000, np.int32)), "TIFF"), "32-bit pixels from 70000 to 70000"),
-        (encode(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"), "floating-point pixels"),
+        (
+            encode(Image.fromarray(np.full((9, 9), 70_000, np.int32)), "TIFF"),
+            "32-bit pixels from 70000 to 70000",
+        ),
+        (
+            encode(Image.fromarray(np.full((9, 9), 0.5, np.float32)), "TIFF"),
+            "floating-point pixels",
+        ),
     ],
 )
 def test_bad_pictures_give_their_reason(data, reason):
@@ -132,10 +160,8 @@ def test_mutated_pictures_never_crash():
         data = bytearray(JPEG)
         for place in random.integers(0, len(data), 8):
             data[place] = random.integers(0, 256)
-        try:
+        with contextlib.suppress(ValueError):
             assert decode(bytes(data), 8).shape == (8, 8, 3)
-        except ValueError:
-            pass
 
 
 @pytest.mark.long

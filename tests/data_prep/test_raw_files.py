@@ -50,7 +50,11 @@ def test_tars_in_a_folder_and_alone(tmp_path):
     members = [("class/1.jpg", b"one"), ("key.json", b"{}"), ("key.cls", b"7"), ("key.jpg", b"two")]
     make_tar(tmp_path / "x.tar", members)
     (tmp_path / "y.jpg").write_bytes(b"three")
-    assert contents(tmp_path) == {"x.tar/class/1.jpg": b"one", "x.tar/key.jpg": b"two", "y.jpg": b"three"}
+    assert contents(tmp_path) == {
+        "x.tar/class/1.jpg": b"one",
+        "x.tar/key.jpg": b"two",
+        "y.jpg": b"three",
+    }
     assert contents(tmp_path / "x.tar") == {"x.tar/class/1.jpg": b"one", "x.tar/key.jpg": b"two"}
     assert contents(tmp_path / "y.jpg") == {"y.jpg": b"three"}
 
@@ -62,7 +66,9 @@ def test_long_and_strange_names(tmp_path):
 
 
 def test_names_that_are_no_utf8(tmp_path):
-    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+    with tarfile.open(
+        tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:
         add(tar, "\xe9.jpg", b"1")
     assert contents(tmp_path / "x.tar") == {"x.tar/\\xe9.jpg": b"1"}
 
@@ -126,7 +132,9 @@ def test_a_file_that_shrank_or_went_is_refused(tmp_path):
 def test_a_cut_off_tar_says_so(tmp_path, keep):
     """Members of 512 + 1024 bytes; wherever it is cut, a refused entry names the file."""
     data = [bytes([65 + number]) * 90 for number in range(3)]
-    path = make_tar(tmp_path / "x.tar", [(f"{n}.jpg", each + bytes(500)) for n, each in enumerate(data)])
+    path = make_tar(
+        tmp_path / "x.tar", [(f"{n}.jpg", each + bytes(500)) for n, each in enumerate(data)]
+    )
     os.truncate(path, keep)
     entries = list(list_items(path, ENDINGS))
     assert any("cut off" in entry.reason or "damaged" in entry.reason for entry in entries)
@@ -144,7 +152,9 @@ def test_no_tar_at_all(tmp_path):
 @pytest.mark.parametrize("name", ["x.zip", "nothing"])
 def test_other_paths_are_refused(tmp_path, name):
     (tmp_path / "x.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="wanted a folder of pictures, a .tar, or a folder of .tar files"):
+    with pytest.raises(
+        ValueError, match="wanted a folder of pictures, a .tar, or a folder of .tar files"
+    ):
         list(list_items(tmp_path / name, ENDINGS))
 
 
@@ -157,9 +167,14 @@ def fuzz_tar(tmp_path: Path, times: int) -> None:
         data = bytearray(good)
         for place in random.integers(0, len(data), random.integers(1, 12)):
             data[place] = random.integers(0, 256)
-        path.write_bytes(data[: random.integers(1, len(data) + 1)] if random.random() < 0.3 else data)
+        path.write_bytes(
+            data[: random.integers(1, len(data) + 1)] if random.random() < 0.3 else data
+        )
         for entry in list_items(path, ENDINGS):
-            assert entry.reason or 0 <= entry.offset <= entry.offset + entry.size <= path.stat().st_size
+            assert (
+                entry.reason
+                or 0 <= entry.offset <= entry.offset + entry.size <= path.stat().st_size
+            )
 
 
 def test_mutated_tars(tmp_path):

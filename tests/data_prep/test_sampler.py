@@ -32,7 +32,9 @@ def test_pure_function_of_the_index():
 
 
 def test_epochs_and_seeds_differ():
-    orders = [tuple(Sampler(50, seed).rows(epoch * 50, 50)) for seed in range(4) for epoch in range(4)]
+    orders = [
+        tuple(Sampler(50, seed).rows(epoch * 50, 50)) for seed in range(4) for epoch in range(4)
+    ]
     assert len(set(orders)) == len(orders)
 
 
@@ -88,5 +90,8 @@ def test_negative_index_is_refused():
 
 @pytest.mark.parametrize(("batch", "rank", "world"), [(10, 0, 3), (4, 2, 2), (0, 0, 1), (4, -1, 2)])
 def test_uneven_batch_or_bad_rank_is_refused(batch, rank, world):
-    with pytest.raises(ValueError, match=f"batch_size = {batch}, rank = {rank}, world_size = {world}: wanted a batch"):
+    with pytest.raises(
+        ValueError,
+        match=f"batch_size = {batch}, rank = {rank}, world_size = {world}: wanted a batch",
+    ):
         Sampler(5, 0).rows_for(0, batch, rank, world)

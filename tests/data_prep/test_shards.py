@@ -12,7 +12,10 @@ MATHEMATICS = domain("mathematics")
 
 
 def problem(question: str, answer: str) -> Document:
-    parts = tuple((mode, np.frombuffer(text.encode(), np.uint8)) for mode, text in enumerate((question, answer)))
+    parts = tuple(
+        (mode, np.frombuffer(text.encode(), np.uint8))
+        for mode, text in enumerate((question, answer))
+    )
     return Document("key", parts)
 
 
@@ -39,13 +42,22 @@ def test_summary_counts(tmp_path):
     assert summary.bin_bytes == (tmp_path / "x.bin").stat().st_size
     assert summary.idx_bytes == (tmp_path / "x.idx").stat().st_size
     header = read_header(tmp_path / "x.idx")
-    assert (header.sequences, header.documents, header.has_modes, header.dtype) == (4, 2, True, np.uint8)
+    assert (header.sequences, header.documents, header.has_modes, header.dtype) == (
+        4,
+        2,
+        True,
+        np.uint8,
+    )
 
 
 def test_an_exception_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), ShardWriter(tmp_path / "x", MATHEMATICS) as writer:
-        writer.add(problem("1+1?\n", "2\n"))
-        raise KeyError
+    def interrupted():
+        with ShardWriter(tmp_path / "x", MATHEMATICS) as writer:
+            writer.add(problem("1+1?\n", "2\n"))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -54,7 +66,10 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"), ShardWriter(tmp_path / "x", MATHEMATICS) as writer:
+        with (
+            pytest.raises(OSError, match="File too large"),
+            ShardWriter(tmp_path / "x", MATHEMATICS) as writer,
+        ):
             writer.add(problem("7" * 100_000, "2\n"))
         with pytest.raises(OSError, match="File too large"):
             write_file(tmp_path / "y", b"7" * 100_000)
@@ -76,7 +91,9 @@ def test_ids_out_of_range_are_refused(tmp_path, token):
 
 
 def test_ids_of_another_kind_are_refused(tmp_path):
-    here = dataclasses.replace(MATHEMATICS, kinds=(TokenRange("text", 0, 100), TokenRange("pixel", 100, 256)))
+    here = dataclasses.replace(
+        MATHEMATICS, kinds=(TokenRange("text", 0, 100), TokenRange("pixel", 100, 256))
+    )
     refuse(tmp_path, [5, 200], [1, 1], [0, 1], [2], here)
     with pytest.raises(ValueError, match="pixel ids from 5 to 5; wanted 100 to 255"):
         refuse(tmp_path, [5, 5], [1, 1], [0, 1], [2], here)

@@ -46,7 +46,11 @@ def slow_but_alive(task, attempt, beat):
 
 
 def results(function, tasks, workers=2, patience=60.0):
-    return [progress.result for progress in run_tasks(function, tasks, workers, patience) if progress.task is not None]
+    return [
+        progress.result
+        for progress in run_tasks(function, tasks, workers, patience)
+        if progress.task is not None
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -68,9 +72,14 @@ def test_a_worker_that_beats_is_not_silent():
 
 
 def test_what_fails_every_time_is_an_error():
-    with pytest.raises(RuntimeError, match=r"x failed 3 times; .*KeyError: 'x' \(test_workers.py:\d+\).*run the same"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"x failed 3 times; .*KeyError: 'x' \(test_workers.py:\d+\).*run the same",
+    ):
         results(always_raise, ["x"])
-    with pytest.raises(RuntimeError, match=r"5 failed 3 times; wanted one success.*died \(exit code 7\)"):
+    with pytest.raises(
+        RuntimeError, match=r"5 failed 3 times; wanted one success.*died \(exit code 7\)"
+    ):
         results(always_die, [5])
 
 
@@ -86,7 +95,11 @@ def test_no_process_is_left():
     before = set(os.listdir("/proc"))
     with pytest.raises(RuntimeError):
         results(always_raise, range(4))
-    children = [pid for pid in set(os.listdir("/proc")) - before if pid.isdigit() and _parent(pid) == os.getpid()]
+    children = [
+        pid
+        for pid in set(os.listdir("/proc")) - before
+        if pid.isdigit() and _parent(pid) == os.getpid()
+    ]
     # multiprocessing keeps one process that watches over shared resources.
     assert all("resource_tracker" in Path(f"/proc/{pid}/cmdline").read_text() for pid in children)
 

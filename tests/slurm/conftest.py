@@ -97,17 +97,17 @@ class Terminal:
         self.started.append(process)
         return process
 
-    def run(self, command: str, *more: str, timeout: float = 150) -> "Answer":
+    def run(self, command: str, *more: str, timeout: float = 240) -> "Answer":
         return self.finish(self.start(command, *more), timeout)
 
-    def finish(self, process: "subprocess.Popen[str]", timeout: float = 150) -> "Answer":
+    def finish(self, process: "subprocess.Popen[str]", timeout: float = 240) -> "Answer":
         out, err = process.communicate(timeout=timeout)
         return Answer(process.returncode, out, err)
 
     def statuses(self) -> dict[str, RunStatus]:
         return {each.run_id: each for each in look(runs_of(self.study), self.folder)}
 
-    def until(self, holds: Callable[[list[RunStatus]], bool], seconds: float = 90) -> None:
+    def until(self, holds: Callable[[list[RunStatus]], bool], seconds: float = 180) -> None:
         """Wait until the states of the runs are as wanted."""
         end = time.monotonic() + seconds
         while not holds(list(self.statuses().values())):
@@ -132,9 +132,8 @@ class Terminal:
 
     def close(self) -> None:
         for process in self.started:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+            process.kill()
+            process.communicate()
         for pid in self.trainers():
             os.kill(pid, signal.SIGKILL)
 

@@ -194,7 +194,8 @@ def test_squeue_does_not_answer(on_slurm, study, fake_slurm, tmp_path, capsys):
     assert main(["status", str(study), "--results", str(tmp_path / "results")]) == 0
     out, err = capsys.readouterr()
     assert "squeue: Unable to contact slurm controller; wanted the list of your jobs" in err
-    assert "not begun" in out
+    assert "Until then its jobs are taken to be alive." in err
+    assert ("waiting" in out, "not begun" in out) == (True, True)
 
 
 def test_no_squeue_here(on_slurm, study, monkeypatch, tmp_path, capsys):

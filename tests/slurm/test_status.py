@@ -214,9 +214,9 @@ def test_status_of_five_hundred_runs_is_quick(run, folder):
     runs = [run.model_copy(update={"seed": seed}) for seed in range(500)]
     for each in runs[1:]:
         (folder / each.run_id).symlink_to(folder / run.run_id)
-    began = time.monotonic()
+    began = time.process_time()  # not the clock on the wall: other tests may be running
     assert len(look(runs, folder)) == 500
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_duration():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -166,3 +167,19 @@ def test_a_run_that_somebody_trains_by_hand_is_waited_for(terminal, data):
     assert answer.status == 0, answer
     assert "1 runs are still to do after another job: starting them" in answer.err
     assert starts(terminal) == {run.run_id: 2}
+
+
+@pytest.mark.long
+def test_killed_at_random_moments(terminal, undisturbed):
+    """`submit` alone or with its jobs, twelve times at moments that nobody chose."""
+    moments = random.Random(0)
+    for _ in range(12):
+        waiting = terminal.start("submit", "--wait")
+        time.sleep(moments.uniform(0.3, 15))
+        waiting.kill()
+        if moments.random() < 0.6:
+            for pid in terminal.trainers():
+                os.kill(pid, signal.SIGKILL)
+    answers = [terminal.run("submit", "--wait") for _ in range(2)]
+    assert 0 in [answer.status for answer in answers], answers
+    assert losses(terminal) == undisturbed

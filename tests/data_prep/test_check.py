@@ -1,0 +1,94 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_prep.check import check, check_shard
+from data_prep.domain import domain
+from data_prep.manifest import ShardRecord, load_manifest, new_manifest, save_manifest
+from data_prep.shards import HEADER, ShardWriter
+
+MATHEMATICS = domain("mathematics")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two shards of a few hundred problems."""
+    records = []
+    for number in range(2):
+        random = np.random.default_rng(number)
+        lengths = random.integers(1, 60, 600)
+        with ShardWriter(tmp_path / f"train-{number:05d}", MATHEMATICS) as writer:
+            tokens = random.integers(0, 256, int(lengths.sum()))
+            writer.add_block(tokens, lengths, np.tile([0, 1], 300), np.full(300, 2))
+        rows, rest = divmod(writer.summary.tokens, 512)
+        records.append(ShardRecord(**vars(writer.summary), rows=rows, dropped_tokens=rest))
+    manifest = new_manifest(MATHEMATICS).model_copy(update={"splits": {"train": tuple(records)}})
+    save_manifest(tmp_path, manifest)
+    return tmp_path
+
+
+def test_a_good_dataset_passes(folder):
+    told = []
+    assert "2 shards" in check(folder, lambda *counts: told.append(counts))
+    assert told == [(0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("ending", ["bin", "idx"])
+@pytest.mark.parametrize("place", [0, 40, -1])
+def test_any_changed_byte_is_found(folder, ending, place):
+    path = folder / f"train-00001.{ending}"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        ValueError,
+        match=rf"train-00001\.{ending}: sha256 .* says the manifest. The shard is damaged",
+    ):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (lambda n: HEADER.size, b"\0\0\0\0", "a sequence without tokens"),
+        (lambda n: HEADER.size, b"\xff\x00\x00\x00", "pointers that do not follow the lengths"),
+        (lambda n: HEADER.size + 4 * n + 8, b"\xff", "pointers that do not follow the lengths"),
+        (lambda n: HEADER.size + 12 * n + 8, b"\x09\x09", "document starts that do not rise"),
+        (lambda n: -1, b"\x05", "modes 0 to 5; wanted 0 to 1"),
+    ],
+)
+def test_an_index_that_contradicts_itself(folder, monkeypatch, at, value, message):
+    """As a faulty writer would leave it: the hash is right, the content is not."""
+    monkeypatch.setattr("data_prep.check._check_hash", lambda path, wanted: None)
+    path = folder / "train-00000.idx"
+    data = bytearray(path.read_bytes())
+    place = at(600) % len(data)
+    data[place : place + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"train-00000\.idx: .*{message}"):
+        check(folder)
+
+
+def test_ids_outside_their_kind(folder):
+    record = load_manifest(folder).splits["train"][0]
+    narrow = tuple(dataclasses.replace(kind, stop=200) for kind in MATHEMATICS.kinds)
+    here = dataclasses.replace(MATHEMATICS, kinds=narrow)
+    with pytest.raises(
+        ValueError, match=r"train-00000\.bin: question ids outside their range; wanted 0 to 199"
+    ):
+        check_shard(folder, record, here)
+
+
+def test_documents_of_the_wrong_length(folder):
+    record = load_manifest(folder).splits["train"][0]
+    with pytest.raises(
+        ValueError, match=r"train-00000\.idx: documents of .* tokens; wanted 512 each"
+    ):
+        check_shard(folder, record, dataclasses.replace(MATHEMATICS, packed=False))
+
+
+def test_a_missing_shard(folder):
+    (folder / "train-00001.bin").unlink()
+    with pytest.raises(ValueError, match=r"train-00001\.bin: is missing"):
+        check(folder)

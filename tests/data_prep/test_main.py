@@ -1,0 +1,172 @@
+"""The command line, as a person uses it."""
+
+import os
+import select
+import subprocess
+import sys
+import termios
+
+import pytest
+from PIL import Image
+
+from data_prep.__main__ import main
+from data_prep.progress import bar
+
+
+@pytest.fixture
+def mathematics(tmp_path, problem_file, capsys):
+    out = tmp_path / "out"
+    command = [
+        "build",
+        "mathematics",
+        "--raw",
+        str(problem_file),
+        "--out",
+        str(out),
+        "--split",
+        "train",
+        "--workers",
+        "1",
+    ]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "", "no progress bar where there is no terminal"
+    assert f"{out}: built\n  train" in printed.out
+    assert main(command) == 0
+    assert f"{out}: already built" in capsys.readouterr().out
+    return out
+
+
+def test_build_check_show(mathematics, capsys):
+    assert main(["check", str(mathematics)]) == 0
+    assert "are right" in capsys.readouterr().out
+    assert main(["show", str(mathematics), "--row", "0"]) == 0
+    assert "What is 1 + 7? «8»" in capsys.readouterr().out
+    target = mathematics / "row.txt"
+    assert main(["show", str(mathematics), "--row", "0", "--out", str(target)]) == 0
+    assert f"row 0 of split train: written to {target}" in capsys.readouterr().out
+    assert "What is 1 + 7? «8»" in target.read_text()
+    assert "--- row 3\n" in (mathematics / "preview.txt").read_text()
+
+
+def test_show_a_picture(tmp_path, picture_folder, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert (
+        main(
+            [
+                "build",
+                "image-8x8",
+                "--raw",
+                str(picture_folder),
+                "--out",
+                str(out),
+                "--split",
+                "test",
+            ]
+        )
+        == 0
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", str(out), "--row", "7"]) == 0
+    assert "row 7 of split test: written to test-row-7.png" in capsys.readouterr().out
+    with Image.open(tmp_path / "test-row-7.png") as image:
+        assert image.size == (256, 256)
+    with Image.open(out / "preview.png") as image:
+        assert image.size == (4 * 256 + 3 * 8, 4 * 256 + 3 * 8)
+
+
+def test_refused_items_are_mentioned(tmp_path, picture_folder, capsys):
+    (picture_folder / "bad.png").touch()
+    arguments = [
+        "build",
+        "image-8x8",
+        "--raw",
+        str(picture_folder),
+        "--out",
+        str(tmp_path / "out"),
+        "--split",
+        "test",
+    ]
+    assert main([*arguments, "--max-refused", "0.1"]) == 0
+    assert "1 items refused; see" in capsys.readouterr().err
+
+
+def test_parts(tmp_path, picture_folder, capsys):
+    arguments = ["build", "image-8x8", "--raw", str(picture_folder), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--part", "2/2"]) == 0
+    assert (
+        "part 2/2 done; the dataset is finished when the other parts are" in capsys.readouterr().out
+    )
+    assert main([*arguments, "--part", "1/2"]) == 0
+    assert "built" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["show", "OUT", "--row", "9999"],
+            r"--row 9999: split 'train' of .* has \d+ rows; wanted 0 to",
+        ),
+        (["show", "OUT", "--row", "0", "--split", "test"], "split 'test' is not there"),
+        (["check", "OUT/nothing"], "holds no manifest.json"),
+        (
+            ["build", "math", "--raw", "x", "--out", "x"],
+            "'math' is not known.*Did you mean mathematics",
+        ),
+        (
+            ["build", "image-8x8", "--raw", "x", "--out", "OUT/x", "--part", "3"],
+            "--part 3: wanted K/M",
+        ),
+        (
+            ["build", "image-8x8", "--raw", "x", "--out", "OUT/x", "--fractions", "1,2"],
+            "--fractions 1,2: wanted three",
+        ),
+        (
+            ["build", "image-8x8", "--raw", "OUT/no", "--out", "OUT/x"],
+            "does not exist; wanted a folder of pictures",
+        ),
+        (["build", "image-8x8", "--raw", "x", "--out", "OUT/manifest.json/x"], "Not a directory"),
+    ],
+)
+def test_errors_are_a_message_and_status_2(mathematics, capsys, arguments, message):
+    assert main([each.replace("OUT", str(mathematics)) for each in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"python -m data_prep {arguments[0]}: ")
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(printed.err)
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert "image-8x8" in printed
+    assert "row: 512 tokens, packed; vocabulary: 256; kinds: question, answer" in printed
+    assert "--raw: generator" in printed
+
+
+def test_help_is_light():
+    program = "import sys; from data_prep import __main__ as m; m._parser(); print({'numpy', 'PIL'} & set(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    """A pseudo-terminal in place of stderr: the bar shows counts and the rate of items."""
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, 100))
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        with bar("chunks") as tell:
+            tell(3, 9, type("P", (), {"items": 50}))
+            tell(4, 9, type("P", (), {"items": 50}))
+        terminal.flush()
+        shown = ""
+        while "4/9" not in shown and select.select([master], [], [], 5)[0]:
+            shown += os.read(master, 10_000).decode()
+    os.close(master)
+    assert "4/9" in shown
+    assert "items/s" in shown

@@ -1,0 +1,175 @@
+"""One run, and several runs in one process: what they learn, and what they may not depend on."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from launch.checkpoint import newest
+from launch.config import load_config
+from launch.folder import run_folder
+from launch.results import read_result
+from launch.run import run_all
+from tests.launch.small import BATCH, STEP, assert_same_bits, config, expanded
+
+SINGLE = 2.0**-24  # unit round-off of float32
+
+
+def test_the_loss_falls_and_is_recorded_in_full(alone, pictures):
+    run = config(40)
+    result = alone(run)
+    train, final = result.train, result.eval_rows("valid")[-1]
+    assert result.finished
+    assert load_config(result.path.parent) == run
+    # An untrained model knows nothing: ln 256 nats, up to the spread of its small random logits.
+    assert train["loss"][0] == pytest.approx(math.log(256), abs=0.1)
+    # The pictures are a ramp plus noise of 40 values: about ln 40 = 3.7 nats can be reached.
+    assert train["loss"][-1] < train["loss"][0] - 0.5
+    assert final["loss"] < math.log(256) - 0.5
+    assert train["step"].tolist() == list(range(1, 41))
+    assert train["tokens"].tolist() == [STEP * step for step in range(1, 41)]
+    assert train["samples"].tolist() == [BATCH * step for step in range(1, 41)]
+    np.testing.assert_array_equal(train["flops"], run.shape.flops_per_token_6nd * train["tokens"])
+    assert train["flops_exact"][-1] == run.flops_exact
+    assert (train["grad_norm"] > 0).all()
+    assert sorted(set(result.eval["step"])) == run.evaluation_steps()
+    assert (final["num_rows"], final["num_tokens"]) == (8, 8 * 192)
+    position = result.eval_position["valid"]
+    # float32 storage of each position's mean; then a mean of 192 of them.
+    assert position["loss"][-1].mean() == pytest.approx(final["loss"], rel=2 * SINGLE)
+    assert result.counts["params_non_embedding"] == run.shape.params_non_embedding
+
+
+def test_mathematics_counts_answers_alone(alone, mathematics):
+    tables = {"domain": "mathematics", "budget": {"tokens": 6.0 * BATCH * 512}}
+    result = alone(config(**tables))
+    last = result.eval[result.eval["step"] == result.eval["step"].max()]
+    by_kind = {row["kind"].decode(): row for row in last}
+    assert set(by_kind) == {"loss", "question", "answer"}
+    assert by_kind["loss"]["num_tokens"] == by_kind["answer"]["num_tokens"]
+    assert by_kind["question"]["num_tokens"] + by_kind["answer"]["num_tokens"] == 8 * 512
+    assert by_kind["loss"]["loss"] == pytest.approx(by_kind["answer"]["loss"], rel=1e-12)
+    assert result.train["loss"][-1] < result.train["loss"][0] - 0.5
+
+
+@pytest.mark.parametrize(
+    "tables", [{}, {"domain": "mathematics", "budget": {"tokens": 8.0 * BATCH * 512}}]
+)
+@pytest.mark.parametrize("stage", [0, 1])
+def test_micro_batches_change_rounding_only(tables, stage, alone):
+    """Splitting a batch reorders float32 sums; nothing else.
+
+    A sum of n float32 numbers taken in two orders differs by at most 2 n u relative to the sum of
+    magnitudes, u = 2^-24. The losses of a step are up to 4 x 512 positive numbers; the first loss
+    sees only that. Later ones also see the weights: Adam's step is bounded by the learning rate
+    whatever the gradient, so a gradient that is all rounding may move a weight by the rate. 12
+    steps at 3e-3 are far too few for that to reach the loss of every weight: the bound taken is the
+    one on gradients, 2 n u, amplified in proportion to the steps.
+    """
+    runs = [
+        config(8, **tables, parallel={"zero_stage": stage, "train_micro_batch_size_per_gpu": size})
+        for size in (4, 2, 1)
+    ]
+    whole, *parts = [alone(run).train for run in runs]
+    bound = 2 * (4 * 512) * SINGLE
+    for part in parts:
+        assert part["loss"][0] == pytest.approx(whole["loss"][0], rel=bound)
+        np.testing.assert_allclose(part["loss"], whole["loss"], rtol=bound * len(whole))
+        np.testing.assert_allclose(part["grad_norm"][0], whole["grad_norm"][0], rtol=bound)
+
+
+def test_runs_that_share_a_process_equal_runs_alone(alone, pictures, tmp_path):
+    ladder = [{"num_layers": 1, "hidden_size": 16}, {"num_layers": 2, "hidden_size": 32}]
+    runs = expanded(6, ladder=ladder, seeds=[0, 1])
+    # Each alone first (remembered), then all after one another, the largest first.
+    singles = [alone(run) for run in runs]
+    assert run_all(runs[::-1], pictures, tmp_path) == 0
+    for run, single in zip(runs, singles, strict=True):
+        assert_same_bits(read_result(run_folder(tmp_path, run)), single)
+    seeds = [single.train["loss"] for single in singles[:2]]
+    assert not np.array_equal(*seeds), "another seed is another run"
+
+
+def test_a_branch_from_its_trunk_equals_the_run_from_scratch(alone, pictures, tmp_path):
+    tables = {
+        "budget": {"tokens": [10.0 * STEP, 20.0 * STEP]},
+        "schedule": {"kind": "wsd", "warmup_steps": 3, "cooldown_fraction": 0.4},
+    }
+    short, trunk = expanded(**tables)
+    assert (short.trunk.run_id, short.trunk.step) == (trunk.run_id, 6)
+    assert trunk.keep_steps == [6]
+    scratch = alone(short)
+    assert run_all([trunk, short], pictures, tmp_path) == 0
+    branch = read_result(run_folder(tmp_path, short))
+    assert [start["resumed_at_step"] for start in branch.provenance][-1] == 6
+    for name in branch.train.dtype.names:
+        if name != "seconds":
+            np.testing.assert_array_equal(branch.train[name], scratch.train[name], err_msg=name)
+    # Evaluations before the branch are the trunk's, at its steps; those after it are the run's own.
+    own = branch.eval["step"] > 6
+    np.testing.assert_array_equal(branch.eval[own], scratch.eval[scratch.eval["step"] > 6])
+    assert newest(run_folder(tmp_path, trunk), at_step=6) is not None, "kept for later branches"
+    assert_same_bits(read_result(run_folder(tmp_path, trunk)), alone(trunk))
+
+
+def test_a_shorter_run_begun_before_its_trunk_goes_on_when_there_is_one(alone, pictures, tmp_path):
+    """It had steps of its own but no checkpoint yet; now its trunk has a later one."""
+    from tests.launch.small import train_until
+
+    tables = {
+        "budget": {"tokens": [10.0 * STEP, 20.0 * STEP]},
+        "schedule": {"kind": "wsd", "warmup_steps": 3, "cooldown_fraction": 0.4},
+    }
+    short, trunk = expanded(**tables)
+    assert not train_until(short, pictures, tmp_path, step=2)
+    folder = run_folder(tmp_path, short)
+    for checkpoint in folder.glob("checkpoints/*"):
+        checkpoint.rename(tmp_path / checkpoint.name)  # as if killed before the first
+    assert run_all([trunk, short], pictures, tmp_path) == 0
+    result = read_result(folder)
+    np.testing.assert_array_equal(result.train["loss"], alone(short).train["loss"])
+
+
+def test_a_loss_that_is_not_finite_fails_that_run_alone(alone, pictures, tmp_path, capfd):
+    bad = config(8, optimizer={"learning_rate": 1e30}, schedule={"kind": "constant"})
+    good = config(6)
+    assert run_all([bad, good], pictures, tmp_path) == 1
+    error = capfd.readouterr().err
+    assert f"{bad.run_id}: FAILED: {bad.run_id}: the loss of step 2 is nan" in error
+    assert "at learning rate 1e+30; wanted a finite number" in error
+    assert "Lower optimizer.learning_rate" in error
+    assert "Traceback" not in error
+    folder = run_folder(tmp_path, bad)
+    reason = json.loads((folder / "failed.json").read_text())
+    assert reason["error"].startswith(f"FloatingPointError: {bad.run_id}: the loss of step 2")
+    broken = read_result(folder)
+    assert not broken.finished
+    assert len(broken.train) == 2
+    assert_same_bits(read_result(run_folder(tmp_path, good)), alone(good))
+    assert not (run_folder(tmp_path, good) / "failed.json").exists()
+
+
+def test_a_failure_mark_goes_away_once_the_run_works(pictures, tmp_path):
+    run = config(4)
+    folder = run_folder(tmp_path, run)
+    assert run_all([run], tmp_path / "missing", tmp_path) == 1
+    assert (folder / "failed.json").exists()
+    assert run_all([run], pictures, tmp_path) == 0
+    assert not (folder / "failed.json").exists()
+
+
+def test_batches_without_a_counted_token_are_refused_by_name(tmp_path, capfd):
+    """A question longer than a row leaves rows in which nothing counts."""
+    from tests.launch.conftest import build
+
+    raw = tmp_path / "long.txt"
+    raw.write_text("".join(f"{'What is it? ' * 600}{n}?\n{n}\n" for n in range(40)))
+    data = build("mathematics", raw, tmp_path / "data")
+    tables = {"domain": "mathematics", "batch": {"train_batch_size": 1}}
+    runs = [config(**tables, budget={"tokens": 20.0 * 512}), config(4)]
+    assert run_all(runs, data, tmp_path) == 1
+    error = capfd.readouterr().err
+    assert f"{runs[0].run_id}: FAILED" in error
+    assert "Traceback" not in error
+    assert f"{runs[1].run_id}: FAILED" in error, "it was tried: the data is of another domain"
