@@ -1,7 +1,7 @@
 """How fast rows come out of shards, beside megatron-core's reader: `python -m benchmarks.loader`.
 
-Prints a Markdown table: tokens per second of CPU time, of random rows for pictures (192 tokens, one document a row) and packed
-mathematics (512 tokens, with the kind of each token), batches of 4, 32 and 256, ours and megatron-core's
+Prints a Markdown table: tokens per second of CPU time, of random rows for pictures (192 tokens, one document a row) and
+packed mathematics (512 tokens, with the kind of each token), batches of 4, 32 and 256, ours and megatron-core's
 `IndexedDataset.get` on the same files in turn; then the time to the first batch of 100 billion tokens (sparse files)
 and the growth of private memory over many batches. Needs about 200 MB of disk; the sparse files take none.
 """

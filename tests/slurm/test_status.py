@@ -167,8 +167,10 @@ def test_an_old_failure_does_not_count_against_a_new_job(run, folder):
     trained(run, folder, 3)
     failed(run, folder, time.time() - 100)
     submission = open_submission(folder, "tiny", "local", [(run.run_id,)])
-    controller = [sys.executable, "-c", "import time; time.sleep(60)", "submitit.local._local"]
-    with subprocess.Popen([*controller, str(submission.folder)]) as process:
+    program = "import time; print('ready', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, "submitit.local._local", str(submission.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
         assert live_runs(submissions(folder)) == {run.run_id: submission}
         assert only(run, folder).state == "waiting"
         failed(run, folder, time.time() + 1)
