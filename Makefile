@@ -12,7 +12,7 @@ INSTALLED := .venv/.installed
 .PHONY: study photos install test test-long lint clean
 
 study: install
-	$(PY) -m data_prep build mathematics --raw generator --out $(DATA) --rows 10000 --seed 0
+	$(PY) -m data_prep build mathematics --raw generator --out $(DATA) --rows 4500 --fractions 0.9,0.05,0.05 --seed 0
 	$(PY) -m slurm submit $(STUDY) --cluster local --data $(DATA) --results $(RESULTS) --wait
 	$(PY) -m analysis report $(RESULTS)/$(basename $(notdir $(STUDY))) --out $(RESULTS)/$(basename $(notdir $(STUDY)))
 
