@@ -35,14 +35,19 @@ def _run(arguments: argparse.Namespace) -> int:
             f"--data {arguments.data}: no such folder; wanted a dataset that `python -m data_prep "
             "build` made. Check the path, or build it first."
         )
-    if all(
-        finished_on(run, run_folder(arguments.results, run), arguments.data) for run in chosen
-    ):
+    if all(_finished(run, arguments) for run in chosen):
         print(f"{len(chosen)} of {len(chosen)} runs are finished: nothing to do", file=sys.stderr)
         return 0
     from launch.run import run_all  # torch and DeepSpeed: only now
 
     return run_all(chosen, arguments.data, arguments.results)
+
+
+def _finished(run: RunConfig, arguments: argparse.Namespace) -> bool:
+    try:
+        return finished_on(run, run_folder(arguments.results, run), arguments.data)
+    except ValueError:
+        return False  # told where the run is tried, and the other runs are trained
 
 
 def _chosen(

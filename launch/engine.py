@@ -188,13 +188,13 @@ class Engine:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag, true on all ranks if it is true on any."""
+    def agree(self, *numbers: int) -> tuple[int, ...]:
+        """The largest of each number over all ranks."""
         if self.world_size == 1:
-            return flags
-        tensor = torch.tensor(flags, dtype=torch.int32, device=self.device)
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.int32, device=self.device)
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in tensor.tolist())
+        return tuple(tensor.tolist())
 
     def close(self) -> None:
         """Give the memory back, so that the next run of this process starts as in a new one."""

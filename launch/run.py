@@ -37,7 +37,7 @@ def run_all(runs: Sequence[RunConfig], data: Path, results: Path) -> int:
             # end, so that the launcher ends them.
             if outcome == STOPPED or (outcome == FAILED and torch.distributed.get_world_size() > 1):
                 break
-    if stop.requested:
+    if status == STOPPED:
         stop.hand_over()
     return status
 

@@ -16,7 +16,7 @@ class StopSignal:
     """Remembers that a stop was asked for. A context manager: the old handlers come back after."""
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self._received = 0
         self._kept: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -29,17 +29,21 @@ class StopSignal:
             signal.signal(number, handler)
 
     @property
-    def requested(self) -> bool:
-        """Whether this process received a signal; the ranks agree in `engine.agree`."""
-        return self._received is not None
+    def number(self) -> int:
+        """The signal that asked for a stop, 0 if none did."""
+        return self._received
+
+    def agree(self, number: int) -> None:
+        """Take over what the ranks agreed on: the largest of their numbers."""
+        self._received = number
 
     @property
     def name(self) -> str:
-        return signal.Signals(self._received).name if self._received is not None else "no signal"
+        return signal.Signals(self._received).name if self._received else "no signal"
 
     def hand_over(self) -> None:
         """Call the handler that was there before us, now that everything is saved."""
-        handler = self._kept.get(self._received) if self._received is not None else None
+        handler = self._kept.get(self._received)
         if callable(handler) and handler is not signal.default_int_handler:
             handler(self._received, None)
 

@@ -110,7 +110,8 @@ def train(
 
         now = time.monotonic()
         due = now - last_save >= 60 * config.checkpoint.interval_minutes
-        stopping, save_now = engine.agree(stop.requested, first_rank and due)
+        stopping, save_now = engine.agree(stop.number, int(first_rank and due))
+        stop.agree(stopping)
         if stopping or save_now or step in config.keep_steps or step == config.train_steps:
             if writer:
                 writer.flush()
