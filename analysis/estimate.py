@@ -85,7 +85,7 @@ def plain(value: float) -> float | None:
     return float(f"{value:.10g}") if math.isfinite(value) else None
 
 
-def rounded(value: object) -> Any:  # noqa: ANN401  (the shape of what it is given)
+def rounded(value: object) -> Any:
     """`plain` applied through mappings and sequences."""
     if isinstance(value, Mapping):
         return {name: rounded(each) for name, each in value.items()}

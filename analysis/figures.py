@@ -302,11 +302,11 @@ def _x_axis(axes: Axes, x: str, values: np.ndarray) -> None:
         upper.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _to_pf_days(flops: Any) -> Any:  # noqa: ANN401  (matplotlib's own signature)
+def _to_pf_days(flops: Any) -> Any:
     return np.asarray(flops) / PF_DAY
 
 
-def _from_pf_days(days: Any) -> Any:  # noqa: ANN401
+def _from_pf_days(days: Any) -> Any:
     return np.asarray(days) * PF_DAY
 
 

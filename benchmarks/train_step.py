@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from launch import config as configs
 from launch.batches import Batch
 from launch.config import RunConfig
 from launch.engine import Engine, start_process
 from launch.schedule import Schedule
-from launch import config as configs
 from megatron_ext.shape import ModelShape, shape_of
 
 CASES = {
@@ -146,7 +146,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = start_process()
-    print(f"{arguments.threads} threads, {device}, {arguments.precision}, {arguments.rounds} rounds\n")
+    print(
+        f"{arguments.threads} threads, {device}, {arguments.precision}, {arguments.rounds} rounds\n"
+    )
     print("| case | N | plain PyTorch, tokens/s | ours, tokens/s | ratio (spread of rounds) |")
     print("|---|---:|---:|---:|---:|")
     for name, case in CASES.items():

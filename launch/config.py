@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from launch.schedule import LEARNING_RATE_RULES, Schedule
+from launch.schedule import LearningRateRule, Schedule, peak_learning_rate
 from launch.strict import Strict
 from megatron_ext.shape import Family, ModelShape
 
@@ -20,7 +20,6 @@ CONFIG_FILE = "config.json"
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-LearningRate = Annotated[float, Field(gt=0)] | Literal[tuple(LEARNING_RATE_RULES)]  # type: ignore[valid-type]
 
 
 class Batch(Strict):
@@ -30,7 +29,7 @@ class Batch(Strict):
 class Optimizer(Strict):
     """AdamW. Betas, epsilon and clipping are not stated by either paper: GPT-3's are the defaults."""
 
-    learning_rate: LearningRate
+    learning_rate: Annotated[float, Field(gt=0)] | LearningRateRule
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
@@ -99,6 +98,10 @@ class RunConfig(Strict):
     @property
     def train_steps(self) -> int:
         return self.tokens // self.tokens_per_step
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return peak_learning_rate(self.optimizer.learning_rate, self.shape.params_non_embedding)
 
     @property
     def warmup_tokens(self) -> float:

@@ -12,7 +12,6 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,24 @@ from typing import Any
 import torch
 import torch.distributed
 
+from launch.batches import Batch
+from launch.config import RunConfig
+from megatron_ext.loss import token_losses
+from megatron_ext.model import LanguageModel, build_model
+from megatron_ext.parallel import data_parallel_size, deepspeed_adapter, start_process_groups
+from megatron_ext.quiet import quiet
+
 # DeepSpeed looks for a compiler, a launcher and GPUs when imported, and tells at length.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+with quiet():
     import deepspeed
     import deepspeed.comm
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
-
-from launch.batches import Batch
-from launch.config import RunConfig
-from megatron_ext.loss import token_losses
-from megatron_ext.model import LanguageModel, build_model
-from megatron_ext.parallel import data_parallel_size, deepspeed_adapter, start_process_groups
 
 # Tokens in a micro-batch if nobody says: enough to keep a device busy, little enough to fit.
 MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
@@ -96,7 +95,7 @@ class Engine:
             init_std=config.model.init_std,
             device=device,
         )
-        with _quiet():
+        with quiet():
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model,
                 model_parameters=[p for p in model.parameters() if p.requires_grad],
@@ -166,14 +165,14 @@ class Engine:
 
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Write model, optimizer and `state` under folder/tag. Collective: all ranks call it."""
-        with _quiet():
+        with quiet():
             self._deepspeed.save_checkpoint(
                 str(folder), tag=tag, client_state=state, save_latest=False
             )
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
         """Read what `save` wrote; returns the state. Collective."""
-        with _quiet():
+        with quiet():
             path, state = self._deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise ValueError(
@@ -299,11 +298,3 @@ class _SafeCheckpointEngine(TorchCheckpointEngine):
                 "A checkpoint that holds other objects could run code: do not trust where it came "
                 "from, remove it, and the run continues from the one before."
             ) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed's warnings are about options that are not ours to set."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

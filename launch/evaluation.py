@@ -25,7 +25,9 @@ def evaluate(engine: Engine, dataset: TokenDataset, rows: np.ndarray) -> LossSum
         where = slice(start, min(start + size, len(rows)))
         batch = evaluation_batch(dataset, rows[where], engine.device)
         losses = engine.losses(batch)
-        counted = torch.ones_like(losses, dtype=torch.bool) if batch.counted is None else batch.counted
+        counted = (
+            torch.ones_like(losses, dtype=torch.bool) if batch.counted is None else batch.counted
+        )
         sums.add(where, losses, batch.kinds, counted)
     engine.add_over_ranks(sums.tensors())
     return sums
@@ -70,5 +72,3 @@ def position_means(sums: LossSums) -> tuple[np.ndarray, np.ndarray]:
     mean = np.full(len(count), np.nan)
     np.divide(total, count, out=mean, where=count > 0)
     return mean, count.astype(np.int64)
-
-

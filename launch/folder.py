@@ -1,10 +1,10 @@
 """The folder of one run, results/STUDY/RUN_ID, and what its files say. No torch.
 
-    config.json    the resolved configuration
-    metrics.h5     what was measured (`launch.results`)
-    checkpoints/   step-<n>/ (`launch.checkpoint`)
-    run.lock       locked while a process trains the run; holds its process id and host
-    failed.json    why the last attempt failed; absent otherwise
+config.json    the resolved configuration
+metrics.h5     what was measured (`launch.results`)
+checkpoints/   step-<n>/ (`launch.checkpoint`)
+run.lock       locked while a process trains the run; holds its process id and host
+failed.json    why the last attempt failed; absent otherwise
 """
 
 import contextlib

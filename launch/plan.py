@@ -32,7 +32,7 @@ def print_plan(runs: Sequence[RunConfig], data: Path | None) -> None:
             f"{run.train_steps}",
             f"{run.flops:.2e}",
             f"{run.flops_exact:.2e}",
-            f"{run.optimizer.learning_rate:.3g}",
+            f"{run.peak_learning_rate:.3g}",
             f"{run.parallel.zero_stage}",
             _bytes(run.shape.params_total * STATE_BYTES_PER_PARAMETER),
         ]

@@ -129,11 +129,11 @@ class ResultWriter:
 
     def train(self, **row: float) -> None:
         """Buffer one step's row (all of TRAIN_COLUMNS); `flush` writes it."""
-        self._train_rows.append(tuple(row[name] for name in TRAIN_COLUMNS.names))
+        self._train_rows.append(tuple(row[name] for name in TRAIN_COLUMNS.names or ()))
 
     def eval(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append evaluation rows (all of EVAL_COLUMNS each)."""
-        packed = [tuple(_encoded(row[name]) for name in EVAL_COLUMNS.names) for row in rows]
+        packed = [tuple(_encoded(row[name]) for name in EVAL_COLUMNS.names or ()) for row in rows]
         _append(self._file["eval"], np.array(packed, EVAL_COLUMNS))
         self.flush()
 

@@ -12,7 +12,9 @@ from pydantic import Field
 
 from launch.strict import Strict
 
-LEARNING_RATE_RULES: dict[str, Callable[[float], float]] = {
+LearningRateRule = Literal["henighan", "kaplan"]
+
+LEARNING_RATE_RULES: dict[LearningRateRule, Callable[[float], float]] = {
     # Reproduces all seven rows of Henighan et al. 2020, Table 5 (image, video and math models).
     "henighan": lambda params: 0.0282 * params**-0.25,
     # Kaplan et al. 2020, eq. D.1. The logarithm is natural: so it reproduces Henighan's Table 4.
@@ -39,7 +41,7 @@ class Schedule(Strict):
     cooldown_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
 
 
-def peak_learning_rate(rate: float | str, params_non_embedding: int) -> float:
+def peak_learning_rate(rate: float | LearningRateRule, params_non_embedding: int) -> float:
     """A number as it is, or a named rule at N. Raises `ValueError` where the rule breaks down."""
     if not isinstance(rate, str):
         return float(rate)

@@ -1,6 +1,6 @@
 """`Study`: one TOML file is one question. It expands to the runs that answer it.
 
-    every shape of the ladder  x  every budget  x  every seed  =  one `RunConfig` each
+every shape of the ladder  x  every budget  x  every seed  =  one `RunConfig` each
 """
 
 import math

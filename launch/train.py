@@ -22,7 +22,6 @@ from launch.schedule import learning_rate
 from launch.stopping import StopSignal
 from megatron_ext.parallel import data_parallel_rank
 
-
 REPORT_SECONDS = 5.0
 
 
@@ -75,7 +74,7 @@ def train(
         rate = learning_rate(
             tokens,
             schedule=config.schedule,
-            peak=config.optimizer.learning_rate,
+            peak=config.peak_learning_rate,
             warmup_tokens=config.warmup_tokens,
             total_tokens=config.tokens,
         )
@@ -117,7 +116,9 @@ def train(
                 writer.flush()
             checkpoint.save(engine, folder, step, train_set.identity)
             last_save = now
-        if writer and (now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping):
+        if writer and (
+            now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping
+        ):
             writer.flush()
             pace = (now - began) / (step - first_step)
             report(
@@ -148,19 +149,19 @@ def train(
 
 def _resume(engine: Engine, folder: Path, data_identity: str) -> int:
     """Load the newest whole checkpoint of the run, or its trunk's; returns the steps done."""
-    trunk = engine.config.trunk
+    trunk, trunk_folder = engine.config.trunk, None
     found = checkpoint.newest(folder)
-    from_trunk = found is None and trunk is not None
-    if from_trunk:
-        found = checkpoint.newest(folder.parent / trunk.run_id, at_step=trunk.step)
+    if found is None and trunk is not None:
+        trunk_folder = folder.parent / trunk.run_id
+        found = checkpoint.newest(trunk_folder, at_step=trunk.step)
     if found is None:
         return 0
     refuse_other_data(folder, found.data_identity, data_identity)
     checkpoint.load(engine, found)
-    if from_trunk and data_parallel_rank() == 0:
+    if trunk_folder and data_parallel_rank() == 0:
         # The trunk's rows up to there are this run's rows, to the last bit.
         temporary = folder / f".{METRICS_FILE}.tmp"
-        shutil.copyfile(folder.parent / trunk.run_id / METRICS_FILE, temporary)
+        shutil.copyfile(trunk_folder / METRICS_FILE, temporary)
         os.replace(temporary, folder / METRICS_FILE)
     return found.step
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_ext.quiet import quiet_imports
+from megatron_ext.quiet import quiet
 
-with quiet_imports():
+with quiet():
     from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from megatron_ext.attention import CausalAttention
 from megatron_ext.linear import ColumnLinear, RowLinear
 from megatron_ext.parallel import seed_everything
-from megatron_ext.quiet import quiet_imports
+from megatron_ext.quiet import quiet
 from megatron_ext.shape import ModelShape
 
-with quiet_imports():
+with quiet():
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.transformer.spec_utils import ModuleSpec

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed
 
-from megatron_ext.quiet import quiet_imports
+from megatron_ext.quiet import quiet
 
-with quiet_imports():
+with quiet():
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 

@@ -1,4 +1,4 @@
-"""Import megatron-core without its warnings of the CUDA-only packages that are absent."""
+"""Use megatron-core and DeepSpeed without their warnings of CUDA-only packages that are absent."""
 
 import contextlib
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet_imports() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -107,6 +107,7 @@ def test_every_problem_is_listed_at_once_with_its_path_and_the_nearest_key(path)
         ({"evaluation": {"splits": []}}, "evaluation.splits = []: "),
         ({"model": {"family": "gpt"}}, "model.family = 'gpt': "),
         ({"ladder": [{"num_layers": 2, "hidden_size": 33}]}, "study.toml: ladder[0]: hidden_size = 33"),
+        ({"ladder": [{"num_layers": 2, "hidden_size": 36}]}, "study.toml: ladder[0]: hidden_size = 36"),
         ({"ladder": [{"num_layers": 2, "hidden_size": 32, "seeds": []}]}, "ladder[0].seeds = []: "),
     ],
 )  # fmt: skip

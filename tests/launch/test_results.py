@@ -1,0 +1,327 @@
+"""`metrics.h5`: what is written is read back, whatever happens in between."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from launch.results import (
+    COUNT_NAMES,
+    EVAL_COLUMNS,
+    SCHEMA,
+    TRAIN_COLUMNS,
+    ResultWriter,
+    is_finished,
+    last_train_row,
+    read_result,
+)
+from tests.launch import writer_process
+from tests.launch.rows import WIDTH, eval_rows, position, train_row
+
+ROOT = Path(__file__).parents[2]
+COUNTS = {name: 1.5 + place for place, name in enumerate(COUNT_NAMES)}
+
+
+def open_writer(folder: Path, resume: int = 0) -> ResultWriter:
+    return ResultWriter(
+        folder,
+        config={"seed": 3, "name": "é"},
+        provenance={"resume": resume},
+        counts=COUNTS,
+        seq_length=WIDTH,
+        resume_step=resume,
+    )
+
+
+def write(writer: ResultWriter, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        writer.train(**train_row(step))
+        if step % 5 == 0:
+            writer.eval_position("valid", step, *position(step))
+            writer.eval(eval_rows(step))
+
+
+def assert_steps(folder: Path, last: int, evaluations: list[int]) -> None:
+    result = read_result(folder)
+    wanted = [tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names) for step in range(1, last + 1)]
+    np.testing.assert_array_equal(result.train, np.array(wanted, TRAIN_COLUMNS))
+    rows = result.eval_rows("valid")
+    assert rows["step"].tolist() == evaluations
+    assert rows["loss"].tolist() == evaluations
+    assert result.eval_rows("valid", "answer")["loss"].tolist() == [step + 1 for step in evaluations]
+    assert len(result.eval_rows("test")) == len(result.eval_rows("valid", "question")) == 0
+    if evaluations:
+        arrays = result.eval_position["valid"]
+        assert arrays["step"].tolist() == evaluations
+        np.testing.assert_array_equal(arrays["loss"], [position(step)[0] for step in evaluations])
+        np.testing.assert_array_equal(arrays["count"], [position(step)[1] for step in evaluations])
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    folder = tmp_path / "mathematics-run"
+    assert not is_finished(folder)
+    assert last_train_row(folder) is None
+    with open_writer(folder) as writer:
+        assert last_train_row(folder) is None
+        write(writer, 1, 12)
+        assert not is_finished(folder)
+        writer.finish()
+    assert_steps(folder, 12, [5, 10])
+    result = read_result(folder)
+    assert (result.run_id, result.path) == ("mathematics-run", folder / "metrics.h5")
+    assert result.config == {"seed": 3, "name": "é"}
+    assert (result.counts, result.finished, is_finished(folder)) == (COUNTS, True, True)
+    assert result.provenance == [{"resume": 0}]
+    assert last_train_row(folder)["step"] == 12
+    assert list(folder.iterdir()) == [folder / "metrics.h5"], "nothing else is left"
+
+
+def test_buffered_rows_reach_the_file_with_a_flush(tmp_path):
+    with open_writer(tmp_path) as writer:
+        write(writer, 1, 3)
+        assert len(read_result(tmp_path).train) == 0
+        writer.flush()
+        assert len(read_result(tmp_path).train) == 3
+        write(writer, 4, 4)
+    assert_steps(tmp_path, 4, [])
+
+
+@pytest.mark.parametrize(("resume", "evaluations"), [(0, []), (4, []), (5, [5]), (9, [5]), (12, [5, 10])])
+def test_resuming_drops_what_will_be_written_again(resume, evaluations, tmp_path):
+    with open_writer(tmp_path) as writer:
+        write(writer, 1, 12)
+        writer.finish()
+    with open_writer(tmp_path, resume) as writer:
+        assert not is_finished(tmp_path)
+        assert_steps(tmp_path, resume, evaluations)
+        write(writer, resume + 1, 15)
+    assert_steps(tmp_path, 15, [5, 10, 15])
+    assert read_result(tmp_path).provenance == [{"resume": 0}, {"resume": resume}]
+
+
+def test_rows_missing_before_the_checkpoint_are_refused(tmp_path):
+    with open_writer(tmp_path) as writer:
+        write(writer, 1, 3)
+    with pytest.raises(ValueError, match="holds 3 of the 7 steps before the checkpoint") as error:
+        open_writer(tmp_path, 7)
+    assert str(tmp_path / "metrics.h5") in str(error.value)
+    with pytest.raises(ValueError, match="holds 0 of the 7 steps before the checkpoint"):
+        open_writer(tmp_path / "new", 7)
+
+
+# --- files of other people
+
+
+def refused(folder: Path) -> None:
+    """Each way to read the file says in a `ValueError` which file is wrong; or reads it."""
+    path = str(folder / "metrics.h5")
+    for read in (read_result, is_finished, last_train_row, open_writer):
+        try:
+            opened = read(folder)
+        except ValueError as error:
+            assert path in str(error)
+        else:
+            assert read is not read_result, "read_result takes a damaged file for a good one"
+            if isinstance(opened, ResultWriter):
+                opened.__exit__()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    with open_writer(folder) as writer:
+        write(writer, 1, 40)
+        writer.finish()
+    return folder / "metrics.h5"
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such file; wanted the metrics.h5 of a run") as error:
+        read_result(tmp_path)
+    assert str(tmp_path / "metrics.h5") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"step,loss\n1,2\n", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + b"\x00" * 4096, b"\x80\x04K\x01.",
+     os.urandom(10_000)],
+    ids=["empty", "text", "magic", "magic-and-zeros", "pickle", "random"],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_refused(content, tmp_path):
+    (tmp_path / "metrics.h5").write_bytes(content)
+    refused(tmp_path)
+    with pytest.raises(ValueError, match=rf"not readable as HDF5 \({len(content)} bytes"):
+        read_result(tmp_path)
+
+
+def test_a_folder_in_its_place_is_refused(tmp_path):
+    (tmp_path / "metrics.h5").mkdir()
+    refused(tmp_path)
+
+
+def test_a_file_truncated_anywhere_is_refused(whole, tmp_path):
+    content = whole.read_bytes()
+    offsets = random.Random(0).sample(range(len(content)), 60) + [len(content) - 1]
+    for offset in offsets:
+        (tmp_path / "metrics.h5").write_bytes(content[:offset])
+        refused(tmp_path)
+
+
+def foreign(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["weights"] = np.zeros(3)
+
+
+def test_another_hdf5_file_and_a_newer_schema_are_refused(whole, tmp_path):
+    foreign(tmp_path / "metrics.h5")
+    refused(tmp_path)
+    with pytest.raises(ValueError, match=f"schema = None; wanted {SCHEMA}"):
+        read_result(tmp_path)
+    shutil.copy(whole, tmp_path / "metrics.h5")
+    with h5py.File(tmp_path / "metrics.h5", "r+") as file:
+        file.attrs["schema"] = SCHEMA + 1
+    refused(tmp_path)
+    with pytest.raises(ValueError, match=f"schema = {SCHEMA + 1}; wanted {SCHEMA}"):
+        read_result(tmp_path)
+
+
+def delete(name):
+    return lambda file: file.__delitem__(name)
+
+
+def attribute(name, value):
+    def change(file):
+        file.attrs[name] = value
+
+    return change
+
+
+def replace(name, value):
+    def change(file):
+        if name in file:
+            del file[name]
+        file[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        delete("train"), delete("eval"),
+        lambda file: file.attrs.__delitem__("config"),
+        lambda file: file.attrs.__delitem__("finished"),
+        lambda file: file.attrs.__delitem__("params_total"),
+        attribute("config", "{"), attribute("config", 3), attribute("config", np.arange(3)),
+        attribute("provenance", ""), attribute("finished", np.arange(3)),
+        attribute("finished", "no"), attribute("params_total", "many"),
+        attribute("params_total", np.arange(3)), attribute("schema", np.arange(3)),
+        attribute("schema", "1"),
+        replace("train", np.zeros(3)), replace("train", "text"), replace("train", np.zeros(3, EVAL_COLUMNS)),
+        replace("eval", np.zeros((2, 2))), replace("eval_position", np.zeros(3)),
+        replace("eval_position/valid", np.zeros(3)), delete("eval_position/valid/loss"),
+        delete("eval_position/valid/step"),
+    ],
+)  # fmt: skip
+def test_a_run_file_with_something_wrong_inside_is_refused(change, whole, tmp_path):
+    shutil.copy(whole, tmp_path / "metrics.h5")
+    with h5py.File(tmp_path / "metrics.h5", "r+") as file:
+        change(file)
+    refused(tmp_path)
+
+
+FLIPS = """
+import random, sys
+from pathlib import Path
+from launch.results import read_result
+content, folder = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+draw = random.Random(int(sys.argv[3]))
+for _ in range(100):
+    damaged = bytearray(content)
+    for _ in range(draw.choice((1, 8))):
+        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+    (folder / "metrics.h5").write_bytes(damaged)
+    try:
+        read_result(folder)
+    except ValueError as error:
+        assert "metrics.h5" in str(error), error
+"""
+
+
+def test_flipped_bits_give_an_answer_or_a_named_error(whole, tmp_path):
+    """HDF5 has no checksums here, so a flipped number reads as another number; nothing may crash."""
+    done = subprocess.run(
+        [sys.executable, "-c", FLIPS, str(whole), str(tmp_path), "0"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+# --- a killed writer
+
+
+def kill_writers(count: int, seed: int, folder: Path) -> None:
+    """SIGKILL a writer `count` times; each next one resumes where a checkpoint might have been."""
+    draw, resume, acknowledged_once = random.Random(seed), 0, 0
+    for number in range(count):
+        command = [sys.executable, writer_process.__file__, str(folder), str(resume)]
+        with subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        ) as process:
+            if number % 4:  # else: killed anywhere, the creation of the file included
+                process.stdout.readline()
+                time.sleep(draw.expovariate(1 / 0.03))
+            else:
+                time.sleep(draw.uniform(0, 0.6))
+            process.kill()
+            told = process.stdout.read().split()
+        acknowledged = int(told[-1]) if told else resume
+        acknowledged_once += bool(told)
+        if not (folder / "metrics.h5").exists():
+            continue
+        result = read_result(folder)
+        train = result.train
+        assert len(train) >= acknowledged, f"kill {number}: {acknowledged} rows were acknowledged"
+        wanted = [tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names) for step in range(1, acknowledged + 1)]
+        np.testing.assert_array_equal(train[:acknowledged], np.array(wanted, TRAIN_COLUMNS))
+        done = [step for step in range(5, acknowledged + 1, 5)]
+        assert result.eval_rows("valid")["step"].tolist()[: len(done)] == done
+        assert result.eval_position["valid"]["step"].tolist()[: len(done)] == done if done else True
+        # Not always from the end: a checkpoint may be older than the last rows.
+        resume = max(0, acknowledged - draw.choice((0, 0, 1, 7)))
+    assert acknowledged_once > count / 2, "most were killed while they wrote"
+    last = resume + 1
+    with open_writer(folder, resume) as writer:
+        write(writer, last, last + 20)
+    assert_steps(folder, last + 20, list(range(5, last + 21, 5)))
+
+
+def test_twenty_killed_writers_lose_no_acknowledged_row(tmp_path):
+    kill_writers(20, 0, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_hundreds_of_killed_writers_lose_no_acknowledged_row(seed, tmp_path):
+    kill_writers(50, seed, tmp_path)
+
+
+def test_a_writer_needs_no_torch():
+    code = "import sys, tests.launch.writer_process; sys.exit(bool({'torch', 'deepspeed'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+
+
+def test_config_and_provenance_are_json_for_other_tools(whole):
+    with h5py.File(whole) as file:
+        assert json.loads(file.attrs["config"]) == {"seed": 3, "name": "é"}
+        assert file.attrs["schema"] == SCHEMA
+        assert set(COUNT_NAMES) <= set(file.attrs)
