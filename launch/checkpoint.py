@@ -2,6 +2,7 @@
 
     checkpoints/step-<n>/       appears by rename, once every rank has written and rank 0 has hashed
         *.pt                    DeepSpeed's files: model, optimizer
+        metrics.h5              what the run had measured by then
         checkpoint.json         step, the run's digest, the data's identity, size and sha256 of each file
 
 The newest folder whose files all match is used; one that does not match is named aloud and passed
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from launch.config import RunConfig
 from launch.engine import Engine
+from launch.results import METRICS_FILE
 from launch.strict import Strict
 
 CHECKPOINTS = "checkpoints"
@@ -55,7 +57,10 @@ class Checkpoint:
 
 
 def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
-    """Save after `step` steps, then remove what is no longer kept. Collective."""
+    """Save after `step` steps, then remove what is no longer kept. Collective.
+
+    The run's flushed `metrics.h5` goes in too.
+    """
     config = engine.config
     final = folder / CHECKPOINTS / _name(step)
     temporary = final.parent / f".{final.name}.tmp"
@@ -66,6 +71,7 @@ def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
     engine.save(temporary, "state", {"step": step})
     _barrier()
     if _first_rank():
+        shutil.copyfile(folder / METRICS_FILE, temporary / "state" / METRICS_FILE)
         whole = Checkpoint(
             path=final,
             step=step,
@@ -126,6 +132,16 @@ def verify(path: Path) -> Checkpoint:
                 f"{file}: sha256 {digest[:12]}...; wanted {wanted.sha256[:12]}... {advice}"
             )
     return Checkpoint(path=path, **description.model_dump(exclude={"files"}))
+
+
+def restore_results(folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Put back the `metrics.h5` of a checkpoint; without one, the run begins with none."""
+    if checkpoint is None:
+        (folder / METRICS_FILE).unlink(missing_ok=True)
+        return
+    temporary = folder / f".{METRICS_FILE}.tmp"
+    shutil.copyfile(checkpoint.path / METRICS_FILE, temporary)
+    os.replace(temporary, folder / METRICS_FILE)
 
 
 def load(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,9 @@ One file per run folder:
     /eval_position/SPLIT/{step, loss, count}               [evaluations], [evaluations, seq_length] x 2
     attributes        schema, config (JSON), provenance (JSON), finished, and every counting convention
 
+Each checkpoint holds a copy, and a run that resumes begins with that copy: so its file equals an
+uninterrupted run's, and a damaged one (a full disk in the middle of a write) is replaced.
+
 A killed writer must leave a readable file. So the file is created under a temporary name and
 renamed once it is whole, rows are only ever appended, and every append ends with a flush. No SWMR
 and no `libver="latest"`: files left by a killed SWMR writer could not be reopened for writing
@@ -15,9 +18,11 @@ and no `libver="latest"`: files left by a killed SWMR writer could not be reopen
 This is the only module that imports h5py; it needs no torch.
 """
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,8 @@ import numpy as np
 
 SCHEMA = 1
 METRICS_FILE = "metrics.h5"
+RESTORE = "Remove it and run the study again: it comes back from the run's newest checkpoint."
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 TRAIN_COLUMNS = np.dtype(
     [
@@ -88,11 +95,9 @@ class RunResult:
 
 
 class ResultWriter:
-    """Appends to a run's `metrics.h5`. Use as a context manager.
+    """Appends to a run's `metrics.h5`, or begins it. Use as a context manager.
 
-    `resume_step` drops the rows after that step, which the steps now to be repeated write again;
-    so a resumed run's file equals an uninterrupted one's. Raises `ValueError` where rows before it
-    are missing.
+    Raises `ValueError` that names the file where there is one that is damaged or of another kind.
     """
 
     def __init__(
@@ -103,22 +108,20 @@ class ResultWriter:
         provenance: Mapping[str, Any],
         counts: Mapping[str, float],
         seq_length: int,
-        resume_step: int = 0,
     ) -> None:
         self.path = folder / METRICS_FILE
         self._seq_length = seq_length
+        self._train_rows: list[tuple[float, ...]] = []
         if not self.path.exists():
             _create(self.path)
-        self._file = _open(self.path, "r+")
-        _drop_rows_after(self._file, resume_step)
-        _refuse_gap(self._file, self.path, resume_step)
-        self._file.attrs["config"] = json.dumps(config)
-        self._file.attrs["provenance"] = _appended_json(self._file, provenance)
-        self._file.attrs["finished"] = False
-        for name in COUNT_NAMES:
-            self._file.attrs[name] = float(counts[name])
-        self._train_rows: list[tuple[float, ...]] = []
-        self._file.flush()
+        with _naming(self.path):
+            self._file = _open(self.path, "r+")
+            self._file.attrs["config"] = json.dumps(config)
+            self._file.attrs["provenance"] = _appended_json(self._file, provenance)
+            self._file.attrs["finished"] = False
+            for name in COUNT_NAMES:
+                self._file.attrs[name] = float(counts[name])
+            self._file.flush()
 
     def __enter__(self) -> "ResultWriter":
         return self
@@ -171,27 +174,21 @@ def read_result(folder: Path) -> RunResult:
     kind or of a newer schema.
     """
     path = folder / METRICS_FILE
-    with _open(path, "r") as file:
-        try:
-            return RunResult(
-                run_id=folder.name,
-                path=path,
-                config=json.loads(file.attrs["config"]),
-                provenance=json.loads(file.attrs["provenance"]),
-                finished=bool(file.attrs["finished"]),
-                counts={name: float(file.attrs[name]) for name in COUNT_NAMES},
-                train=_read_table(file, "train", TRAIN_COLUMNS),
-                eval=_read_table(file, "eval", EVAL_COLUMNS),
-                eval_position={
-                    split: {name: group[name][()] for name in ("step", "loss", "count")}
-                    for split, group in file.get("eval_position", {}).items()
-                },
-            )
-        except (KeyError, OSError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path}: this run file is damaged or incomplete ({error}); wanted a whole "
-                f"{METRICS_FILE} of schema {SCHEMA}. Move the run folder away and run it again."
-            ) from error
+    with _naming(path), _open(path, "r") as file:
+        return RunResult(
+            run_id=folder.name,
+            path=path,
+            config=json.loads(file.attrs["config"]),
+            provenance=json.loads(file.attrs["provenance"]),
+            finished=_flag(file),
+            counts={name: float(file.attrs[name]) for name in COUNT_NAMES},
+            train=_read_table(file, "train", TRAIN_COLUMNS),
+            eval=_read_table(file, "eval", EVAL_COLUMNS),
+            eval_position={
+                split: {name: group[name][()] for name in ("step", "loss", "count")}
+                for split, group in file.get("eval_position", {}).items()
+            },
+        )
 
 
 def is_finished(folder: Path) -> bool:
@@ -203,8 +200,8 @@ def is_finished(folder: Path) -> bool:
     path = folder / METRICS_FILE
     if not path.exists():
         return False
-    with _open(path, "r") as file:
-        return bool(file.attrs.get("finished", False))
+    with _naming(path), _open(path, "r") as file:
+        return "finished" in file.attrs and _flag(file)
 
 
 def last_train_row(folder: Path) -> np.void | None:
@@ -212,9 +209,34 @@ def last_train_row(folder: Path) -> np.void | None:
     path = folder / METRICS_FILE
     if not path.exists():
         return None
-    with _open(path, "r") as file:
+    with _naming(path), _open(path, "r") as file:
         table = file["train"]
         return table[-1] if len(table) else None
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside a run file is said with the file's name.
+
+    HDF5 reports damage by almost any exception; a message of ours, which names the file, passes.
+    """
+    try:
+        yield
+    except Exception as error:
+        full_or_forbidden = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
+        if full_or_forbidden or (isinstance(error, ValueError) and str(path) in str(error)):
+            raise
+        raise ValueError(
+            f"{path}: this run file is damaged or incomplete ({error}); wanted a whole "
+            f"{METRICS_FILE} of schema {SCHEMA}. {RESTORE}"
+        ) from error
+
+
+def _flag(file: h5py.File) -> bool:
+    finished = file.attrs["finished"]
+    if not isinstance(finished, bool | np.bool_):
+        raise TypeError(f"finished = {finished!r}, wanted true or false")
+    return bool(finished)
 
 
 def _open(path: Path, mode: str) -> h5py.File:
@@ -229,10 +251,10 @@ def _open(path: Path, mode: str) -> h5py.File:
     except OSError as error:
         raise ValueError(
             f"{path}: not readable as HDF5 ({path.stat().st_size} bytes; {error}); wanted the "
-            f"{METRICS_FILE} of a run. Move the run folder away and run it again."
+            f"{METRICS_FILE} of a run. {RESTORE}"
         ) from error
     schema = file.attrs.get("schema")
-    if schema != SCHEMA:
+    if np.ndim(schema) != 0 or schema != SCHEMA:
         file.close()
         raise ValueError(
             f"{path}: schema = {schema}; wanted {SCHEMA}. The file is of another kind or of "
@@ -255,28 +277,6 @@ def _create(path: Path) -> None:
 def _appended_json(file: h5py.File, provenance: Mapping[str, Any]) -> str:
     """Provenance is a list, one entry per start of the run."""
     return json.dumps([*json.loads(file.attrs["provenance"]), dict(provenance)])
-
-
-def _drop_rows_after(file: h5py.File, step: int) -> None:
-    tables = [file["train"], file["eval"]]
-    for table in tables:
-        keep = int(np.searchsorted(table["step"], step, side="right")) if len(table) else 0
-        table.resize((keep,))
-    for group in file.get("eval_position", {}).values():
-        keep = int(np.searchsorted(group["step"][()], step, side="right"))
-        for name in ("step", "loss", "count"):
-            group[name].resize(min(keep, len(group[name])), axis=0)
-
-
-def _refuse_gap(file: h5py.File, path: Path, step: int) -> None:
-    """A run that resumes after `step` must have recorded every step up to it."""
-    recorded = len(file["train"])
-    if recorded != step:
-        raise ValueError(
-            f"{path}: holds {recorded} of the {step} steps before the checkpoint that the run resumes "
-            "from; wanted all of them. The file was replaced or damaged: remove the run folder and run "
-            "it again."
-        )
 
 
 def _append(table: h5py.Dataset, rows: np.ndarray) -> None:

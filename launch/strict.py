@@ -34,7 +34,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
             f"{path}: not text (byte {error.start} is {error.object[error.start]:#04x}); wanted a "
             f"{what} in TOML, UTF-8. Check that this is the right file."
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not valid TOML: {error}; wanted a {what}. Correct the file there."
         ) from None

@@ -28,6 +28,7 @@ from launch.strict import Strict, read_toml, validate
 from megatron_ext.shape import ModelShape, shape_of
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positives = Annotated[list[Positive], Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -45,9 +46,9 @@ class Rung(Strict):
 class Budget(Strict):
     """How long to train; exactly one of the three, a number or a list."""
 
-    tokens: Positive | list[Positive] | None = None
-    flops: Positive | list[Positive] | None = None  # 6 N D
-    tokens_per_param: Positive | list[Positive] | None = None
+    tokens: Positive | Positives | None = None
+    flops: Positive | Positives | None = None  # 6 N D
+    tokens_per_param: Positive | Positives | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Budget":

@@ -1,8 +1,7 @@
 """One run, top to bottom: data, model, resume, then the loop."""
 
+import contextlib
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from launch.engine import Engine
 from launch.evaluation import evaluate, evaluation_table, position_means
 from launch.folder import refuse_other_data
 from launch.provenance import provenance
-from launch.results import METRICS_FILE, ResultWriter
+from launch.results import ResultWriter
 from launch.schedule import learning_rate
 from launch.stopping import StopSignal
 from megatron_ext.parallel import data_parallel_rank
@@ -57,113 +56,109 @@ def train(
     rows = [evaluation_rows(dataset, config.evaluation.rows) for dataset in held_out]
 
     # --- model, optimizer, and where to continue ---
-    engine = Engine(config, device)
-    batches = TrainingBatches(train_set, config, data_parallel_rank(), engine.world_size)
-    step = _resume(engine, folder, train_set.identity)
-    evaluation_steps = set(config.evaluation_steps())
-    first_rank = data_parallel_rank() == 0
-    writer = _open_results(engine, folder, step, train_set.identity) if first_rank else None
+    with contextlib.ExitStack() as opened:
+        engine = opened.enter_context(contextlib.closing(Engine(config, device)))
+        batches = TrainingBatches(train_set, config, data_parallel_rank(), engine.world_size)
+        step = _resume(engine, folder, train_set.identity)
+        evaluation_steps = set(config.evaluation_steps())
+        first_rank = data_parallel_rank() == 0
+        writer = None
+        if first_rank:
+            results = _open_results(engine, folder, step, train_set.identity)
+            writer = opened.enter_context(results)
 
-    # --- the loop ---
-    last_save = last_report = time.monotonic()
-    first_step = step
-    began = time.monotonic()
-    while step < config.train_steps:
-        step_began = time.perf_counter()
-        tokens = (step + 1) * config.tokens_per_step
-        rate = learning_rate(
-            tokens,
-            schedule=config.schedule,
-            peak=config.peak_learning_rate,
-            warmup_tokens=config.warmup_tokens,
-            total_tokens=config.tokens,
-        )
-        result = engine.train_step(batches.at(step, device), rate)
-        step += 1
-        progress = {
-            "step": step,
-            "tokens": tokens,
-            "flops": config.shape.flops_per_token_6nd * tokens,
-            "flops_exact": config.shape.flops_per_token_exact * tokens,
-        }
-        if writer:
-            writer.train(
-                **progress,
-                samples=step * config.batch.train_batch_size,
-                loss=result.loss,
-                learning_rate=rate,
-                grad_norm=result.grad_norm,
-                seconds=time.perf_counter() - step_began,
+        # --- the loop ---
+        last_save = last_report = time.monotonic()
+        first_step = step
+        began = time.monotonic()
+        while step < config.train_steps:
+            step_began = time.perf_counter()
+            tokens = (step + 1) * config.tokens_per_step
+            rate = learning_rate(
+                tokens,
+                schedule=config.schedule,
+                peak=config.peak_learning_rate,
+                warmup_tokens=config.warmup_tokens,
+                total_tokens=config.tokens,
             )
-        if not math.isfinite(result.loss):
+            result = engine.train_step(batches.at(step, device), rate)
+            step += 1
+            progress = {
+                "step": step,
+                "tokens": tokens,
+                "flops": config.shape.flops_per_token_6nd * tokens,
+                "flops_exact": config.shape.flops_per_token_exact * tokens,
+            }
             if writer:
-                writer.flush()
-            raise FloatingPointError(_not_finite(config, step, result.loss, rate))
-
-        if step in evaluation_steps:
-            for dataset, chosen in zip(held_out, rows, strict=True):
-                sums = evaluate(engine, dataset, chosen)
-                if writer:
-                    writer.eval_position(dataset.split, step, *position_means(sums))
-                    writer.eval(evaluation_table(sums, dataset, **progress))
-
-        now = time.monotonic()
-        due = now - last_save >= 60 * config.checkpoint.interval_minutes
-        stopping, save_now = engine.agree(stop.number, int(first_rank and due))
-        stop.agree(stopping)
-        if stopping or save_now or step in config.keep_steps or step == config.train_steps:
-            if writer:
-                writer.flush()
-            checkpoint.save(engine, folder, step, train_set.identity)
-            last_save = now
-        if writer and (
-            now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping
-        ):
-            writer.flush()
-            pace = (now - began) / (step - first_step)
-            report(
-                Progress(
-                    run_id=config.run_id,
-                    step=step,
-                    steps=config.train_steps,
+                writer.train(
+                    **progress,
+                    samples=step * config.batch.train_batch_size,
                     loss=result.loss,
-                    tokens_per_second=config.tokens_per_step / pace,
-                    seconds_left=pace * (config.train_steps - step),
+                    learning_rate=rate,
+                    grad_norm=result.grad_norm,
+                    seconds=time.perf_counter() - step_began,
                 )
-            )
-            last_report = now
-        if stopping:
-            break
+            if not math.isfinite(result.loss):
+                if writer:
+                    writer.flush()
+                raise FloatingPointError(_not_finite(config, step, result.loss, rate))
 
-    # --- the end ---
-    finished = step == config.train_steps
-    if writer:
-        with writer:
-            if finished:
-                writer.finish()
-        if finished:
+            if step in evaluation_steps:
+                for dataset, chosen in zip(held_out, rows, strict=True):
+                    sums = evaluate(engine, dataset, chosen)
+                    if writer:
+                        writer.eval_position(dataset.split, step, *position_means(sums))
+                        writer.eval(evaluation_table(sums, dataset, **progress))
+
+            now = time.monotonic()
+            due = now - last_save >= 60 * config.checkpoint.interval_minutes
+            stopping, save_now = engine.agree(stop.number, int(first_rank and due))
+            stop.agree(stopping)
+            if stopping or save_now or step in config.keep_steps or step == config.train_steps:
+                if writer:
+                    writer.flush()
+                checkpoint.save(engine, folder, step, train_set.identity)
+                last_save = now
+            if writer and (
+                now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping
+            ):
+                writer.flush()
+                pace = (now - began) / (step - first_step)
+                report(
+                    Progress(
+                        run_id=config.run_id,
+                        step=step,
+                        steps=config.train_steps,
+                        loss=result.loss,
+                        tokens_per_second=config.tokens_per_step / pace,
+                        seconds_left=pace * (config.train_steps - step),
+                    )
+                )
+                last_report = now
+            if stopping:
+                break
+
+        # --- the end ---
+        finished = step == config.train_steps
+        if writer and finished:
+            writer.finish()
             checkpoint.remove_all(folder, config.keep_steps)
-    engine.close()
     return finished
 
 
 def _resume(engine: Engine, folder: Path, data_identity: str) -> int:
     """Load the newest whole checkpoint of the run, or its trunk's; returns the steps done."""
-    trunk, trunk_folder = engine.config.trunk, None
+    trunk = engine.config.trunk
     found = checkpoint.newest(folder)
     if found is None and trunk is not None:
-        trunk_folder = folder.parent / trunk.run_id
-        found = checkpoint.newest(trunk_folder, at_step=trunk.step)
-    if found is None:
-        return 0
-    refuse_other_data(folder, found.data_identity, data_identity)
-    checkpoint.load(engine, found)
-    if trunk_folder and data_parallel_rank() == 0:
-        # The trunk's rows up to there are this run's rows, to the last bit.
-        temporary = folder / f".{METRICS_FILE}.tmp"
-        shutil.copyfile(trunk_folder / METRICS_FILE, temporary)
-        os.replace(temporary, folder / METRICS_FILE)
-    return found.step
+        found = checkpoint.newest(folder.parent / trunk.run_id, at_step=trunk.step)
+    if found is not None:
+        refuse_other_data(folder, found.data_identity, data_identity)
+        checkpoint.load(engine, found)
+    if data_parallel_rank() == 0:
+        # A trunk's measurements up to there are this run's, to the last bit.
+        checkpoint.restore_results(folder, found)
+    return found.step if found else 0
 
 
 def _open_results(engine: Engine, folder: Path, step: int, data_identity: str) -> ResultWriter:
@@ -187,7 +182,6 @@ def _open_results(engine: Engine, folder: Path, step: int, data_identity: str) -
             "flops_exact": config.flops_exact,
         },
         seq_length=config.shape.seq_length,
-        resume_step=step,
     )
 
 

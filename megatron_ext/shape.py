@@ -130,12 +130,12 @@ def shape_of(
     """
     heads = num_attention_heads or max(2, hidden_size // 64)
     attention_size = hidden_size // 4 if family == "henighan" else hidden_size
-    if kv_channels is None and (attention_size % heads or attention_size == 0):
+    multiple = heads * (4 if family == "henighan" else 1)
+    if kv_channels is None and hidden_size % multiple:
         raise ValueError(
-            f"hidden_size = {hidden_size} gives {attention_size} attention channels in family "
-            f"'{family}', which {heads} heads do not divide; wanted a whole number of channels per "
-            "head. Choose a hidden_size that is a multiple of "
-            f"{heads * (4 if family == 'henighan' else 1)}, or set kv_channels."
+            f"hidden_size = {hidden_size} does not split into {heads} attention heads in family "
+            f"'{family}'; wanted a multiple of {multiple}, so that each head has a whole number of "
+            "channels. Choose such a hidden_size, or set num_attention_heads or kv_channels."
         )
     return ModelShape(
         num_layers=num_layers,

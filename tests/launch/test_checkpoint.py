@@ -243,7 +243,9 @@ def test_another_zero_stage_continues_or_refuses_but_never_forgets(
     """The stage is not part of the run's identity, so a change must not silently lose Adam's state."""
     run = config(8, precision=precision, parallel={"zero_stage": before})
     assert not train_until(run, pictures, tmp_path, step=3)
-    changed = run.model_copy(update={"parallel": run.parallel.model_copy(update={"zero_stage": after})})
+    changed = run.model_copy(
+        update={"parallel": run.parallel.model_copy(update={"zero_stage": after})}
+    )
     status = run_all([changed], pictures, tmp_path)
     error = capfd.readouterr().err
     if status == 1:
@@ -253,7 +255,9 @@ def test_another_zero_stage_continues_or_refuses_but_never_forgets(
     assert status == 0
     result = read_result(run_folder(tmp_path, run))
     # The same sums in another order: see test_training.py for this bound.
-    assert result.train["loss"] == pytest.approx(alone(run).train["loss"], rel=2 * 4 * 192 * 2.0**-24 * 8)
+    assert result.train["loss"] == pytest.approx(
+        alone(run).train["loss"], rel=2 * 4 * 192 * 2.0**-24 * 8
+    )
 
 
 def test_a_metrics_file_that_was_replaced_is_refused(copy, pictures, capfd):

@@ -88,8 +88,12 @@ def test_one_of_two_runs_by_its_id(pictures, tmp_path, small, capfd):
 
 
 def test_plan_prints_every_run_and_the_sums_without_torch(tmp_path, pictures):
-    tables = study(seeds=[0, 1], ladder=[{"num_layers": 2, "hidden_size": size} for size in (16, 32)])
-    done = fresh(WITHOUT_TORCH, "plan", write_study(tmp_path / "s.toml", tables), "--data", pictures)
+    tables = study(
+        seeds=[0, 1], ladder=[{"num_layers": 2, "hidden_size": size} for size in (16, 32)]
+    )
+    done = fresh(
+        WITHOUT_TORCH, "plan", write_study(tmp_path / "s.toml", tables), "--data", pictures
+    )
     assert (done.returncode, done.stderr) == (0, "")
     header, *rows, total = done.stdout.splitlines()
     runs = expanded(seeds=[0, 1], ladder=tables["ladder"])
@@ -99,7 +103,9 @@ def test_plan_prints_every_run_and_the_sums_without_torch(tmp_path, pictures):
     for row, run in zip(rows, runs, strict=True):
         cells = row.split()
         assert cells[0] == run.run_id
-        assert float(cells[1]) == pytest.approx(run.shape.params_non_embedding, rel=5e-3)  # 3 digits
+        assert float(cells[1]) == pytest.approx(
+            run.shape.params_non_embedding, rel=5e-3
+        )  # 3 digits
         assert int(cells[5]) == run.train_steps == 12
         assert float(cells[6]) == pytest.approx(run.flops, rel=5e-3)
         assert float(cells[7]) == pytest.approx(run.flops_exact, rel=5e-3)
@@ -206,7 +212,7 @@ def test_a_second_process_is_refused_and_leaves_no_mark(pictures, tmp_path, capf
 
 
 def read_provenance(folder: Path) -> str:
-    """"resumed" once a second start is recorded."""
+    """ "resumed" once a second start is recorded."""
     return "resumed" if len(read_result(folder).provenance) == 2 else ""
 
 
@@ -216,4 +222,6 @@ def test_bad_arguments_end_with_2(capsys):
             main(arguments)
         assert end.value.code == 2
     assert main(["plan", "/nowhere/study.toml"]) == 2
-    assert "error: /nowhere/study.toml: no such file; wanted a study file" in capsys.readouterr().err
+    assert (
+        "error: /nowhere/study.toml: no such file; wanted a study file" in capsys.readouterr().err
+    )

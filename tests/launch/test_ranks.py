@@ -108,7 +108,9 @@ def test_a_checkpoint_of_two_ranks_on_one_is_refused_or_continued(alone, picture
     run = config(25, **tables)
     path = write_study(tmp_path / "s.toml", study(25, **tables))
     folder = run_folder(tmp_path, run)
-    ranks = start_ranks(["run", path, "--data", pictures, "--results", tmp_path], tmp_path / "log", 2)
+    ranks = start_ranks(
+        ["run", path, "--data", pictures, "--results", tmp_path], tmp_path / "log", 2
+    )
     wait_for(lambda: any(folder.glob("checkpoints/step-*")), "the first checkpoint")
     os.kill(ranks[0].pid, signal.SIGTERM)
     assert [exit_status(each) for each in ranks] == [STOPPED, STOPPED], logs(tmp_path / "log")

@@ -51,12 +51,16 @@ def write(writer: ResultWriter, first: int, last: int) -> None:
 
 def assert_steps(folder: Path, last: int, evaluations: list[int]) -> None:
     result = read_result(folder)
-    wanted = [tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names) for step in range(1, last + 1)]
+    wanted = [
+        tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names) for step in range(1, last + 1)
+    ]
     np.testing.assert_array_equal(result.train, np.array(wanted, TRAIN_COLUMNS))
     rows = result.eval_rows("valid")
     assert rows["step"].tolist() == evaluations
     assert rows["loss"].tolist() == evaluations
-    assert result.eval_rows("valid", "answer")["loss"].tolist() == [step + 1 for step in evaluations]
+    assert result.eval_rows("valid", "answer")["loss"].tolist() == [
+        step + 1 for step in evaluations
+    ]
     assert len(result.eval_rows("test")) == len(result.eval_rows("valid", "question")) == 0
     if evaluations:
         arrays = result.eval_position["valid"]
@@ -94,7 +98,9 @@ def test_buffered_rows_reach_the_file_with_a_flush(tmp_path):
     assert_steps(tmp_path, 4, [])
 
 
-@pytest.mark.parametrize(("resume", "evaluations"), [(0, []), (4, []), (5, [5]), (9, [5]), (12, [5, 10])])
+@pytest.mark.parametrize(
+    ("resume", "evaluations"), [(0, []), (4, []), (5, [5]), (9, [5]), (12, [5, 10])]
+)
 def test_resuming_drops_what_will_be_written_again(resume, evaluations, tmp_path):
     with open_writer(tmp_path) as writer:
         write(writer, 1, 12)
@@ -274,7 +280,11 @@ def kill_writers(count: int, seed: int, folder: Path) -> None:
     for number in range(count):
         command = [sys.executable, writer_process.__file__, str(folder), str(resume)]
         with subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
             if number % 4:  # else: killed anywhere, the creation of the file included
                 process.stdout.readline()
@@ -290,7 +300,10 @@ def kill_writers(count: int, seed: int, folder: Path) -> None:
         result = read_result(folder)
         train = result.train
         assert len(train) >= acknowledged, f"kill {number}: {acknowledged} rows were acknowledged"
-        wanted = [tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names) for step in range(1, acknowledged + 1)]
+        wanted = [
+            tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names)
+            for step in range(1, acknowledged + 1)
+        ]
         np.testing.assert_array_equal(train[:acknowledged], np.array(wanted, TRAIN_COLUMNS))
         done = [step for step in range(5, acknowledged + 1, 5)]
         assert result.eval_rows("valid")["step"].tolist()[: len(done)] == done
@@ -316,7 +329,9 @@ def test_hundreds_of_killed_writers_lose_no_acknowledged_row(seed, tmp_path):
 
 def test_a_writer_needs_no_torch():
     code = "import sys, tests.launch.writer_process; sys.exit(bool({'torch', 'deepspeed'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0
 
 

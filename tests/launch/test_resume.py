@@ -25,7 +25,9 @@ from tests.launch.small import (
 
 EVERY_STEP = {"interval_minutes": 0.0}
 WAYS = [
-    pytest.param({"precision": precision, "parallel": {"zero_stage": stage}}, id=f"{precision}-zero{stage}")
+    pytest.param(
+        {"precision": precision, "parallel": {"zero_stage": stage}}, id=f"{precision}-zero{stage}"
+    )
     for precision in ("fp32", "bf16")
     for stage in (0, 1)
 ]

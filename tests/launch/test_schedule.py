@@ -144,5 +144,7 @@ def test_the_kaplan_rule_gives_table_4(width, layers, printed):
 
 def test_a_number_is_itself_and_a_rule_that_breaks_down_says_so():
     assert peak_learning_rate(0.003, 10**12) == 0.003
-    with pytest.raises(ValueError, match=r"optimizer.learning_rate = 'kaplan' gives -.* at N = 1e\+12"):
+    with pytest.raises(
+        ValueError, match=r"optimizer.learning_rate = 'kaplan' gives -.* at N = 1e\+12"
+    ):
         peak_learning_rate("kaplan", 10**12)

@@ -156,7 +156,9 @@ def test_a_file_that_is_no_study_is_named(content, words, path):
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no such file; wanted a study file in TOML. Check the path"):
+    with pytest.raises(
+        ValueError, match="no such file; wanted a study file in TOML. Check the path"
+    ):
         load_study(tmp_path / "nothing.toml")
     with pytest.raises(ValueError, match="this is a folder; wanted a study file in TOML. Name the"):
         load_study(tmp_path)
@@ -166,10 +168,20 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 
 def test_every_shape_budget_and_seed_is_one_run_smallest_first():
-    ladder = [{"num_layers": 2, "hidden_size": 64}, {"num_layers": 2, "hidden_size": 32, "seeds": [5]}]
+    ladder = [
+        {"num_layers": 2, "hidden_size": 64},
+        {"num_layers": 2, "hidden_size": 32, "seeds": [5]},
+    ]
     runs = expanded(ladder=ladder, seeds=[0, 1], budget={"tokens": [20.0 * STEP, 10.0 * STEP]})
     found = [(run.shape.hidden_size, run.train_steps, run.seed) for run in runs]
-    assert sorted(found) == [(32, 10, 5), (32, 20, 5), (64, 10, 0), (64, 10, 1), (64, 20, 0), (64, 20, 1)]
+    assert sorted(found) == [
+        (32, 10, 5),
+        (32, 20, 5),
+        (64, 10, 0),
+        (64, 10, 1),
+        (64, 20, 0),
+        (64, 20, 1),
+    ]
     assert [run.flops for run in runs] == sorted(run.flops for run in runs)
 
 
@@ -201,7 +213,10 @@ def test_a_run_too_short_for_its_warmup_says_what_budget_would_do(unit, asked, w
     message = str(error.value)
     steps = max(1, round(asked))
     assert message.startswith(f"small.toml: budget.{unit}[0] = ")
-    assert f"trains image-8x8-L2-H32 for {steps} steps; more than {warmup} are needed for the " in message
+    assert (
+        f"trains image-8x8-L2-H32 for {steps} steps; more than {warmup} are needed for the "
+        in message
+    )
     assert f"(schedule.warmup_steps = {warmup})" in message
     assert "or remove this rung from the ladder." in message
     advice = float(re.search(r"Raise the budget to (\S+),", message)[1])
@@ -215,7 +230,9 @@ def test_the_same_run_twice_is_refused():
         {"ladder": [{"num_layers": 2, "hidden_size": 32}] * 2},
         {"budget": {"tokens": [9216.0, 9217.0]}},
     ):
-        with pytest.raises(ValueError, match=r"small.toml: image-8x8-L2-H32-.* appears twice; wanted"):
+        with pytest.raises(
+            ValueError, match=r"small.toml: image-8x8-L2-H32-.* appears twice; wanted"
+        ):
             expanded(**change)
 
 

@@ -53,7 +53,9 @@ def test_mathematics_counts_answers_alone(alone, mathematics):
     assert result.train["loss"][-1] < result.train["loss"][0] - 0.5
 
 
-@pytest.mark.parametrize("tables", [{}, {"domain": "mathematics", "budget": {"tokens": 8.0 * BATCH * 512}}])
+@pytest.mark.parametrize(
+    "tables", [{}, {"domain": "mathematics", "budget": {"tokens": 8.0 * BATCH * 512}}]
+)
 @pytest.mark.parametrize("stage", [0, 1])
 def test_micro_batches_change_rounding_only(tables, stage, alone):
     """Splitting a batch reorders float32 sums; nothing else.
