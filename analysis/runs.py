@@ -192,6 +192,7 @@ def _refuse_mixtures(folder: Path, runs: list[RunResult], split: str) -> None:
                 "seq_length": shape.get("seq_length"),
                 f"{split} rows": int(last["num_rows"]),
                 f"{split} tokens": int(last["num_tokens"]),
+                "data": str(run.provenance[-1].get("data_identity"))[:12],
             }
         )
         seen.setdefault(judged, run.run_id)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.config import RunConfig
-from launch.folder import finished_on, run_folder
+from launch.folder import data_identity, finished_on, run_folder
 from launch.study import expand, load_study
 
 
@@ -35,6 +35,12 @@ def _run(arguments: argparse.Namespace) -> int:
             f"--data {arguments.data}: no such folder; wanted a dataset that `python -m data_prep "
             "build` made. Check the path, or build it first."
         )
+    if arguments.results.exists() and not arguments.results.is_dir():
+        raise ValueError(
+            f"--results {arguments.results}: this is a file; wanted a folder for the runs. Name "
+            "another path."
+        )
+    data_identity(chosen[0], arguments.data)  # a missing split is better refused now, once
     if all(_finished(run, arguments) for run in chosen):
         print(f"{len(chosen)} of {len(chosen)} runs are finished: nothing to do", file=sys.stderr)
         return 0

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from launch.schedule import LearningRateRule, Schedule, peak_learning_rate
 from launch.strict import Strict
@@ -19,6 +19,7 @@ from megatron_ext.shape import Family, ModelShape
 CONFIG_FILE = "config.json"
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -45,9 +46,16 @@ class Model(Strict):
 class Evaluation(Strict):
     """`points` evaluations, evenly spaced in log tokens, each on the same first `rows` of each split."""
 
-    splits: Annotated[list[str], Field(min_length=1)] = ["valid"]
+    splits: Annotated[list[Literal["train", "valid", "test"]], Field(min_length=1)] = ["valid"]
     rows: PositiveInt = 256
     points: PositiveInt = 16
+
+    @field_validator("splits")
+    @classmethod
+    def _each_once(cls, splits: list[str]) -> list[str]:
+        if len(set(splits)) < len(splits):
+            raise ValueError(f"{splits}: wanted each split once; remove the repeated one")
+        return splits
 
 
 class Checkpoint(Strict):
@@ -79,7 +87,7 @@ class RunConfig(Strict):
     domain: str
     shape: ModelShape
     tokens: PositiveInt  # to train on: a whole number of steps
-    seed: int
+    seed: Seed
     batch: Batch
     optimizer: Optimizer  # learning_rate resolved to a number
     schedule: Schedule

@@ -10,6 +10,7 @@ failed.json    why the last attempt failed; absent otherwise
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -29,6 +30,16 @@ def run_folder(results: Path, run: RunConfig) -> Path:
     return results / run.study / run.run_id
 
 
+def data_identity(run: RunConfig, data: Path) -> str:
+    """A hex digest of what a run reads: the training split and every split it is evaluated on.
+
+    Reads manifests alone. Raises `ValueError` where a split is missing or of another domain.
+    """
+    splits = ["train", *run.evaluation.splits]
+    identities = [f"{split}:{TokenDataset(data, split, run.domain).identity}" for split in splits]
+    return hashlib.sha256("\n".join(identities).encode()).hexdigest()
+
+
 def finished_on(run: RunConfig, folder: Path, data: Path) -> bool:
     """Whether the run in `folder` has finished, on this data.
 
@@ -38,8 +49,14 @@ def finished_on(run: RunConfig, folder: Path, data: Path) -> bool:
     refuse_other_config(run, folder)
     if not is_finished(folder):
         return False
-    trained_on = read_result(folder).provenance[-1]["data_identity"]
-    refuse_other_data(folder, trained_on, TokenDataset(data, "train", run.domain).identity)
+    result = read_result(folder)
+    recorded = RunConfig.model_validate_json(json.dumps(result.config))
+    if recorded.digest != run.digest:
+        raise ValueError(
+            f"{result.path}: measured by run {recorded.run_id}; wanted {run.run_id}, as the folder "
+            "says. A file was copied here from another run: remove this folder and run it again."
+        )
+    refuse_other_data(folder, result.provenance[-1]["data_identity"], data_identity(run, data))
     return True
 
 

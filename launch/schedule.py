@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from launch.strict import Strict
 
@@ -40,6 +40,12 @@ class Schedule(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     cooldown_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "Schedule":
+        if self.warmup_steps is not None and self.warmup_tokens is not None:
+            raise ValueError("warmup_steps and warmup_tokens are both given; wanted one of them")
+        return self
 
 
 def peak_learning_rate(rate: float | LearningRateRule, params_non_embedding: int) -> float:

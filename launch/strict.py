@@ -64,7 +64,10 @@ def _problem(model: type[BaseModel], item: Any) -> str:
         return f"{path}: unknown key; {hint}"
     if item["type"] == "missing":
         return f"{path}: missing; a value is required here"
-    return f"{path} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], dict):
+        return f"{path}: {message}"  # about a table as a whole: its text is in the file
+    return f"{path} = {item['input']!r}: {message}"
 
 
 def _dotted(keys: list[Any]) -> str:

@@ -21,6 +21,7 @@ from launch.config import (
     Parallel,
     PositiveInt,
     RunConfig,
+    Seed,
     Trunk,
 )
 from launch.schedule import Schedule, cooldown_start, peak_learning_rate
@@ -40,7 +41,7 @@ class Rung(Strict):
     ffn_hidden_size: PositiveInt | None = None
     num_attention_heads: PositiveInt | None = None
     kv_channels: PositiveInt | None = None
-    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
 
 
 class Budget(Strict):
@@ -79,7 +80,7 @@ class Study(Strict):
     name: Name
     question: Annotated[str, Field(min_length=1)]
     domain: str
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     ladder: Annotated[list[Rung], Field(min_length=1)]
     budget: Budget
     batch: Batch = Batch()
@@ -96,12 +97,6 @@ class Study(Strict):
     def _known_domain(cls, name: str) -> str:
         domain(name)
         return name
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> "Study":
-        if self.schedule.warmup_steps is not None and self.schedule.warmup_tokens is not None:
-            raise ValueError("schedule gives warmup_steps and warmup_tokens; wanted one of them")
-        return self
 
 
 def load_study(path: Path) -> Study:

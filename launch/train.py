@@ -14,7 +14,7 @@ from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
 from launch.engine import Engine
 from launch.evaluation import evaluate, evaluation_table, position_means
-from launch.folder import refuse_other_data
+from launch.folder import data_identity, refuse_other_data
 from launch.provenance import provenance
 from launch.results import ResultWriter
 from launch.schedule import learning_rate
@@ -51,6 +51,7 @@ def train(
     `FloatingPointError` for a loss that is not finite.
     """
     # --- data ---
+    identity = data_identity(config, data)
     train_set = open_dataset(data, "train", config)
     held_out = [open_dataset(data, split, config) for split in config.evaluation.splits]
     rows = [evaluation_rows(dataset, config.evaluation.rows) for dataset in held_out]
@@ -59,12 +60,12 @@ def train(
     with contextlib.ExitStack() as opened:
         engine = opened.enter_context(contextlib.closing(Engine(config, device)))
         batches = TrainingBatches(train_set, config, data_parallel_rank(), engine.world_size)
-        step = _resume(engine, folder, train_set.identity)
+        step = _resume(engine, folder, identity)
         evaluation_steps = set(config.evaluation_steps())
         first_rank = data_parallel_rank() == 0
         writer = None
         if first_rank:
-            results = _open_results(engine, folder, step, train_set.identity)
+            results = _open_results(engine, folder, step, identity)
             writer = opened.enter_context(results)
 
         # --- the loop ---
@@ -117,7 +118,7 @@ def train(
             if stopping or save_now or step in config.keep_steps or step == config.train_steps:
                 if writer:
                     writer.flush()
-                checkpoint.save(engine, folder, step, train_set.identity)
+                checkpoint.save(engine, folder, step, identity)
                 last_save = now
             if writer and (
                 now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping
@@ -146,14 +147,15 @@ def train(
     return finished
 
 
-def _resume(engine: Engine, folder: Path, data_identity: str) -> int:
+def _resume(engine: Engine, folder: Path, identity: str) -> int:
     """Load the newest whole checkpoint of the run, or its trunk's; returns the steps done."""
     trunk = engine.config.trunk
     found = checkpoint.newest(folder)
     if found is None and trunk is not None:
         found = checkpoint.newest(folder.parent / trunk.run_id, at_step=trunk.step)
     if found is not None:
-        refuse_other_data(folder, found.data_identity, data_identity)
+        refuse_other_data(folder, found.data_identity, identity)
+        _refuse_other_run(found, engine.config)
         checkpoint.load(engine, found)
     if data_parallel_rank() == 0:
         # A trunk's measurements up to there are this run's, to the last bit.
@@ -161,13 +163,23 @@ def _resume(engine: Engine, folder: Path, data_identity: str) -> int:
     return found.step if found else 0
 
 
-def _open_results(engine: Engine, folder: Path, step: int, data_identity: str) -> ResultWriter:
+def _refuse_other_run(found: checkpoint.Checkpoint, config: RunConfig) -> None:
+    """The checkpoint must be this run's or its trunk's: run ids end in six digits of the digest."""
+    runs = [config.run_id] + ([config.trunk.run_id] if config.trunk else [])
+    if not any(run_id.endswith(f"-{found.config_digest[:6]}") for run_id in runs):
+        raise ValueError(
+            f"{found.path}: saved by the run whose id ends in {found.config_digest[:6]}; wanted "
+            f"{' or '.join(runs)}. It was copied here from another run: remove it."
+        )
+
+
+def _open_results(engine: Engine, folder: Path, step: int, identity: str) -> ResultWriter:
     config = engine.config
     return ResultWriter(
         folder,
         config=config.model_dump(mode="json"),
         provenance=provenance(
-            data_identity=data_identity,
+            data_identity=identity,
             device=str(engine.device),
             world_size=engine.world_size,
             train_micro_batch_size_per_gpu=engine.micro_batch,

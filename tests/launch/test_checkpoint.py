@@ -87,7 +87,9 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_used(kind, copy, capfd
     _, _, folder = copy
     damage, words = DAMAGE[kind]
     broken = folder / "checkpoints" / "step-8"
-    for file in sorted(broken.glob("*.pt")):
+    files = [file for file in sorted(broken.iterdir()) if file.name != "checkpoint.json"]
+    assert len(files) >= 2, "the model, and the measurements"
+    for file in files:
         kept = file.read_bytes()
         damage(file)
         assert newest(folder).step == 7
@@ -170,7 +172,8 @@ def describe_again(folder: Path) -> None:
             "bytes": file.stat().st_size,
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         }
-        for file in sorted(folder.glob("*.pt"))
+        for file in sorted(folder.iterdir())
+        if file != description
     }
     description.write_text(json.dumps(record))
 
@@ -184,7 +187,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(
     good = config(5)
     assert not train_until(run, pictures, tmp_path, step=1)
     folder = run_folder(tmp_path, run)
-    (newest_step,) = [path for path in folder.glob("checkpoints/step-2")]
+    newest_step = folder / "checkpoints" / "step-2"
     files = sorted(newest_step.glob("*.pt"))
     assert len(files) == 1 + stage
     for file in files:
@@ -260,10 +263,38 @@ def test_another_zero_stage_continues_or_refuses_but_never_forgets(
     )
 
 
-def test_a_metrics_file_that_was_replaced_is_refused(copy, pictures, capfd):
+def test_a_lost_metrics_file_comes_back_from_the_checkpoint(copy, alone, pictures):
     run, results, folder = copy
     (folder / "metrics.h5").unlink()
+    assert_same_bits(train_alone(run, pictures, results), alone(run))
+
+
+def test_a_damaged_metrics_file_is_refused_and_comes_back_once_removed(
+    copy, alone, pictures, capfd
+):
+    run, results, folder = copy
+    truncate(folder / "metrics.h5")
     assert run_all([run], pictures, results) == 1
     error = capfd.readouterr().err
-    assert f"{folder / 'metrics.h5'}: holds 0 of the 8 steps before the checkpoint" in error
-    assert "remove the run folder and run it again" in error
+    assert f"{folder / 'metrics.h5'}: not readable as HDF5" in error
+    assert "Remove it and run the study again: it comes back from the run's newest" in error
+    (folder / "metrics.h5").unlink()
+    assert_same_bits(train_alone(run, pictures, results), alone(run))
+
+
+def test_rows_written_after_the_checkpoint_are_written_again_not_twice(copy, alone, pictures):
+    """As a kill between two checkpoints leaves it."""
+    run, results, folder = copy
+    shutil.rmtree(folder / "checkpoints" / "step-8")
+    assert len(read_result(folder).train) == 8
+    assert newest(folder).step == 7
+    assert_same_bits(train_alone(run, pictures, results), alone(run))
+
+
+def test_folders_that_are_no_checkpoints_are_left_alone(copy, pictures):
+    run, results, folder = copy
+    (folder / "checkpoints" / "step-best").mkdir()
+    (folder / "checkpoints" / "step-99").write_text("notes")
+    train_alone(run, pictures, results)
+    found = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert found == {"step-12", "step-best", "step-99"}

@@ -1,5 +1,6 @@
 """Two ranks: the same numbers as one, one agreed stop, exact resume."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -123,21 +124,26 @@ def test_a_checkpoint_of_two_ranks_on_one_is_refused_or_continued(alone, picture
         assert "ValueError" in reason
 
 
-def test_a_lock_held_elsewhere_stops_all_ranks_alike(alone, pictures, tmp_path):
-    """Rank 0 alone sees the lock; rank 1 must not wait in a collective for ever."""
-    import fcntl
-
-    held, free = expanded(8, seeds=[0, 1])
-    folder = run_folder(tmp_path, held)
+def test_a_lock_held_elsewhere_ends_the_first_rank_so_that_the_launcher_ends_the_others(
+    alone, pictures, tmp_path
+):
+    """Rank 0 alone sees the lock, while rank 1 waits in a collective."""
+    run = config(8)
+    folder = run_folder(tmp_path, run)
     folder.mkdir(parents=True)
+    path = write_study(tmp_path / "s.toml", study(8))
+    command = ["run", path, "--data", pictures, "--results", tmp_path]
     with (folder / "run.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        path = write_study(tmp_path / "s.toml", study(8, seeds=[0, 1]))
-        command = ["run", path, "--data", pictures, "--results", tmp_path]
-        ranks = start_ranks(command, tmp_path / "log", 2)
-        assert [exit_status(each, 40) for each in ranks] == [1, 1], logs(tmp_path / "log")
+        first, second = start_ranks(command, tmp_path / "log", 2)
+        assert exit_status(first) == 1, logs(tmp_path / "log")
+        second.terminate()  # what torchrun does then
+        assert exit_status(second, 20) != 0
     assert "another process trains this run" in logs(tmp_path / "log")
-    assert_equal_up_to_order_of_sums(read_result(run_folder(tmp_path, free)), alone(free))
+    assert not (folder / "failed.json").exists(), "it has not failed: another trains it"
+    ranks = start_ranks(command, tmp_path / "log", 2)
+    assert [exit_status(each) for each in ranks] == [0, 0], logs(tmp_path / "log")
+    assert_equal_up_to_order_of_sums(read_result(folder), alone(run))
 
 
 def logs(prefix: Path) -> str:

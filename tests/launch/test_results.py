@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -30,14 +31,13 @@ ROOT = Path(__file__).parents[2]
 COUNTS = {name: 1.5 + place for place, name in enumerate(COUNT_NAMES)}
 
 
-def open_writer(folder: Path, resume: int = 0) -> ResultWriter:
+def open_writer(folder: Path, start: int = 0) -> ResultWriter:
     return ResultWriter(
         folder,
         config={"seed": 3, "name": "é"},
-        provenance={"resume": resume},
+        provenance={"start": start},
         counts=COUNTS,
         seq_length=WIDTH,
-        resume_step=resume,
     )
 
 
@@ -49,12 +49,17 @@ def write(writer: ResultWriter, first: int, last: int) -> None:
             writer.eval(eval_rows(step))
 
 
+def train_table(last: int) -> np.ndarray:
+    """/train after `last` steps."""
+    rows = (train_row(step) for step in range(1, last + 1))
+    return np.array(
+        [tuple(row[name] for name in TRAIN_COLUMNS.names) for row in rows], TRAIN_COLUMNS
+    )
+
+
 def assert_steps(folder: Path, last: int, evaluations: list[int]) -> None:
     result = read_result(folder)
-    wanted = [
-        tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names) for step in range(1, last + 1)
-    ]
-    np.testing.assert_array_equal(result.train, np.array(wanted, TRAIN_COLUMNS))
+    np.testing.assert_array_equal(result.train, train_table(last))
     rows = result.eval_rows("valid")
     assert rows["step"].tolist() == evaluations
     assert rows["loss"].tolist() == evaluations
@@ -83,7 +88,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert (result.run_id, result.path) == ("mathematics-run", folder / "metrics.h5")
     assert result.config == {"seed": 3, "name": "é"}
     assert (result.counts, result.finished, is_finished(folder)) == (COUNTS, True, True)
-    assert result.provenance == [{"resume": 0}]
+    assert result.provenance == [{"start": 0}]
     assert last_train_row(folder)["step"] == 12
     assert list(folder.iterdir()) == [folder / "metrics.h5"], "nothing else is left"
 
@@ -98,46 +103,38 @@ def test_buffered_rows_reach_the_file_with_a_flush(tmp_path):
     assert_steps(tmp_path, 4, [])
 
 
-@pytest.mark.parametrize(
-    ("resume", "evaluations"), [(0, []), (4, []), (5, [5]), (9, [5]), (12, [5, 10])]
-)
-def test_resuming_drops_what_will_be_written_again(resume, evaluations, tmp_path):
+def test_a_second_start_goes_on_behind_the_rows_that_are_there(tmp_path):
     with open_writer(tmp_path) as writer:
-        write(writer, 1, 12)
+        write(writer, 1, 7)
         writer.finish()
-    with open_writer(tmp_path, resume) as writer:
-        assert not is_finished(tmp_path)
-        assert_steps(tmp_path, resume, evaluations)
-        write(writer, resume + 1, 15)
+    with open_writer(tmp_path, 1) as writer:
+        assert not is_finished(tmp_path), "it is being continued"
+        assert_steps(tmp_path, 7, [5])
+        write(writer, 8, 15)
     assert_steps(tmp_path, 15, [5, 10, 15])
-    assert read_result(tmp_path).provenance == [{"resume": 0}, {"resume": resume}]
-
-
-def test_rows_missing_before_the_checkpoint_are_refused(tmp_path):
-    with open_writer(tmp_path) as writer:
-        write(writer, 1, 3)
-    with pytest.raises(ValueError, match="holds 3 of the 7 steps before the checkpoint") as error:
-        open_writer(tmp_path, 7)
-    assert str(tmp_path / "metrics.h5") in str(error.value)
-    with pytest.raises(ValueError, match="holds 0 of the 7 steps before the checkpoint"):
-        open_writer(tmp_path / "new", 7)
+    assert read_result(tmp_path).provenance == [{"start": 0}, {"start": 1}]
 
 
 # --- files of other people
 
 
 def refused(folder: Path) -> None:
-    """Each way to read the file says in a `ValueError` which file is wrong; or reads it."""
+    """`read_result` refuses the file by name; the other ways in read it, or refuse it by name."""
     path = str(folder / "metrics.h5")
-    for read in (read_result, is_finished, last_train_row, open_writer):
-        try:
-            opened = read(folder)
-        except ValueError as error:
-            assert path in str(error)
-        else:
-            assert read is not read_result, "read_result takes a damaged file for a good one"
-            if isinstance(opened, ResultWriter):
-                opened.__exit__()
+    assert path in str(problem(read_result, folder)), "read_result takes it for a good one"
+    for read in (is_finished, last_train_row, open_writer):
+        found = problem(read, folder)
+        assert found is None or path in str(found)
+
+
+def problem(read: Callable[[Path], object], folder: Path) -> ValueError | None:
+    try:
+        opened = read(folder)
+    except ValueError as error:
+        return error
+    if isinstance(opened, ResultWriter):
+        opened.__exit__()
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -275,46 +272,49 @@ def test_flipped_bits_give_an_answer_or_a_named_error(whole, tmp_path):
 
 
 def kill_writers(count: int, seed: int, folder: Path) -> None:
-    """SIGKILL a writer `count` times; each next one resumes where a checkpoint might have been."""
-    draw, resume, acknowledged_once = random.Random(seed), 0, 0
+    """SIGKILL `count` writers: of a new file, or of one that held 100 steps. What stays is checked."""
+    draw = random.Random(seed)
+    before = folder / "before"
+    with open_writer(before) as writer:
+        write(writer, 1, 100)
+    wrote = 0
     for number in range(count):
-        command = [sys.executable, writer_process.__file__, str(folder), str(resume)]
+        place, held = folder / str(number), 100 * (number % 2)
+        if held:
+            shutil.copytree(before, place)
+        command = [sys.executable, writer_process.__file__, str(place), str(held)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         ) as process:
-            if number % 4:  # else: killed anywhere, the creation of the file included
+            if number % 4:  # while it writes; else: anywhere, the creation of the file included
                 process.stdout.readline()
                 time.sleep(draw.expovariate(1 / 0.03))
             else:
                 time.sleep(draw.uniform(0, 0.6))
             process.kill()
             told = process.stdout.read().split()
-        acknowledged = int(told[-1]) if told else resume
-        acknowledged_once += bool(told)
-        if not (folder / "metrics.h5").exists():
-            continue
-        result = read_result(folder)
-        train = result.train
-        assert len(train) >= acknowledged, f"kill {number}: {acknowledged} rows were acknowledged"
-        wanted = [
-            tuple(train_row(step)[name] for name in TRAIN_COLUMNS.names)
-            for step in range(1, acknowledged + 1)
-        ]
-        np.testing.assert_array_equal(train[:acknowledged], np.array(wanted, TRAIN_COLUMNS))
-        done = [step for step in range(5, acknowledged + 1, 5)]
-        assert result.eval_rows("valid")["step"].tolist()[: len(done)] == done
-        assert result.eval_position["valid"]["step"].tolist()[: len(done)] == done if done else True
-        # Not always from the end: a checkpoint may be older than the last rows.
-        resume = max(0, acknowledged - draw.choice((0, 0, 1, 7)))
-    assert acknowledged_once > count / 2, "most were killed while they wrote"
-    last = resume + 1
-    with open_writer(folder, resume) as writer:
-        write(writer, last, last + 20)
-    assert_steps(folder, last + 20, list(range(5, last + 21, 5)))
+        wrote += bool(told)
+        check_killed(place, int(told[-1]) if told else held)
+    assert wrote > count / 2, "most were killed while they wrote"
+
+
+def check_killed(folder: Path, acknowledged: int) -> None:
+    """The file is readable, every acknowledged row is in it, and a writer can go on."""
+    if not acknowledged and not (folder / "metrics.h5").exists():
+        return
+    result = read_result(folder)
+    assert len(result.train) >= acknowledged
+    np.testing.assert_array_equal(result.train[:acknowledged], train_table(acknowledged))
+    done = list(range(5, acknowledged + 1, 5))
+    assert result.eval_rows("valid")["step"].tolist()[: len(done)] == done
+    if done:
+        assert result.eval_position["valid"]["step"].tolist()[: len(done)] == done
+    with open_writer(folder) as writer:
+        writer.train(**train_row(acknowledged + 1))
+    again = read_result(folder)
+    np.testing.assert_array_equal(again.train[:acknowledged], train_table(acknowledged))
+    assert len(again.train) == len(result.train) + 1
 
 
 def test_twenty_killed_writers_lose_no_acknowledged_row(tmp_path):

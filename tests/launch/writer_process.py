@@ -1,7 +1,7 @@
 """Writes a run file until it is killed, and tells after each flush how many rows it has handed over.
 
 A program of its own that imports launch.results alone, so that hundreds start quickly:
-python writer_process.py FOLDER RESUME_STEP
+python writer_process.py FOLDER STEPS_THAT_ARE_THERE
 """
 
 import sys
@@ -11,16 +11,15 @@ from launch.results import COUNT_NAMES, ResultWriter
 from tests.launch.rows import eval_rows, position, train_row
 
 
-def write(folder: Path, resume: int) -> None:
+def write(folder: Path, held: int) -> None:
     writer = ResultWriter(
         folder,
         config={"seed": 0},
-        provenance={"resume": resume},
+        provenance={"start": held},
         counts=dict.fromkeys(COUNT_NAMES, 1.0),
         seq_length=16,
-        resume_step=resume,
     )
-    for step in range(resume + 1, 1_000_000):
+    for step in range(held + 1, 1_000_000):
         writer.train(**train_row(step))
         if step % 5 == 0:
             writer.eval_position("valid", step, *position(step))
