@@ -44,7 +44,7 @@ def inputs_digest(results: Path, counting: "Counting", draws: int, seed: int) ->
         digest.update(path.read_bytes())
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         metrics = folder / METRICS_FILE
-        if metrics.exists():
+        if metrics.is_file():
             digest.update(folder.name.encode())
             digest.update(hashlib.sha256(metrics.read_bytes()).digest())
         elif (folder / "config.json").exists():

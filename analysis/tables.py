@@ -171,7 +171,7 @@ def _training_items(study: StudyRuns) -> list[tuple[str, str]]:
     return [
         ("domain", f"{all_of('domain')}; context {all_of('shape', 'seq_length')}, vocabulary "
          f"{all_of('shape', 'vocab_size')}"),
-        ("shape family", all_of("shape", "family")),
+        ("shape family", all_of("model", "family")),
         ("tokens a run", ", ".join(dict.fromkeys(
             short(float(config.get("tokens", math.nan))) for config in configs))),
         ("batch", f"{all_of('batch', 'train_batch_size')} rows"),

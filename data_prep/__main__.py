@@ -132,7 +132,7 @@ def _build(options: argparse.Namespace) -> str:
         return f"{options.out}: already built\n{_counts(before)}"
     with bar("chunks") as tell:
         how = How(
-            workers=options.workers or len(os.sched_getaffinity(0)), part=part, parts=parts,
+            workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers, part=part, parts=parts,
             max_refused=options.max_refused, command=shlex.join(sys.orig_argv), tell=tell,
         )  # fmt: skip
         manifest = build(request, options.out, how)

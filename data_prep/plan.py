@@ -75,7 +75,8 @@ def check_request(request: Request) -> None:
         raise ValueError(
             f"--split {request.split}: wanted one of {', '.join(SPLITS)}, or no --split. Choose one."
         )
-    if min(request.fractions) < 0 or abs(sum(request.fractions) - 1) > 1e-9:
+    # Said so that NaN, which compares as false, is refused.
+    if not (min(request.fractions) >= 0 and abs(sum(request.fractions) - 1) <= 1e-9):
         raise ValueError(
             f"--fractions {','.join(map(str, request.fractions))}: wanted three shares (train, valid, test), "
             f"none below 0, that add up to 1. For instance: --fractions 0.96,0.02,0.02"

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from launch.config import RunConfig
 from launch.engine import Engine
-from launch.results import METRICS_FILE
+from launch.results import METRICS_FILE, DamagedFile, is_finished
 from launch.strict import Strict
 
 CHECKPOINTS = "checkpoints"
@@ -136,12 +136,18 @@ def verify(path: Path) -> Checkpoint:
 
 def restore_results(folder: Path, checkpoint: Checkpoint | None) -> None:
     """Put back the `metrics.h5` of a checkpoint; without one, the run begins with none."""
+    measured = folder / METRICS_FILE
+    try:
+        is_finished(folder)
+    except DamagedFile as error:
+        print(f"WARNING: {error} Kept as {measured.name}.damaged.", file=sys.stderr, flush=True)
+        measured.replace(measured.with_name(f"{measured.name}.damaged"))
     if checkpoint is None:
-        (folder / METRICS_FILE).unlink(missing_ok=True)
+        measured.unlink(missing_ok=True)
         return
     temporary = folder / f".{METRICS_FILE}.tmp"
     shutil.copyfile(checkpoint.path / METRICS_FILE, temporary)
-    os.replace(temporary, folder / METRICS_FILE)
+    os.replace(temporary, measured)
 
 
 def load(engine: Engine, checkpoint: Checkpoint) -> None:

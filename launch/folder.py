@@ -20,7 +20,7 @@ from typing import IO
 
 from data_prep.dataset import TokenDataset
 from launch.config import RunConfig, refuse_other_config
-from launch.results import is_finished, read_result
+from launch.results import DamagedFile, is_finished, read_result
 
 LOCK_FILE = "run.lock"
 FAILED_FILE = "failed.json"
@@ -47,9 +47,12 @@ def finished_on(run: RunConfig, folder: Path, data: Path) -> bool:
     finished run that was trained on other data.
     """
     refuse_other_config(run, folder)
-    if not is_finished(folder):
-        return False
-    result = read_result(folder)
+    try:
+        if not is_finished(folder):
+            return False
+        result = read_result(folder)
+    except DamagedFile:
+        return False  # the run goes on from its newest checkpoint, which holds a copy
     recorded = RunConfig.model_validate_json(json.dumps(result.config))
     if recorded.digest != run.digest:
         raise ValueError(

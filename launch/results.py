@@ -74,6 +74,10 @@ COUNT_NAMES = (
 """Attributes of a finished run, in every counting convention; `flops_*` are of the whole run."""
 
 
+class DamagedFile(ValueError):
+    """A file that should be a run's measurements and cannot be read as that."""
+
+
 @dataclass(frozen=True)
 class RunResult:
     """Everything one run recorded. `train` and `eval` are numpy record arrays."""
@@ -226,7 +230,7 @@ def _naming(path: Path) -> Iterator[None]:
         full_or_forbidden = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
         if full_or_forbidden or (isinstance(error, ValueError) and str(path) in str(error)):
             raise
-        raise ValueError(
+        raise DamagedFile(
             f"{path}: this run file is damaged or incomplete ({error}); wanted a whole "
             f"{METRICS_FILE} of schema {SCHEMA}. {RESTORE}"
         ) from error
@@ -249,7 +253,7 @@ def _open(path: Path, mode: str) -> h5py.File:
         # Locks on shared file systems fail or hang; one writer per run is ensured by run.lock.
         file = h5py.File(path, mode, locking=False)
     except OSError as error:
-        raise ValueError(
+        raise DamagedFile(
             f"{path}: not readable as HDF5 ({path.stat().st_size} bytes; {error}); wanted the "
             f"{METRICS_FILE} of a run. {RESTORE}"
         ) from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.config import CONFIG_FILE, RunConfig
-from launch.folder import finished_on, run_folder
+from launch.folder import data_identity, finished_on, run_folder
 from launch.study import expand, load_study
 from slurm.cluster import Cluster, load_cluster
 from slurm.ledger import (
@@ -67,6 +67,7 @@ def target(study_file: Path, cluster: str, data: Path, results: Path) -> Target:
             f"--data {data}: no such folder; wanted the {study.domain} dataset of this study. Build "
             f"it with: python -m data_prep build {study.domain} --raw PATH --out {data}"
         )
+    data_identity(runs[0], data)  # a missing split is better refused here than in the jobs
     return Target(
         study_file, study.name, runs, load_cluster(cluster), data.resolve(), results.resolve()
     )
@@ -75,8 +76,7 @@ def target(study_file: Path, cluster: str, data: Path, results: Path) -> Target:
 def unfinished(of: Target) -> list[RunConfig]:
     """The runs that are not finished.
 
-    Raises `ValueError` for one that is damaged (unless somebody writes it at this moment), or that
-    was trained on other data.
+    Raises `ValueError` for one that was trained on other data.
     """
     left = []
     for run in of.runs:

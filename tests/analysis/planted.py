@@ -146,7 +146,6 @@ def _config(run: PlantedRun, batch: int) -> dict[str, Any]:
         "question": "Does the fit find the planted law?",
         "domain": run.domain,
         "shape": {
-            "family": "henighan",
             "num_layers": run.num_layers,
             "hidden_size": run.hidden_size,
             "ffn_hidden_size": run.hidden_size,
@@ -155,6 +154,7 @@ def _config(run: PlantedRun, batch: int) -> dict[str, Any]:
             "seq_length": run.length,
             "vocab_size": VOCABULARY,
         },
+        "model": {"family": "henighan"},
         "tokens": int(run.tokens),
         "seed": run.seed,
         "batch": {"train_batch_size": batch},
