@@ -11,6 +11,7 @@ over. There is no `latest` file to go stale.
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -95,7 +96,7 @@ def newest(folder: Path, *, at_step: int | None = None) -> Checkpoint | None:
 
     Says on stderr which newer ones are broken, and why.
     """
-    for path in sorted((folder / CHECKPOINTS).glob("step-*"), key=_step_of, reverse=True):
+    for path in reversed(_steps(folder)):
         if at_step is not None and _step_of(path) != at_step:
             continue
         try:
@@ -171,14 +172,14 @@ def load(engine: Engine, checkpoint: Checkpoint) -> None:
 
 def remove_all(folder: Path, keep_steps: list[int]) -> None:
     """A finished run keeps its last checkpoint, and those that shorter runs start from."""
-    paths = sorted((folder / CHECKPOINTS).glob("step-*"), key=_step_of)
+    paths = _steps(folder)
     for path in paths[:-1]:
         if _step_of(path) not in keep_steps:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_old(folder: Path, config: RunConfig) -> None:
-    paths = sorted((folder / CHECKPOINTS).glob("step-*"), key=_step_of)
+    paths = _steps(folder)
     for path in paths[: -config.checkpoint.keep_last]:
         if _step_of(path) not in config.keep_steps:
             shutil.rmtree(path, ignore_errors=True)
@@ -214,9 +215,17 @@ def _name(step: int) -> str:
     return f"step-{step}"
 
 
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; what else lies there is somebody else's."""
+    named = re.compile(r"step-(0|[1-9][0-9]*)")
+    found = (folder / CHECKPOINTS).glob("step-*")
+    return sorted(
+        (path for path in found if named.fullmatch(path.name) and path.is_dir()), key=_step_of
+    )
+
+
 def _step_of(path: Path) -> int:
-    digits = path.name.removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1
+    return int(path.name.removeprefix("step-"))
 
 
 def _first_rank() -> bool:

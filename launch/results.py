@@ -250,6 +250,8 @@ def _open(path: Path, mode: str) -> h5py.File:
             "or start the run first."
         )
     try:
+        if path.stat().st_size == 0:
+            raise OSError("it is empty")  # h5py would begin a new file in it
         # Locks on shared file systems fail or hang; one writer per run is ensured by run.lock.
         file = h5py.File(path, mode, locking=False)
     except OSError as error:

@@ -34,8 +34,12 @@ class StopSignal:
         return self._received
 
     def agree(self, number: int) -> None:
-        """Take over what the ranks agreed on: the largest of their numbers."""
-        self._received = number
+        """Take over what the ranks agreed on: the largest of their numbers.
+
+        A 0 changes nothing: a signal may have come since this rank gave its own.
+        """
+        if number:
+            self._received = number
 
     @property
     def name(self) -> str:
