@@ -198,24 +198,22 @@ def read_result(folder: Path) -> RunResult:
 def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` has finished; False if it has not begun.
 
-    Reads one attribute, so asking about hundreds of runs is cheap. Raises `ValueError` for a file
-    that is not a run file.
+    Raises `ValueError` for a file that is not a run file.
+    """
+    return read_progress(folder)[0]
+
+
+def read_progress(folder: Path) -> tuple[bool, np.void | None]:
+    """Whether the run in `folder` has finished, and its newest row of /train, if it has begun.
+
+    Reads that row alone, so asking about hundreds of runs is cheap.
     """
     path = folder / METRICS_FILE
     if not path.exists():
-        return False
-    with _naming(path), _open(path, "r") as file:
-        return "finished" in file.attrs and _flag(file)
-
-
-def last_train_row(folder: Path) -> np.void | None:
-    """The newest row of /train, or None. Cheap: reads that row alone."""
-    path = folder / METRICS_FILE
-    if not path.exists():
-        return None
+        return False, None
     with _naming(path), _open(path, "r") as file:
         table = file["train"]
-        return table[-1] if len(table) else None
+        return "finished" in file.attrs and _flag(file), table[-1] if len(table) else None
 
 
 @contextlib.contextmanager

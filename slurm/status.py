@@ -5,7 +5,7 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from launch.config import CONFIG_FILE, RunConfig
 from launch.folder import FAILED_FILE
-from launch.results import METRICS_FILE, is_finished, last_train_row
+from launch.results import METRICS_FILE, read_progress
 from slurm.ledger import CANCELLED, STOPPED, Submission, held, live_runs, submissions
 
 UNDER_WAY = ("running", "waiting")
@@ -39,30 +39,44 @@ class RunStatus:
     log: str | None = None
 
 
-def look(runs: Sequence[RunConfig], study_folder: Path) -> list[RunStatus]:
-    """The state of every run now; if Slurm does not answer, as far as the files tell."""
+def look(
+    runs: Sequence[RunConfig], study_folder: Path, before: Mapping[str, RunStatus] | None = None
+) -> list[RunStatus]:
+    """The state of every run now; if Slurm does not answer, as far as the files tell.
+
+    Runs that were finished `before` are not looked at again.
+    """
     past = submissions(study_folder)
     try:
         live = live_runs(past)
     except OSError as error:
         print(f"{error} Until then its jobs are taken to be alive.", file=sys.stderr)
         live = live_runs(past, ask_slurm=False)
-    return [run_status(run, study_folder, past, live) for run in runs]
+    newest: dict[str, Submission] = {}
+    for submission in past:  # oldest first
+        newest.update(dict.fromkeys(submission.run_ids, submission))
+    statuses = []
+    for run in runs:
+        run_id = run.run_id  # hashes the configuration: once
+        known = (before or {}).get(run_id)
+        if known is None or known.state != "finished":
+            known = _status(run, run_id, study_folder, newest.get(run_id), live)
+        statuses.append(known)
+    return statuses
 
 
-def run_status(
+def _status(
     run: RunConfig,
+    run_id: str,
     study_folder: Path,
-    submissions: Sequence[Submission],
+    newest: Submission | None,
     live: dict[str, Submission],
 ) -> RunStatus:
-    """What is known of one run; `submissions` oldest first, `live` from `ledger.live_runs`."""
-    folder = study_folder / run.run_id
-    mine = [each for each in submissions if run.run_id in each.run_ids]
-    newest = mine[-1] if mine else None
-    log = newest.log(run.run_id) if newest else None
+    """What is known of one run, its `newest` submission, and `ledger.live_runs`."""
+    folder = study_folder / run_id
+    log = newest.log(run_id) if newest else None
     base: dict[str, Any] = {
-        "run_id": run.run_id,
+        "run_id": run_id,
         "params": run.shape.params_non_embedding,
         "steps": run.train_steps,
         "log": str(log) if log else None,
@@ -80,9 +94,9 @@ def run_status(
         return RunStatus(**base, state="running")
     base["eta_seconds"] = None
     failure = _failure(folder)
-    if failure and (run.run_id not in live or failure[1] >= live[run.run_id].time):
+    if failure and (run_id not in live or failure[1] >= live[run_id].time):
         return RunStatus(**base, state="failed", cause=failure[0])
-    if run.run_id in live:
+    if run_id in live:
         return RunStatus(**base, state="waiting")
     begun = (folder / CONFIG_FILE).exists() or (folder / METRICS_FILE).exists()
     cause = _end_of_job(newest, log) if newest else None
@@ -94,7 +108,7 @@ def _read(folder: Path) -> tuple[bool, np.void | None]:
     """Whether the run is finished, and its last row. Raises `ValueError` if that stays unreadable."""
     for attempt in range(RETRIES):
         try:
-            return is_finished(folder), last_train_row(folder)
+            return read_progress(folder)
         except (ValueError, KeyError, OSError) as error:
             if attempt == RETRIES - 1:
                 raise ValueError(str(error)) from error

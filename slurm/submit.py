@@ -100,7 +100,8 @@ def start_missing(of: Target, tried: frozenset[str] = frozenset()) -> Round:
         left = unfinished(of)
         states = {status.run_id: status.state for status in look(left, of.folder)}
         elsewhere = [run_id for run_id, state in states.items() if state in UNDER_WAY]
-        free = [run for run in left if run.run_id not in {*elsewhere, *tried}]
+        taken = {*elsewhere, *tried}
+        free = [run for run in left if run.run_id not in taken]
         busy = {submission.name for submission in live_runs(past).values()}
         packed = plan(of, free, busy=len(busy))
         _start(of, packed)

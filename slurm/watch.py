@@ -51,7 +51,7 @@ def _watch(of: Target) -> list[RunStatus]:
     before: dict[str, RunStatus] = {}
     with live as table:
         while True:
-            statuses = look(of.runs, of.folder)
+            statuses = look(of.runs, of.folder, before)
             if table is None:
                 for line in events(before, statuses):
                     say(line)

@@ -21,7 +21,7 @@ from launch.results import (
     TRAIN_COLUMNS,
     ResultWriter,
     is_finished,
-    last_train_row,
+    read_progress,
     read_result,
 )
 from tests.launch import writer_process
@@ -77,9 +77,9 @@ def assert_steps(folder: Path, last: int, evaluations: list[int]) -> None:
 def test_what_is_written_is_read_back(tmp_path):
     folder = tmp_path / "mathematics-run"
     assert not is_finished(folder)
-    assert last_train_row(folder) is None
+    assert read_progress(folder) == (False, None)
     with open_writer(folder) as writer:
-        assert last_train_row(folder) is None
+        assert read_progress(folder) == (False, None)
         write(writer, 1, 12)
         assert not is_finished(folder)
         writer.finish()
@@ -89,7 +89,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert result.config == {"seed": 3, "name": "é"}
     assert (result.counts, result.finished, is_finished(folder)) == (COUNTS, True, True)
     assert result.provenance == [{"start": 0}]
-    assert last_train_row(folder)["step"] == 12
+    assert read_progress(folder)[1]["step"] == 12
     assert list(folder.iterdir()) == [folder / "metrics.h5"], "nothing else is left"
 
 
@@ -122,7 +122,7 @@ def refused(folder: Path) -> None:
     """`read_result` refuses the file by name; the other ways in read it, or refuse it by name."""
     path = str(folder / "metrics.h5")
     assert path in str(problem(read_result, folder)), "read_result takes it for a good one"
-    for read in (is_finished, last_train_row, open_writer):
+    for read in (is_finished, read_progress, open_writer):
         found = problem(read, folder)
         assert found is None or path in str(found)
 
