@@ -1,9 +1,6 @@
 # Two commands: `make study` (train a small ladder, fit its laws, write a report) and `make test`.
 
 PYTHON ?= python3
-STUDY ?= launch/studies/quickstart.toml
-DATA ?= data/mathematics
-RESULTS ?= results
 
 PY := .venv/bin/python
 # Written last, so that an install which was killed is noticed and made anew.
@@ -12,16 +9,16 @@ INSTALLED := .venv/.installed
 .PHONY: study photos install test test-long lint clean
 
 study: install
-	$(PY) -m data_prep build mathematics --raw generator --out $(DATA) --rows 4500 --fractions 0.9,0.05,0.05 --seed 0
-	$(PY) -m slurm submit $(STUDY) --cluster local --data $(DATA) --results $(RESULTS) --wait
-	$(PY) -m analysis report $(RESULTS)/$(basename $(notdir $(STUDY))) --out $(RESULTS)/$(basename $(notdir $(STUDY)))
+	$(PY) -m data_prep build mathematics --raw generator --out data/mathematics --rows 5200 --fractions 0.92,0.04,0.04 --seed 0
+	$(PY) -m slurm submit launch/studies/quickstart.toml --cluster local --data data/mathematics --results results --wait
+	$(PY) -m analysis report results/quickstart --out results/quickstart
 
 # The same for pictures of yours: make photos RAW=/path/to/a/folder/or.tar
 photos: install
 	@test -n "$(RAW)" || { echo "RAW is not given; wanted a folder or tar of pictures: make photos RAW=/path" >&2; exit 2; }
-	$(PY) -m data_prep build image-8x8 --raw "$(RAW)" --out data/image-8x8
-	$(PY) -m slurm submit launch/studies/photos-8x8.toml --cluster local --data data/image-8x8 --results $(RESULTS) --wait
-	$(PY) -m analysis report $(RESULTS)/photos-8x8 --out $(RESULTS)/photos-8x8
+	$(PY) -m data_prep build image-8x8 --raw "$(RAW)" --out data/image-8x8 --fractions 0.9,0.1,0
+	$(PY) -m slurm submit launch/studies/photos-8x8.toml --cluster local --data data/image-8x8 --results results --wait
+	$(PY) -m analysis report results/photos-8x8 --out results/photos-8x8
 
 install: $(INSTALLED)
 

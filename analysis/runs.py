@@ -87,13 +87,14 @@ def read_runs(folder: Path, split: str = "valid") -> StudyRuns:
 
 
 def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
-    """One point for each run: its evaluation of lowest held-out loss (Henighan et al. 2020 take
-    L(N) at the step of minimum test loss), then the selection that L(N), L(D) or L(C) needs."""
-    picked = [run.eval_rows(counting.split) for run in study.runs]
-    rows = [
-        (run, table[[int(np.argmin(table["loss"]))]])
-        for run, table in zip(study.runs, picked, strict=True)
-    ]
+    """One point for each run: its lowest held-out loss (Henighan et al. 2020 take L(N) at the step
+    of minimum test loss) for all that it was trained on, then the selection that the law needs."""
+    rows = []
+    for run in study.runs:
+        table = run.eval_rows(counting.split)
+        final = table[[-1]].copy()  # its budget: repeats with another best step stay comparable
+        final["loss"] = table["loss"].min()
+        rows.append((run, final))
     found = PointSet(str(study.path), _points(rows, counting), study.left_out)
     if x == "params":
         return remark_mixed_budgets(keep_largest_budget(found))

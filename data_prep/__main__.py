@@ -31,9 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sentence(error: Exception) -> str:
+    from data_prep.workers import HOPELESS
+
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}. Free some space or check the permissions, then run the same command again."
+        advice = (
+            "Free some space or check the permissions"
+            if error.errno in HOPELESS
+            else "Check the path"
+        )
+        return f"{where}{error.strerror}. {advice}, then run the same command again."
     return str(error)
 
 
@@ -94,6 +101,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-refused", type=float, default=0.01, metavar="SHARE",
                         help="fail if more than this share of the items is unusable (0.01)")  # fmt: skip
+    parser.add_argument("--accept-damaged", action="store_true",
+                        help="build although a raw file is cut off or out of step, from what is readable")  # fmt: skip
     parser.add_argument(
         "--chunks-per-shard", type=int, default=None, metavar="N", help="smaller shards, more parts"
     )
@@ -131,17 +140,34 @@ def _build(options: argparse.Namespace) -> str:
     if before is not None:
         return f"{options.out}: already built\n{_counts(before)}"
     with bar("chunks") as tell:
+        workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
         how = How(
-            workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers, part=part, parts=parts,
-            max_refused=options.max_refused, command=shlex.join(sys.orig_argv), tell=tell,
+            workers=workers, part=part, parts=parts, max_refused=options.max_refused,
+            accept_damaged=options.accept_damaged, command=shlex.join(sys.orig_argv), tell=tell,
         )  # fmt: skip
         manifest = build(request, options.out, how)
     if manifest is None:
         return f"{options.out}: part {options.part} done; the dataset is finished when the other parts are"
-    refused = manifest.builds[-1].refused
-    if refused:
-        print(f"{refused} items refused; see {options.out / 'refused.jsonl'}", file=sys.stderr)
+    for remark in _remarks(manifest, options.out):
+        print(remark, file=sys.stderr)
     return f"{options.out}: built\n{_counts(manifest)}"
+
+
+def _remarks(manifest: "Manifest", out: Path) -> list[str]:
+    """What the one who built it should know about the newest build."""
+    record = manifest.builds[-1]
+    remarks = []
+    if record.refused:
+        remarks.append(f"{record.refused} items refused; see {out / 'refused.jsonl'}")
+    remarks += [f"{key}: damaged; what it has lost is missing here" for key in record.damaged]
+    for split in record.splits:
+        if not manifest.rows(split):
+            tokens = sum(shard.tokens for shard in manifest.splits[split])
+            remarks.append(
+                f"split {split} has no row: {tokens} tokens of {manifest.seq_length} for one. "
+                f"Give --raw more data, or other --fractions."
+            )
+    return remarks
 
 
 def _fractions(text: str) -> tuple[float, float, float]:

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from data_prep import look
 from data_prep.chunks import make_chunk, merge, refusals
-from data_prep.domain import Domain, domain, family
+from data_prep.domain import Domain, Refusal, domain, family
 from data_prep.manifest import (
     NAME,
     SPLITS,
@@ -32,7 +33,15 @@ from data_prep.manifest import (
     new_manifest,
     save_manifest,
 )
-from data_prep.plan import Request, ShardPlan, check_request, lock, plan_shards, same_settings
+from data_prep.plan import (
+    Request,
+    ShardPlan,
+    check_damage,
+    check_request,
+    lock,
+    plan_shards,
+    same_settings,
+)
 from data_prep.shards import write_file
 from data_prep.workers import Progress, run_tasks
 
@@ -47,6 +56,7 @@ class How:
     part: int = 0
     parts: int = 1
     max_refused: float = 0.01
+    accept_damaged: bool = False
     command: str = ""
     tell: Callable[[int, int, Progress], None] = lambda done, total, progress: None
 
@@ -60,13 +70,17 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
     finished = already_built(request, out, here)
     if finished:
         return finished
+    if out.is_file():
+        raise ValueError(
+            f"{out}: is a file; wanted a folder, new or our own. Choose another --out."
+        )
     out.mkdir(parents=True, exist_ok=True)
     # Parts work side by side; a part twice, or a whole build beside anything else, would be in each other's way.
     part = f"part-{how.part + 1}-of-{how.parts}"
     with lock(out, "build", shared=how.parts > 1), lock(out, part, shared=False):
         work = out / ".build" / request.label
         work.mkdir(parents=True, exist_ok=True)
-        plans = plan_shards(request, here, out, work, part)
+        plans = plan_shards(request, here, out, work, part, how.accept_damaged)
         _make_shards(
             here,
             out,
@@ -171,7 +185,7 @@ def _finish(
     if any(not _record_path(work, number).exists() for number in range(shards)):
         return None
     splits: dict[str, list[ShardRecord]] = {split: [] for split, _ in request.shares}
-    refused: list[dict[str, str]] = []
+    refused: list[dict[str, Any]] = []
     for number in range(shards):
         content = json.loads(_record_path(work, number).read_bytes())
         refused += content["refused"]
@@ -179,17 +193,20 @@ def _finish(
             splits[split].append(ShardRecord(**record))
     written = sum(record.documents for records in splits.values() for record in records)
     _write_ledger(out, request.label, refused)
+    damaged = [Refusal(**each) for each in refused if each.get("damaged")]
+    if not how.accept_damaged:
+        check_damage(request, damaged)
     _check_refused(request, out, written, refused, how.max_refused)
     _check_rows(request, here, written, splits)
-    manifest = _add_build(request, here, out, splits, written, len(refused), how)
+    manifest = _add_build(request, here, out, splits, written, refused, how)
     look.write_preview(out, here, splits)
     save_manifest(out, manifest)
     shutil.rmtree(work)
     return manifest
 
 
-def _write_ledger(out: Path, label: str, refused: list[dict[str, str]]) -> None:
-    """refused.jsonl: one line for each refused item, {"build", "key", "reason"}; other builds' lines stay."""
+def _write_ledger(out: Path, label: str, refused: list[dict[str, Any]]) -> None:
+    """refused.jsonl: a line for each refused item, {"build", "key", "reason"}, "damaged" where true; other builds' stay."""
     path = out / REFUSED
     old = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in old if json.loads(line)["build"] != label]
@@ -198,8 +215,11 @@ def _write_ledger(out: Path, label: str, refused: list[dict[str, str]]) -> None:
 
 
 def _check_refused(
-    request: Request, out: Path, written: int, refused: list[dict[str, str]], max_refused: float
+    request: Request, out: Path, written: int, refused: list[dict[str, Any]], max_refused: float
 ) -> None:
+    """Damaged files are no items: they are accepted or not, and do not count here."""
+    if written:
+        refused = [each for each in refused if not each.get("damaged")]
     share = len(refused) / max(1, written + len(refused))
     if written and share <= max_refused:
         return
@@ -234,7 +254,7 @@ def _add_build(
     out: Path,
     splits: dict[str, list[ShardRecord]],
     written: int,
-    refused: int,
+    refused: list[dict[str, Any]],
     how: How,
 ) -> Manifest:
     manifest = load_manifest(out) if (out / NAME).is_file() else new_manifest(here)
@@ -242,7 +262,8 @@ def _add_build(
     record = BuildRecord(
         splits=tuple(splits), settings=request.settings, seed=request.seed, command=how.command,
         finished=datetime.now(UTC).isoformat(timespec="seconds"), versions=notes.versions,
-        reproducible=notes.reproducible, reason=notes.reason, written=written, refused=refused,
+        reproducible=notes.reproducible, reason=notes.reason, written=written, refused=len(refused),
+        damaged=tuple(each["key"] for each in refused if each.get("damaged")),
     )  # fmt: skip
     together = {**manifest.splits, **{split: tuple(records) for split, records in splits.items()}}
     ordered = {split: together[split] for split in SPLITS if split in together}

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,8 @@ def make_chunk(chunk: Chunk, attempt: int, beat: Beat) -> tuple[int, int]:
     for found in family(chunk.domain).read(here, chunk.piece, seed):
         beat(1)
         if isinstance(found, Refusal):
-            refused.append(json.dumps({"key": found.key, "reason": found.reason}))
+            line = {"key": found.key, "reason": found.reason}
+            refused.append(json.dumps(line | ({"damaged": True} if found.damaged else {})))
         else:
             assert isinstance(found, Item)
             gathered[split_of(found.content, chunk.fractions)].add(found.document)
@@ -101,8 +103,8 @@ def make_chunk(chunk: Chunk, attempt: int, beat: Beat) -> tuple[int, int]:
     return written, len(refused)
 
 
-def refusals(path: Path) -> list[dict[str, str]]:
-    """The refused items of one chunk file."""
+def refusals(path: Path) -> list[dict[str, Any]]:
+    """The refused items of one chunk file: key, reason, and `damaged` where true."""
     with _load(path) as arrays:
         return [json.loads(line) for line in arrays["refused"].tobytes().decode().splitlines()]
 

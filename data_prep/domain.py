@@ -68,12 +68,28 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A raw item that could not be used, and why; ends up in refused.jsonl.
+
+    `damaged` means a file of many items of which an unknown number is lost: a cut-off tar, a text out of step.
+    """
+
+    key: str
+    reason: str
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
 class Piece:
-    """A stretch of raw input that one worker does alone: [start, stop) of `source`, in bytes or rows of it."""
+    """A stretch of raw input that one worker does alone: [start, stop) of `source`, in bytes or rows of it.
+
+    `damage` is what the plan has already found in it: damaged files only.
+    """
 
     source: str
     start: int
     stop: int
+    damage: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,14 +98,6 @@ class Item:
 
     document: Document
     content: bytes
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A raw item that could not be used, and why; ends up in refused.jsonl."""
-
-    key: str
-    reason: str
 
 
 @dataclass(frozen=True)

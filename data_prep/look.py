@@ -60,6 +60,11 @@ def as_png(here: Domain, batch: RowBatch) -> bytes:
 
 def show(folder: Path, split: str | None, row: int, out: Path | None) -> str:
     """Row `row` of a dataset: text to return, or a PNG written to `out` (then a sentence saying so is returned)."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        found = "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
+        raise ValueError(
+            f"--out {out}: {found}; wanted a file to write, in a folder that is there. Choose another path."
+        )
     dataset = TokenDataset(folder, split or next(iter(load_manifest(folder).splits), "train"))
     if not 0 <= row < dataset.num_rows:
         raise ValueError(

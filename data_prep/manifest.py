@@ -49,7 +49,10 @@ class KindRecord(_Record):
 
 
 class BuildRecord(_Record):
-    """One `build` command: which splits it made, from what, and what became of every raw item."""
+    """One `build` command: which splits it made, from what, and what became of every raw item.
+
+    `damaged`: raw files of which an unknown part is missing (--accept-damaged).
+    """
 
     splits: tuple[str, ...]
     settings: dict[str, Setting]
@@ -61,6 +64,7 @@ class BuildRecord(_Record):
     reason: str
     written: int
     refused: int
+    damaged: tuple[str, ...] = ()
 
 
 class Manifest(_Record):
@@ -98,6 +102,12 @@ def new_manifest(domain: Domain) -> Manifest:
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a dataset folder; ValueError says what is missing or wrong and what to do."""
     path = folder / NAME
+    if not folder.is_dir():
+        found = "is not a folder" if folder.exists() else "does not exist"
+        raise ValueError(
+            f"{folder}: {found}; wanted the folder of a finished dataset. Check the path, or make one with: "
+            f"python -m data_prep build ... --out {folder}"
+        )
     if not path.is_file():
         found = "an unfinished build" if (folder / ".build").is_dir() else "no manifest.json"
         raise ValueError(

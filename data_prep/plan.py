@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.chunks import Chunk
-from data_prep.domain import Domain, Piece, family
+from data_prep.domain import Domain, Piece, Refusal, family
 from data_prep.manifest import SPLITS, Setting
 from data_prep.shards import write_file
 
@@ -124,12 +124,17 @@ def lock(out: Path, name: str, shared: bool, wait: bool = False) -> Iterator[Non
 
 
 def plan_shards(
-    request: Request, here: Domain, out: Path, work: Path, part: str
+    request: Request, here: Domain, out: Path, work: Path, part: str, accept_damaged: bool
 ) -> list[ShardPlan]:
-    """Cut the raw input into shards of chunks; the same input always gives the same plan, whoever makes it."""
+    """Cut the raw input into shards of chunks; the same input always gives the same plan, whoever makes it.
+
+    Damage that can be seen already ends the build here, before anything is recorded: files may still be replaced.
+    """
     module = family(here.name)
     listing = work / f"listing-{part}.jsonl"
     pieces = module.plan(here, request.raw, request.rows, listing)
+    if not accept_damaged:
+        check_damage(request, [each for piece in pieces for each in piece.damage])
     digest = hashlib.sha256(listing.read_bytes() if listing.exists() else b"")
     digest.update(
         "".join(
@@ -141,6 +146,18 @@ def plan_shards(
     size = request.chunks_per_shard or module.CHUNKS_PER_SHARD
     groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
     return [_shard_plan(request, here, work, number, group) for number, group in enumerate(groups)]
+
+
+def check_damage(request: Request, damaged: list[Refusal]) -> None:
+    """ValueError naming the damaged files, if there are any."""
+    if damaged:
+        named = "; ".join(f"{each.key}: {each.reason}" for each in damaged[:3])
+        more = f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        raise ValueError(
+            f"{request.raw}: {len(damaged)} damaged file{'s' * (len(damaged) > 1)}: {named}{more}; wanted whole files, "
+            f"whatever --max-refused says: nobody knows how much is lost. Replace them, or add --accept-damaged to "
+            f"build from what is readable."
+        )
 
 
 def _record_plan(path: Path, out: Path, request: Request, digest: str) -> None:

@@ -16,13 +16,17 @@ from typing import BinaryIO
 
 @dataclass(frozen=True)
 class Entry:
-    """One raw item: `size` bytes at `offset` of `file`; `key` names it; a `reason` means that it is refused."""
+    """One raw item: `size` bytes at `offset` of `file`; `key` names it; a `reason` means that it is refused.
+
+    `damaged`: not one item but a tar, of which an unknown number of items is lost.
+    """
 
     file: str
     offset: int
     size: int
     key: str
     reason: str = ""
+    damaged: bool = False
 
     def line(self) -> bytes:
         """This entry as one line of a listing."""
@@ -76,7 +80,7 @@ def _list_folder(folder: Path, prefix: str, extensions: frozenset[str]) -> Itera
 
 
 def _list_tar(path: str, key: str, extensions: frozenset[str]) -> Iterator[Entry]:
-    """The members of one tar, by reading its headers only; a damaged end becomes one refused entry."""
+    """The members of one tar, by reading its headers only; damage becomes one entry that says so."""
     length = os.stat(path).st_size
     count = 0
     try:
@@ -91,11 +95,10 @@ def _list_tar(path: str, key: str, extensions: frozenset[str]) -> Iterator[Entry
             end = tar.offset
         if not _ends_properly(path, end):
             reason = f"the tar file is cut off after {count} items (no end mark): copy it again"
-            yield Entry(path, 0, 0, key, reason)
+            yield Entry(path, 0, 0, key, reason, damaged=True)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        yield Entry(
-            path, 0, 0, key, f"the tar file is damaged after {count} items ({error}): copy it again"
-        )
+        reason = f"the tar file is damaged after {count} items ({error}): copy it again"
+        yield Entry(path, 0, 0, key, reason, damaged=True)
 
 
 def _ends_properly(path: str, end: int) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 ATTEMPTS = 3
 # Trying again cannot help against these: full disk, quota, size limit, read-only, no permission.
-_HOPELESS = frozenset(
+HOPELESS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 )
 _BEAT_SECONDS = 0.5
@@ -181,7 +181,7 @@ def _do(pipe: Connection, function: Function, task: object, attempt: int, parent
     except BrokenPipeError:
         raise
     except OSError as error:
-        hopeless = error.errno in _HOPELESS
+        hopeless = error.errno in HOPELESS
         pipe.send(("hopeless", error) if hopeless else ("failed", _one_line(error)))
     except Exception as error:  # whatever it was, the parent decides
         pipe.send(("failed", _one_line(error)))

@@ -94,8 +94,18 @@ def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
 def newest(folder: Path, *, at_step: int | None = None) -> Checkpoint | None:
     """The newest whole checkpoint of a run folder (or the one after `at_step` steps), if any.
 
-    Says on stderr which newer ones are broken, and why.
+    Collective: the first rank looks, for reading every file on every rank would keep a file system
+    busy, and all must agree. It says on stderr which newer ones are broken, and why.
     """
+    found: list[Checkpoint | None] = [None]
+    if _first_rank():
+        found = [_newest_whole(folder, at_step)]
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _newest_whole(folder: Path, at_step: int | None) -> Checkpoint | None:
     for path in reversed(_steps(folder)):
         if at_step is not None and _step_of(path) != at_step:
             continue
@@ -103,12 +113,18 @@ def newest(folder: Path, *, at_step: int | None = None) -> Checkpoint | None:
             return verify(path)
         except ValueError as error:
             print(f"WARNING: {error}", file=sys.stderr, flush=True)
+            if at_step is None:  # out of the way: it must not count among those that are kept
+                shutil.rmtree(path.with_name(f"broken-{path.name}"), ignore_errors=True)
+                path.rename(path.with_name(f"broken-{path.name}"))
     return None
 
 
 def verify(path: Path) -> Checkpoint:
     """Check every file's size and hash. Raises `ValueError` that names the first broken file."""
-    advice = "It is passed over; the next older checkpoint, or the beginning, is used instead."
+    advice = (
+        "It is passed over and kept as `broken-step-...`; the next older checkpoint, or the beginning, "
+        "is used instead."
+    )
     try:
         description = Description.model_validate_json((path / DESCRIPTION).read_bytes())
     except (OSError, ValidationError) as error:

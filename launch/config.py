@@ -7,6 +7,7 @@ run to other hardware or keeping other checkpoints does not make it another run.
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from launch.strict import Strict
 from megatron_ext.shape import Family, ModelShape
 
 CONFIG_FILE = "config.json"
+FIRST_EVALUATION = 10  # earlier ones cost as much and tell of the initial values alone
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -44,11 +46,11 @@ class Model(Strict):
 
 
 class Evaluation(Strict):
-    """`points` evaluations, evenly spaced in log tokens, each on the same first `rows` of each split."""
+    """Evaluations evenly spaced in log tokens, and at the end, on the same `rows` of each split."""
 
     splits: Annotated[list[Literal["train", "valid", "test"]], Field(min_length=1)] = ["valid"]
     rows: PositiveInt = 256
-    points: PositiveInt = 16
+    points_per_decade: PositiveInt = 8
 
     @field_validator("splits")
     @classmethod
@@ -140,15 +142,16 @@ class RunConfig(Strict):
         return f"{self.domain}-{self.shape.name}-{tokens}tok-s{self.seed}-{self.digest[:6]}"
 
     def evaluation_steps(self) -> list[int]:
-        """The steps after which to evaluate: even in log tokens, from a hundredth (or the end of
-        the warm-up, if later) to the end, the last step always among them."""
-        last = self.train_steps
-        first = max(1.0, last / 100, self.warmup_tokens / self.tokens_per_step)
-        points = self.evaluation.points
-        if points == 1 or first >= last:
-            return [last]
-        ratio = (last / first) ** (1 / (points - 1))
-        return sorted({min(last, round(first * ratio**i)) for i in range(points)} | {last})
+        """The steps after which to evaluate, from the end of the warm-up (or step 10, if later) on.
+
+        All but the last are on a grid that does not depend on the run's length, so runs that share
+        a beginning are evaluated at the same steps of it.
+        """
+        last, per_decade = self.train_steps, self.evaluation.points_per_decade
+        first = max(FIRST_EVALUATION, math.ceil(self.warmup_tokens / self.tokens_per_step))
+        exponents = range(math.floor(per_decade * math.log10(last)) + 1)
+        grid = {round(10 ** (exponent / per_decade)) for exponent in exponents}
+        return sorted({step for step in grid if first <= step < last} | {last})
 
 
 def _short(number: float) -> str:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,14 +172,23 @@ class Engine:
             )
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Read what `save` wrote; returns the state. Collective."""
-        with quiet():
-            path, state = self._deepspeed.load_checkpoint(str(folder), tag=tag)
-        if path is None:
+        """Read what `save` wrote; returns the state. Collective.
+
+        Raises `ValueError` that names the checkpoint for one that is not this model's.
+        """
+        try:
+            with quiet():
+                path, state = self._deepspeed.load_checkpoint(str(folder), tag=tag)
+            if path is None:
+                raise FileNotFoundError("DeepSpeed finds no model in it")
+        except Exception as error:  # DeepSpeed says what does not fit by almost any exception
+            if isinstance(error, ValueError) and str(folder / tag) in str(error):
+                raise
             raise ValueError(
-                f"{folder / tag}: DeepSpeed found no checkpoint there for {self.world_size} ranks; "
-                "wanted one that this number of ranks saved. Use the same number of ranks."
-            )
+                f"{folder / tag}: not a checkpoint of this model ({type(error).__name__}: {error}); "
+                "wanted what this run saved. Remove it: the run continues from the one before, or "
+                "from the beginning."
+            ) from error
         return state
 
     def add_over_ranks(self, tensors: tuple[torch.Tensor, ...]) -> None:
@@ -292,9 +302,10 @@ class _SafeCheckpointEngine(TorchCheckpointEngine):
             with torch.serialization.safe_globals(_PLAIN_CLASSES):
                 return torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
-            reason = str(error).split("WeightsUnpickler error: ")[-1].split(". Please")[0]
+            named = re.search(r"GLOBAL ['\"]?([\w.]+)", str(error))
+            reason = f"it holds {named[1]}" if named else "it is no such archive"
             raise ValueError(
-                f"{path}: refused to load: {reason.strip()}; wanted tensors and plain values only. "
+                f"{path}: refused to load, {reason}; wanted tensors and plain values only. "
                 "A checkpoint that holds other objects could run code: do not trust where it came "
                 "from, remove it, and the run continues from the one before."
             ) from None

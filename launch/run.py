@@ -5,7 +5,6 @@ folder and does not stop the others.
 """
 
 import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from launch.config import RunConfig, save_config
+from launch.console import first_rank, say
 from launch.engine import start_process
 from launch.folder import FAILED_FILE, finished_on, locked, record_failure, run_folder
 from launch.stopping import StopSignal
@@ -48,11 +48,12 @@ def _guarded(
     """One run; whatever goes wrong is said and recorded, and leaves the other runs alone."""
     try:
         # The first rank holds the lock for all.
-        with locked(folder) if _first_rank() else contextlib.nullcontext():
+        with locked(folder) if first_rank() else contextlib.nullcontext():
             try:
                 return DONE if _run_one(run, data, folder, device, stop) else STOPPED
             except Exception as error:
-                record_failure(folder, error)
+                if first_rank():
+                    record_failure(folder, error)
                 raise
     except Exception as error:
         # An error that no message of ours explains comes with its traceback.
@@ -68,7 +69,7 @@ def _run_one(
     if finished_on(run, folder, data):
         say(f"{run.run_id}: finished before, nothing to do")
         return True
-    if _first_rank():
+    if first_rank():
         (folder / FAILED_FILE).unlink(missing_ok=True)
         save_config(run, folder)
     return train(run, data, folder, device=device, stop=stop, report=_report)
@@ -80,13 +81,3 @@ def _report(progress: Progress) -> None:
         f"{progress.run_id}: step {progress.step}/{progress.steps}, loss {progress.loss:.4f}, "
         f"{progress.tokens_per_second:,.0f} tokens/s, {left} left"
     )
-
-
-def say(line: str) -> None:
-    """Tell the user on stderr, once for all ranks."""
-    if _first_rank():
-        print(line, file=sys.stderr, flush=True)
-
-
-def _first_rank() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

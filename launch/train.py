@@ -12,6 +12,7 @@ import torch
 from launch import checkpoint
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
+from launch.console import say
 from launch.engine import Engine
 from launch.evaluation import evaluate, evaluation_table, position_means
 from launch.folder import data_identity, refuse_other_data
@@ -157,6 +158,7 @@ def _resume(engine: Engine, folder: Path, identity: str) -> int:
         refuse_other_data(folder, found.data_identity, identity)
         _refuse_other_run(found, engine.config)
         checkpoint.load(engine, found)
+        say(f"{engine.config.run_id}: continues after step {found.step} ({found.path})")
     if data_parallel_rank() == 0:
         # A trunk's measurements up to there are this run's, to the last bit.
         checkpoint.restore_results(folder, found)

@@ -185,7 +185,10 @@ def _submit_together(of: Target, packed: Sequence[PackedJob]) -> None:
         )
     tasks = [job.run_ids for job in packed]
     submission = open_submission(of.folder, of.name, of.cluster.executor, tasks)
-    executor = submitit.AutoExecutor(submission.folder, cluster=of.cluster.executor)
+    # submitit lets a job requeue itself three times; a long run meets its time limit far more often.
+    executor = submitit.AutoExecutor(
+        submission.folder, cluster=of.cluster.executor, slurm_max_num_timeout=1_000_000
+    )
     executor.update_parameters(**_parameters(of.cluster, submission, packed[0].environment))
     study = str(of.folder / STUDY_FILE)
     jobs = [Job(study, str(of.data), str(of.results), run_ids) for run_ids in tasks]

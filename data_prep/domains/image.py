@@ -46,20 +46,25 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
         raise ValueError(
             f"--rows {rows}: pictures are all taken; wanted no --rows for {domain.name}. Leave it out."
         )
-    cuts, offset = [0], 0
+    pieces: list[Piece] = []
+    start = offset = 0
+    damage: list[Refusal] = []
     with listing.open("wb") as stream:
         for count, entry in enumerate(list_items(Path(raw), EXTENSIONS), start=1):
             offset += stream.write(entry.line())
+            if entry.damaged:
+                damage.append(Refusal(entry.key, entry.reason, damaged=True))
             if count % _PIECE == 0:
-                cuts.append(offset)
+                pieces.append(Piece(str(listing), start, offset, tuple(damage)))
+                start, damage = offset, []
     if offset == 0:
         raise ValueError(
             f"{raw}: holds no pictures; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
             f"Give --raw the folder or tar that holds them."
         )
-    if cuts[-1] != offset:
-        cuts.append(offset)
-    return [Piece(str(listing), start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    if start != offset:
+        pieces.append(Piece(str(listing), start, offset, tuple(damage)))
+    return pieces
 
 
 def read(domain: Domain, piece: Piece, seed: int) -> Iterator[Item | Refusal]:
@@ -78,7 +83,7 @@ def read(domain: Domain, piece: Piece, seed: int) -> Iterator[Item | Refusal]:
                 data = read_entry(entry, MAX_BYTES, opened)
                 tokens = decode(data, side).reshape(-1)
             except ValueError as error:
-                yield Refusal(entry.key, str(error))
+                yield Refusal(entry.key, str(error), entry.damaged)
                 continue
             yield Item(
                 Document(entry.key, ((0, tokens),)), hashlib.blake2b(data, digest_size=16).digest()

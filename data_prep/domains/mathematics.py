@@ -6,12 +6,10 @@ with a newline (kind 1). Problems are concatenated to rows of 512 (Henighan et a
 say what separates them; here the newline after the answer belongs to the answer, so that a model learns to stop.
 """
 
-import gzip
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -29,8 +27,6 @@ QUESTION, ANSWER = 0, 1
 _PIECE_ROWS = 256
 # Problems in one piece of a text file.
 _PIECE_PROBLEMS = 4096
-# A line longer than this is no problem; it is skipped without being held in memory.
-_LONGEST_LINE = 1 << 16
 # So many failures in a row within one piece are no bad luck.
 _MOST_FAILURES = 20
 
@@ -48,13 +44,15 @@ DOMAINS = (
 
 def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piece]:
     """Pieces of rows to generate, or of the text files' bytes; `listing` is not needed."""
+    from data_prep.text_files import plan_text, text_files
+
     if raw.partition(":")[0] == GENERATOR:
         return _plan_generator(raw, rows)
     if rows is not None:
         raise ValueError(
             f"--rows {rows}: text files are read whole; wanted --rows only with --raw generator. Omit it."
         )
-    pieces = [piece for path in _text_files(Path(raw)) for piece in _plan_text(path)]
+    pieces = [piece for path in text_files(Path(raw)) for piece in plan_text(path, _PIECE_PROBLEMS)]
     if not pieces:
         raise ValueError(
             f"{raw}: holds no problems; wanted text files of alternating question and answer lines. "
@@ -169,91 +167,8 @@ def _item(key: str, question: bytes, answer: bytes) -> Item:
 # --- published text files
 
 
-def _text_files(raw: Path) -> list[Path]:
-    if raw.is_dir():
-        return sorted(
-            path
-            for path in raw.rglob("*")
-            if path.name.endswith((".txt", ".txt.gz")) and path.is_file()
-        )
-    if not raw.is_file():
-        raise ValueError(
-            f"{raw}: does not exist; wanted a text file, a folder of them, or `generator`. "
-            f"Generate problems with: --raw generator --rows 4000"
-        )
-    return [raw]
-
-
-def _plan_text(path: Path) -> list[Piece]:
-    """Cut a file after every `_PIECE_PROBLEMS` pairs of lines; a compressed one cannot be entered in the middle."""
-    size = path.stat().st_size
-    if path.name.endswith(".gz"):
-        return [Piece(str(path), 0, size)] if size else []
-    cuts, lines, offset = [0], 0, 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-            # The newline that completes a multiple of 2 * _PIECE_PROBLEMS lines ends a piece.
-            for place in ends[-(lines + 1) % (2 * _PIECE_PROBLEMS) :: 2 * _PIECE_PROBLEMS]:
-                cuts.append(offset + int(place) + 1)
-            lines += len(ends)
-            offset += len(block)
-    if cuts[-1] != size:
-        cuts.append(size)
-    return [Piece(str(path), start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
-
-
 def _read_text(piece: Piece) -> Iterator[Item | Refusal]:
-    compressed = piece.source.endswith(".gz")
-    name = "/".join(Path(piece.source).parts[-2:])
-    opener: Callable[[str], IO[bytes]] = gzip.open if compressed else _open_plain  # type: ignore[assignment]
-    with opener(piece.source) as stream:
-        stream.seek(0 if compressed else piece.start)
-        try:
-            while compressed or stream.tell() < piece.stop:
-                key = f"{name}, byte {stream.tell()}"
-                question, answer = _line(stream), _line(stream)
-                if question is None or (question == b"" and answer is None):
-                    return
-                reason = _fault(question, answer)
-                yield Refusal(key, reason) if reason else _item(key, question, answer or b"")
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
-            if not compressed:
-                raise
-            yield Refusal(
-                name, f"the compressed file is damaged or cut off ({error}): copy it again"
-            )
+    from data_prep.text_files import read_pairs
 
-
-def _open_plain(path: str) -> IO[bytes]:
-    return open(path, "rb")
-
-
-def _line(stream: IO[bytes]) -> bytes | None:
-    """The next line without its ending; None at the end of the file. Of a monstrous line only the beginning."""
-    line = stream.readline(_LONGEST_LINE + 1)
-    if not line:
-        return None
-    rest = line
-    while len(rest) == _LONGEST_LINE + 1 and not rest.endswith(b"\n"):
-        rest = stream.readline(_LONGEST_LINE + 1)
-    return line.rstrip(b"\r\n")
-
-
-def _fault(question: bytes, answer: bytes | None) -> str:
-    """Why this pair of lines is no problem, or ""."""
-    if answer is None:
-        return "the last question has no answer line"
-    for what, text in (("question", question), ("answer", answer)):
-        if not text:
-            return f"empty {what}"
-        if len(text) >= _LONGEST_LINE:
-            return f"{what} longer than {_LONGEST_LINE} bytes"
-        try:
-            characters = text.decode()
-        except UnicodeDecodeError as error:
-            return f"{what} is not UTF-8: byte {text[error.start]:#04x} at {error.start}"
-        if not characters.isprintable():
-            odd = next(c for c in characters if not c.isprintable())
-            return f"{what} holds the control character {odd!r}"
-    return ""
+    for found in read_pairs(piece):
+        yield found if isinstance(found, Refusal) else _item(*found)

@@ -245,9 +245,25 @@ def test_a_cut_off_tar_gives_what_is_readable(tmp_path):
     with tarfile.open(path) as tar:
         places = [member.offset_data for member in tar]
     os.truncate(path, places[6] + 10)
-    manifest = build(request(path), tmp_path / "out", How(max_refused=0.5))
-    assert manifest.builds[0].written == 6
+    with pytest.raises(ValueError, match="1 damaged file: x.tar: the tar file is damaged after 7"):
+        build(request(path), tmp_path / "out", How(max_refused=1))
+    how = How(max_refused=0.5, accept_damaged=True)
+    manifest = build(request(path), tmp_path / "out", how)
+    assert (manifest.builds[0].written, manifest.builds[0].refused) == (6, 2)
+    assert manifest.builds[0].damaged == ("x.tar",)
     assert "cut off" in (tmp_path / "out" / "refused.jsonl").read_text()
+
+
+def test_many_damaged_files_are_counted(tmp_path, picture_folder):
+    for number in range(5):
+        (picture_folder / f"{number}.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(
+        ValueError, match=r"5 damaged files: 0.tar: .*; 2.tar: .*; and 2 more; wanted"
+    ):
+        build(request(picture_folder), tmp_path / "out", How(max_refused=1))
+    how = How(max_refused=0, accept_damaged=True)
+    manifest = build(request(picture_folder), tmp_path / "out", how)
+    assert manifest.builds[0].refused == len(manifest.builds[0].damaged) == 5
 
 
 @pytest.mark.parametrize(
@@ -256,6 +272,7 @@ def test_a_cut_off_tar_gives_what_is_readable(tmp_path):
         ({"split": "dev"}, {}, "--split dev: wanted one of train, valid, test"),
         ({"fractions": (0.5, 0.5, 0.5)}, {}, "--fractions 0.5,0.5,0.5: wanted three shares"),
         ({"fractions": (1.5, -0.5, 0)}, {}, "--fractions 1.5,-0.5,0: wanted three shares"),
+        ({"fractions": (float("nan"), 0, 1)}, {}, "--fractions nan,0,1: wanted three shares"),
         ({"chunks_per_shard": 0}, {}, "--chunks-per-shard 0: wanted at least 1"),
         ({"rows": 5}, {}, "--rows 5: pictures are all taken"),
         ({}, {"workers": 0}, "--workers 0, --part 1/1: wanted at least one worker"),

@@ -1,7 +1,10 @@
 """The command line, as a person uses it."""
 
+import gzip
+import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import termios
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
+from data_prep.manifest import load_manifest
 from data_prep.progress import bar
 
 
@@ -91,6 +95,73 @@ def test_refused_items_are_mentioned(tmp_path, picture_folder, capsys):
     assert "1 items refused; see" in capsys.readouterr().err
 
 
+@pytest.fixture
+def build_mathematics(tmp_path, capsys):
+    """Build from `raw` with more options: (exit status, stderr)."""
+
+    def run(raw, *more):
+        command = ["build", "mathematics", "--raw", str(raw), "--out", str(tmp_path / "out")]
+        status = main([*command, "--workers", "1", *more])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_a_text_out_of_step_fails_unless_accepted(build_mathematics, tmp_path):
+    """One stray line in the middle of 3,000 problems, far below --max-refused."""
+    raw = tmp_path / "x.txt"
+    pairs = [f"What is {n} + 1?\n{n + 1}\n" for n in range(3000)]
+    raw.write_text("".join(pairs[:2000]) + "\n" + "".join(pairs[2000:]))
+    status, said = build_mathematics(raw, "--split", "train", "--max-refused", "1")
+    assert status == 2
+    assert "x.txt: out of step from line 4001 on: line 4001 is empty" in said
+    assert "add --accept-damaged" in said
+    status, said = build_mathematics(raw, "--split", "train", "--accept-damaged")
+    assert status == 0
+    assert "x.txt: damaged; what it has lost is missing here" in said
+    record = load_manifest(tmp_path / "out").builds[0]
+    assert (record.written, record.refused, len(record.damaged)) == (2000, 1, 1)
+    (line,) = map(json.loads, (tmp_path / "out" / "refused.jsonl").read_text().splitlines())
+    assert line["damaged"] is True
+    assert "out of step from line 4001" in line["reason"]
+    raw.write_text("".join(pairs))
+    shutil.rmtree(tmp_path / "out")
+    assert build_mathematics(raw, "--split", "train") == (0, "")
+
+
+def test_a_damaged_file_can_be_replaced_before_anything_is_made(build_mathematics, tmp_path):
+    raw = tmp_path / "x.txt"
+    good = "".join(f"What is {n} + 1?\n{n + 1}\n" for n in range(100))
+    raw.write_text("\n" + good)
+    assert build_mathematics(raw, "--split", "train")[0] == 2
+    raw.write_text(good)
+    assert build_mathematics(raw, "--split", "train") == (0, "")
+
+
+def test_half_a_compressed_file_fails_unless_accepted(build_mathematics, tmp_path):
+    """It counts as no single item: half of all problems are missing."""
+    raw = tmp_path / "x.txt.gz"
+    data = gzip.compress("".join(f"What is {n} + 1?\n{n + 1}\n" for n in range(6000)).encode())
+    raw.write_bytes(data[: len(data) // 2])
+    status, said = build_mathematics(raw, "--split", "train", "--max-refused", "1")
+    assert status == 2
+    assert "x.txt.gz: the compressed file is damaged or cut off" in said
+    assert "1 damaged file:" in said
+    status, said = build_mathematics(raw, "--split", "train", "--accept-damaged")
+    assert status == 0, "what was made is kept, so the same command and the flag finish at once"
+    assert "x.txt.gz: damaged; what it has lost is missing here" in said
+
+
+def test_a_split_without_rows_is_mentioned(build_mathematics, tmp_path):
+    raw = tmp_path / "x.txt"
+    raw.write_text("".join(f"What is {n} + 1?\n{n + 1}\n" for n in range(200)))
+    status, said = build_mathematics(raw, "--fractions", "0.02,0.98,0")
+    assert status == 0
+    assert "split train has no row: " in said
+    assert "split valid" not in said
+    assert "split test" not in said, "none was asked for"
+
+
 def test_parts(tmp_path, picture_folder, capsys):
     arguments = ["build", "image-8x8", "--raw", str(picture_folder), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--part", "2/2"]) == 0
@@ -109,7 +180,17 @@ def test_parts(tmp_path, picture_folder, capsys):
             r"--row 9999: split 'train' of .* has \d+ rows; wanted 0 to",
         ),
         (["show", "OUT", "--row", "0", "--split", "test"], "split 'test' is not there"),
-        (["check", "OUT/nothing"], "holds no manifest.json"),
+        (
+            ["check", "OUT/nothing"],
+            "nothing: does not exist; wanted the folder of a finished dataset",
+        ),
+        (["check", "OUT/manifest.json"], "manifest.json: is not a folder; wanted the folder"),
+        (["check", "OUT/.build"], "holds no manifest.json"),
+        (
+            ["show", "OUT", "--row", "0", "--out", "OUT/no/x"],
+            "--out .*/no/x: the folder .*/no does not exist; wanted a file to write",
+        ),
+        (["show", "OUT", "--row", "0", "--out", "OUT"], "--out .*: is a folder; wanted a file"),
         (
             ["build", "math", "--raw", "x", "--out", "x"],
             "'math' is not known.*Did you mean mathematics",
@@ -123,10 +204,25 @@ def test_parts(tmp_path, picture_folder, capsys):
             "--fractions 1,2: wanted three",
         ),
         (
+            ["build", "image-8x8", "--raw", "x", "--out", "OUT/x", "--fractions", "nan,0,1"],
+            "--fractions nan,0.0,1.0: wanted three shares",
+        ),
+        (
+            ["build", "image-8x8", "--raw", "x", "--out", "OUT/x", "--workers", "0"],
+            "--workers 0, --part 1/1: wanted at least one worker",
+        ),
+        (
+            ["build", "image-8x8", "--raw", "x", "--out", "OUT/preview.txt"],
+            "preview.txt: is a file; wanted a folder",
+        ),
+        (
             ["build", "image-8x8", "--raw", "OUT/no", "--out", "OUT/x"],
             "does not exist; wanted a folder of pictures",
         ),
-        (["build", "image-8x8", "--raw", "x", "--out", "OUT/manifest.json/x"], "Not a directory"),
+        (
+            ["build", "image-8x8", "--raw", "x", "--out", "OUT/manifest.json/x"],
+            "Not a directory. Check the path",
+        ),
     ],
 )
 def test_errors_are_a_message_and_status_2(mathematics, capsys, arguments, message):

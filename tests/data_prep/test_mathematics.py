@@ -3,6 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
+from data_prep import text_files
 from data_prep.domain import Item, Refusal, domain, family
 
 MATHEMATICS = domain("mathematics")
@@ -42,10 +43,8 @@ def test_equal_problems_have_equal_content(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reasons"),
     [
-        (b"a\nb\nc\n", ["", "the last question has no answer line"]),
-        (b"a\nb\nc", ["", "the last question has no answer line"]),
-        (b"a\n\nc\nd\n", ["empty answer", ""]),
-        (b"\nb\nc\nd\n", ["empty question", ""]),
+        (b"a\nb\n\n\nc\nd\n", ["", "empty question", ""]),
+        (b"a\nb\n \n\r\nc\nd\n", ["", "empty question", ""]),
         (b"a\xff\nb\nc\nd\n", ["question is not UTF-8: byte 0xff at 1", ""]),
         (b"a\n\x00\nc\nd\n", ["answer holds the control character '\\x00'", ""]),
         (b"a" * 70_000 + b"\nb\nc\nd\n", ["question longer than 65536 bytes", ""]),
@@ -57,6 +56,49 @@ def test_bad_lines_are_refused_and_the_rest_is_read(tmp_path, text, reasons):
     path = tmp_path / "x.txt"
     path.write_bytes(text)
     assert [item.reason if isinstance(item, Refusal) else "" for item in read_all(path)] == reasons
+
+
+@pytest.mark.parametrize("size", [1, 4096])
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz"])
+@pytest.mark.parametrize(
+    ("text", "good", "reason"),
+    [
+        (b"\na\nb\nc\nd\n", 0, "out of step from line 1 on: line 1 is empty"),
+        (b"\r\na\nb\nc\nd\n", 0, "out of step from line 1 on: line 1 is empty"),
+        (b"a\nb\n\nc\nd\n", 1, "out of step from line 3 on: line 3 is empty"),
+        (b"a\nb\nc\n\nd\n", 1, "out of step from line 3 on: line 4 is empty"),
+        (b"a\nb\nc\n \t\nd\ne\n", 1, "out of step from line 3 on: line 4 is empty"),
+        (b"a\nb\n\nc\nd\n\ne\nf\n", 1, "out of step from line 3 on: line 3 is empty"),
+        (b"a\nb\nc\n", 0, "the file has 3 lines, an odd number"),
+        (b"a\nb\nc", 0, "the file has 3 lines, an odd number"),
+    ],
+)
+def test_behind_a_place_out_of_step_nothing_is_used(
+    tmp_path, monkeypatch, text, good, reason, ending, size
+):
+    monkeypatch.setattr(FAMILY, "_PIECE_PROBLEMS", size)
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(gzip.compress(text) if ending == ".txt.gz" else text)
+    *items, last = read_all(path)
+    assert texts(items) == [("a\n", "b\n")][:good]
+    assert isinstance(last, Refusal)
+    assert last.damaged
+    assert last.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 8])
+def test_an_empty_line_is_seen_across_blocks(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(text_files, "_BLOCK", block)
+    path = tmp_path / "x.txt"
+    pairs = [f"question {n}\n{n}\n".encode() for n in range(9)]
+    for stray in (b"\n", b"   \r\n"):
+        for place in range(9):
+            path.write_bytes(b"".join([*pairs[:place], stray, *pairs[place:], b"to be even\n"]))
+            *items, last = read_all(path)
+            assert len(items) == place
+            assert f"line {2 * place + 1} is empty" in last.reason
+    path.write_bytes(b"".join(pairs))
+    assert len(texts(read_all(path))) == 9
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -81,14 +123,17 @@ def test_folders_and_compressed_files(tmp_path):
     assert found[1].document.key == "train-easy/b.txt, byte 0"
 
 
-@pytest.mark.parametrize("damage", ["cut", "other"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "other", "empty"])
 def test_a_damaged_compressed_file_is_refused(tmp_path, damage):
     path = tmp_path / "x.txt.gz"
     data = gzip.compress(b"".join(b"%d?\n%d\n" % (n, n * n) for n in range(5000)))
-    path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"no gzip")
+    half = data[: len(data) // 2]
+    changed = half + bytes(100) + data[len(half) + 100 :]
+    path.write_bytes({"cut": half, "changed": changed, "other": b"no gzip", "empty": b""}[damage])
     last = read_all(path)[-1]
     assert isinstance(last, Refusal)
-    assert "damaged or cut off" in last.reason
+    assert last.damaged
+    assert ("an empty file is no .gz" if damage == "empty" else "damaged or cut off") in last.reason
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty", "empty.txt"])

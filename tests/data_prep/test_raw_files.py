@@ -137,7 +137,10 @@ def test_a_cut_off_tar_says_so(tmp_path, keep):
     )
     os.truncate(path, keep)
     entries = list(list_items(path, ENDINGS))
-    assert any("cut off" in entry.reason or "damaged" in entry.reason for entry in entries)
+    (damaged,) = (entry for entry in entries if entry.damaged)
+    assert damaged.key == "x.tar"
+    assert "cut off" in damaged.reason or "damaged" in damaged.reason
+    assert from_line(damaged.line()) == damaged
     for entry in entries:
         if not entry.reason:
             assert entry.offset + entry.size <= keep

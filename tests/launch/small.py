@@ -38,7 +38,7 @@ def study(steps: int = 12, **changes: Any) -> dict[str, Any]:
         "batch": {"train_batch_size": BATCH},
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"kind": "linear", "warmup_steps": 3},
-        "evaluation": {"rows": 8, "points": 3},
+        "evaluation": {"rows": 8, "points_per_decade": 3},
     } | changes
 
 

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
+from PIL import Image
 
+from data_prep.__main__ import main as data_prep
 from data_prep.dataset import TokenDataset
 from launch.__main__ import main
 from launch.folder import run_folder
@@ -134,33 +137,39 @@ def test_a_missing_dataset_says_how_to_build_one(tmp_path, small, capsys):
     assert "python -m data_prep build" in error
 
 
-def test_a_dataset_of_another_domain_is_refused(mathematics, tmp_path, small, capfd):
-    assert main(["run", str(small), "--data", str(mathematics), "--results", str(tmp_path)]) == 1
-    error = capfd.readouterr().err
-    assert error.count("FAILED") == 2
-    assert f"{mathematics}: holds domain 'mathematics'; wanted 'image-8x8'" in error
-    assert "Traceback" not in error
-    assert main(["plan", str(small), "--data", str(mathematics)]) == 2
-    assert "holds domain 'mathematics'; wanted 'image-8x8'" in capfd.readouterr().err
+def test_a_dataset_of_another_domain_is_refused(mathematics, tmp_path, small, capsys):
+    command = ["run", str(small), "--data", str(mathematics), "--results", str(tmp_path / "r")]
+    for arguments in (command, ["plan", str(small), "--data", str(mathematics)]):
+        assert main(arguments) == 2
+        wanted = f"{mathematics}: holds domain 'mathematics'; wanted 'image-8x8'"
+        assert wanted in capsys.readouterr().err
+    assert not (tmp_path / "r").exists(), "nothing was begun"
 
 
-def test_a_missing_split_is_refused(pictures, tmp_path, capfd):
-    tables = study(evaluation={"rows": 8, "points": 3, "splits": ["valid", "extrapolate"]})
-    path = write_study(tmp_path / "s.toml", tables)
-    assert main(["run", str(path), "--data", str(pictures), "--results", str(tmp_path)]) == 1
-    error = capfd.readouterr().err
-    assert "FAILED" in error
-    assert "split 'extrapolate' is not there; wanted one of " in error
-    assert "Traceback" not in error
+def test_a_missing_split_is_refused(tmp_path, small, capsys):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8), (number, 7, 7)).save(raw / f"{number}.png")
+    data = tmp_path / "train-only"
+    build = ["build", "image-8x8", "--raw", str(raw), "--out", str(data), "--split", "train"]
+    assert data_prep([*build, "--workers", "1"]) == 0
+    assert main(["run", str(small), "--data", str(data), "--results", str(tmp_path / "r")]) == 2
+    error = capsys.readouterr().err
+    assert f"{data}: split 'valid' is not there; wanted one of train" in error
+    assert "python -m data_prep build" in error
 
 
-def test_a_folder_that_is_no_dataset_is_refused(tmp_path, small, capfd):
-    (tmp_path / "empty").mkdir()
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path, small, capsys):
     data = tmp_path / "empty"
-    assert main(["run", str(small), "--data", str(data), "--results", str(tmp_path)]) == 1
-    error = capfd.readouterr().err
-    assert str(data) in error
-    assert "Traceback" not in error
+    data.mkdir()
+    assert main(["run", str(small), "--data", str(data), "--results", str(tmp_path / "r")]) == 2
+    assert f"{data}: holds no manifest.json; wanted a finished dataset" in capsys.readouterr().err
+
+
+def test_results_that_are_a_file_are_refused(pictures, small, capsys):
+    assert main(["run", str(small), "--data", str(pictures), "--results", str(small)]) == 2
+    assert f"--results {small}: this is a file; wanted a folder" in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_divide_is_refused(pictures, tmp_path, capfd):
@@ -172,18 +181,21 @@ def test_a_batch_that_does_not_divide_is_refused(pictures, tmp_path, capfd):
     assert "Traceback" not in error
 
 
-def test_a_damaged_run_file_fails_that_run_alone(pictures, tmp_path, small, capfd):
+def test_a_run_file_of_another_schema_fails_that_run_alone(pictures, tmp_path, small, capfd):
     """Wherever it stands in the study, the other runs are trained."""
     runs = expanded(seeds=[0, 1])
-    for damaged, other in (runs, runs[::-1]):
-        results = tmp_path / damaged.run_id
-        folder = run_folder(results, damaged)
+    for foreign, other in (runs, runs[::-1]):
+        results = tmp_path / foreign.run_id
+        folder = run_folder(results, foreign)
         folder.mkdir(parents=True)
-        (folder / "metrics.h5").write_bytes(b"")
+        with h5py.File(folder / "metrics.h5", "w") as file:
+            file.attrs["schema"] = 99
         assert main(["run", str(small), "--data", str(pictures), "--results", str(results)]) == 1
         error = capfd.readouterr().err
-        assert f"{folder / 'metrics.h5'}: not readable as HDF5" in error
+        assert f"{foreign.run_id}: FAILED: {folder / 'metrics.h5'}: schema = 99; wanted" in error
         assert read_result(run_folder(results, other)).finished
+        with h5py.File(folder / "metrics.h5") as file:
+            assert file.attrs["schema"] == 99, "left as it was"
 
 
 def test_a_second_process_is_refused_and_leaves_no_mark(pictures, tmp_path, capfd):

@@ -47,10 +47,10 @@ def test_where_and_how_a_run_is_done_is_not_its_identity(change):
         *({"optimizer": {name: 0.5}} for name in (
             "learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "clip_grad_norm")),
         {"schedule": {"kind": "cosine"}}, {"schedule": {"warmup_steps": 1}},
-        {"schedule": {"warmup_tokens": 5.0}}, {"schedule": {"final_fraction": 0.0}},
+        {"schedule": {"warmup_steps": None, "warmup_tokens": 5.0}}, {"schedule": {"final_fraction": 0.0}},
         {"schedule": {"cooldown_fraction": 0.5}},
         {"model": {"family": "kaplan"}}, {"model": {"init_std": 0.1}},
-        {"evaluation": {"rows": 4}}, {"evaluation": {"points": 4}}, {"evaluation": {"splits": ["test"]}},
+        {"evaluation": {"rows": 4}}, {"evaluation": {"points_per_decade": 4}}, {"evaluation": {"splits": ["test"]}},
     ],
     ids=str,
 )  # fmt: skip
@@ -112,13 +112,13 @@ def test_another_configuration_is_refused_with_both_values(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 17, 100, 1000, 54_321])
-@pytest.mark.parametrize("points", [1, 2, 3, 16, 100])
+@pytest.mark.parametrize("points_per_decade", [1, 2, 3, 16, 100])
 @pytest.mark.parametrize("warmup", [0, 1, 50, 3000])
 def test_evaluations_are_even_in_log_tokens_and_include_the_last_step(steps, points, warmup):
     if warmup >= steps:
         return
     run = config(
-        steps, evaluation={"points": points}, schedule={"kind": "linear", "warmup_steps": warmup}
+        steps, evaluation={"points_per_decade": points}, schedule={"kind": "linear", "warmup_steps": warmup}
     )
     found = run.evaluation_steps()
     assert found[-1] == steps
