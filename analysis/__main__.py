@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.console import sentence
+
 if TYPE_CHECKING:
     from analysis.runs import Counting
 
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _busy(f"{options.name} ..."):
             return options.command(options)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(sentence(error), file=sys.stderr)
         return 2
 
 

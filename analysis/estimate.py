@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.laws import EXPONENT_LIMITS
 from analysis.points import LeftOut
 
 CONFIDENCE = 0.95
@@ -78,6 +79,34 @@ def interval(value: float, draws: np.ndarray) -> Estimate:
         return Estimate(float(value), float("nan"), float("nan"))
     low, high = np.quantile(known, QUANTILES)
     return Estimate(float(value), float(low), float(high))
+
+
+def limits_reached(each: Estimate) -> tuple[bool, bool]:
+    """Whether an exponent or its interval reaches the lower, the upper limit of the search."""
+    low, high = EXPONENT_LIMITS
+    return (
+        min(each.value, np.nan_to_num(each.low, nan=each.value)) <= low * 1.001,
+        max(each.value, np.nan_to_num(each.high, nan=each.value)) >= high * 0.999,
+    )
+
+
+def exponent_warning(each: Estimate) -> list[str]:
+    """`exponent_at_bound` where the search, not the points, sets the exponent or its interval."""
+    reached = [
+        limit for limit, hit in zip(EXPONENT_LIMITS, limits_reached(each), strict=True) if hit
+    ]
+    if not reached:
+        return []
+    if any(abs(math.log(each.value / limit)) < 1e-3 for limit in reached):
+        return [
+            f"exponent_at_bound: the exponent ended at its limit {each.value:.3g}; the points do "
+            "not have the shape of this law."
+        ]
+    return [
+        f"exponent_at_bound: its 95% interval [{each.low:.3g}, {each.high:.3g}] reaches the limit "
+        f"{' and the limit '.join(f'{limit:g}' for limit in reached)} of the search; these points "
+        "do not say what the exponent is."
+    ]
 
 
 def plain(value: float) -> float | None:

@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 from analysis import solve
 from analysis.bootstrap import Draws, draw
-from analysis.estimate import CONFIDENCE, Estimate, Fit, interval
+from analysis.estimate import CONFIDENCE, Estimate, Fit, exponent_warning, interval
 from analysis.laws import POWER_CONSTANT, Law
 from analysis.points import X_SYMBOLS, PointSet
 
@@ -265,12 +265,7 @@ def _warnings(
             f"not_converged: the scaled gradient is {solution.gradient_norm:.1e}, wanted below "
             f"{CONVERGED:.0e}; the constants may not be the best ones."
         )
-    exponent = solution.theta[-1]
-    if not solve.EXPONENT_GRID[0] * 1.001 < exponent < solve.EXPONENT_GRID[-1] * 0.999:
-        said.append(
-            f"exponent_at_bound: the exponent ended at its limit {exponent:.3g}; the points do "
-            "not have the shape of this law."
-        )
+    said += exponent_warning(parameters["exponent"])
     said += _irreducible_warning(found, parameters, profile)
     outliers = found.points.label[
         np.abs(residual) > 4 * max(solution.delta / HUBER_EFFICIENT, 1e-9)

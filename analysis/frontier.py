@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.laws import EXPONENT_LIMITS
 from analysis.points import LossPoints, pareto
 
-EXPONENT_GRID = np.geomspace(0.005, 4.0, 90)
+EXPONENT_GRID = np.geomspace(*EXPONENT_LIMITS, 90)
 ZOOMS = 4
 FEWEST_FRONTIER_POINTS = 4  # the three constants of L(C), and one to spare
 

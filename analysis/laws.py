@@ -14,6 +14,10 @@ import numpy as np
 PF_DAY = 8.64e19
 """FLOPs in a petaflop/s-day: 1e15 x 24 x 3600 (Kaplan et al. 2020, 2001.08361)."""
 
+EXPONENT_LIMITS = (0.005, 4.0)
+"""Where exponents are searched. Published ones lie between 0.037 and 0.8; a fit or an interval
+that reaches a limit is flagged, never believed."""
+
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
 """C = 6 N D: forward 2, backward 4 (Kaplan et al. 2020, section 2.1)."""
 

@@ -97,17 +97,19 @@ def _build(
 def _summary(tried: dict[str, "Attempt"], study: "StudyRuns") -> list[str]:
     """The fitted exponents, for the terminal."""
     from analysis.tables import constant_title
-    from analysis.words import value_with_interval
+    from analysis.words import parameter_in_words, reservation
 
     lines = [f"{len(study.runs)} runs used, {len(study.left_out)} left out"]
     for attempt in tried.values():
         if attempt.fit is None:
             lines.append(f"{attempt.title}: not fitted: {attempt.problem}")
             continue
-        for name, each in attempt.fit.parameters.items():
+        for name in attempt.fit.parameters:
             if name.endswith("exponent"):
-                title, name = constant_title(attempt, name)
-                lines.append(f"{title}: {name} {value_with_interval(each)}")
+                title, shown = constant_title(attempt, name)
+                but = reservation(attempt.fit) if name == "exponent" else ""
+                number = parameter_in_words(attempt.fit, name)
+                lines.append(f"{title}: {shown} {number}{but and f', {but}'}")
         names = [text.partition(":")[0] for text in attempt.fit.warnings]
         if names:
             lines.append(f"{attempt.title}: warnings: {', '.join(dict.fromkeys(names))}")
@@ -142,6 +144,7 @@ def _html(
         sections.limits_text(study, tried, noise),
         "<h2>Fitted constants</h2>",
         tables.constants_table(tried, known),
+        tables.constants_note(tried),
         f"<p>{page.safe(tables.published_note(known, domain))}</p>",
         "<h2>What to distrust</h2>",
         sections.doubts(tried),

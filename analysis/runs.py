@@ -92,8 +92,9 @@ def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
     rows = []
     for run in study.runs:
         table = run.eval_rows(counting.split)
+        best = table[int(np.argmin(table["loss"]))]
         final = table[[-1]].copy()  # its budget: repeats with another best step stay comparable
-        final["loss"] = table["loss"].min()
+        final["loss"], final["step"] = best["loss"], best["step"]
         rows.append((run, final))
     found = PointSet(str(study.path), _points(rows, counting), study.left_out)
     if x == "params":

@@ -10,10 +10,18 @@ from scipy import special
 from analysis.estimate import Estimate, Fit
 from analysis.laws import PF_DAY
 from analysis.page import card, safe, warning
-from analysis.points import SeedNoise
+from analysis.points import LossPoints, SeedNoise
 from analysis.runs import StudyRuns
 from analysis.study_fits import Attempt
-from analysis.words import has_warning, law_with_numbers, scientific, short, value_with_interval
+from analysis.words import (
+    NOT_SEPARATED,
+    has_warning,
+    law_with_numbers,
+    parameter_in_words,
+    reservation,
+    scientific,
+    short,
+)
 
 N_FIT, PURE_FIT, FRONTIER_FIT = "loss-by-params", "loss-by-params-pure", "frontier"
 
@@ -23,25 +31,46 @@ def answer(tried: Mapping[str, Attempt]) -> str:
     size, pure, frontier = (_fit(tried, name) for name in (N_FIT, PURE_FIT, FRONTIER_FIT))
     said = []
     if size is not None:
-        said.append(
-            f"The held-out loss falls with model size as {law_with_numbers(size)}: exponent "
-            f"{_interval(size, 'exponent')}."
-        )
+        said.append(_size_sentence(size, tried[N_FIT].found.points))
         if has_warning(size, "irreducible_not_identified") and pure is not None:
-            said.append(
-                "Its irreducible loss is not identified by these sizes; without one the exponent "
-                f"is {_interval(pure, 'exponent')}."
-            )
+            said.append(f"Without a constant the exponent is {_interval(pure, 'exponent')}.")
     if frontier is not None:
-        said.append(
-            "Along the compute-efficient frontier the exponent of L(C) is "
-            f"{_interval(frontier, 'exponent')}."
-        )
+        said.append(_compute_sentence(frontier))
         said.append(_optimum_sentence(frontier))
     missing = [attempt.title for attempt in tried.values() if attempt.fit is None]
     if missing:
         said.append(f"Not fitted: {', '.join(missing)} (reasons below).")
     return " ".join(said)
+
+
+def _size_sentence(size: Fit, points: LossPoints) -> str:
+    """The law with its numbers; where its exponent is not known, what was measured instead."""
+    but = reservation(size)
+    if not has_warning(size, "exponent_at_bound"):
+        return (
+            f"The held-out loss falls with model size as {law_with_numbers(size)}: exponent "
+            f"{_interval(size, 'exponent')}{but and f'; it {but}'}."
+        )
+    ends = points.params.min(), points.params.max()
+    losses = [float(np.mean(points.loss[points.params == each])) for each in ends]
+    start = (
+        f"The held-out loss falls with model size, from {losses[0]:.3f} nats per token at N = "
+        f"{short(ends[0])} to {losses[1]:.3f} at {short(ends[1])}, but the exponent of L(N) is "
+        if losses[1] < losses[0]
+        else "The held-out loss does not fall from the smallest model to the largest; the exponent "
+        "of L(N) is "
+    )
+    return f"{start}{_interval(size, 'exponent')}: {but}."
+
+
+def _compute_sentence(frontier: Fit) -> str:
+    if has_warning(frontier, "frontier_not_separated"):
+        reach = f"{frontier.diagnostics['sizes_on_hull']} of {frontier.diagnostics['sizes']}"
+        return f"L(C) is {NOT_SEPARATED}: {reach} sizes reach the hull of the frontier."
+    but = reservation(frontier)
+    start = "Along the compute-efficient frontier the exponent of L(C) is "
+    join = ": " if has_warning(frontier, "exponent_at_bound") else "; it "
+    return f"{start}{_interval(frontier, 'exponent')}{but and join + but}."
 
 
 def _optimum_sentence(frontier: Fit) -> str:
@@ -68,7 +97,7 @@ def cards(tried: Mapping[str, Attempt], noise: SeedNoise | None) -> str:
     shown = []
     if size is not None:
         unknown = has_warning(size, "irreducible_not_identified")
-        shown.append(_card("exponent of L(N)", size.parameters["exponent"]))
+        shown.append(_exponent_card("exponent of L(N)", size))
         shown.append(
             _card(
                 "irreducible loss",
@@ -77,14 +106,7 @@ def cards(tried: Mapping[str, Attempt], noise: SeedNoise | None) -> str:
             )
         )
     if frontier is not None:
-        unknown = has_warning(frontier, "irreducible_not_identified")
-        shown.append(
-            _card(
-                "exponent of L(C)",
-                frontier.parameters["exponent"],
-                "rests on an unidentified constant" if unknown else "",
-            )
-        )
+        shown.append(_exponent_card("exponent of L(C)", frontier))
         if has_warning(frontier, "optimum_not_identified"):
             shown.append(card("exponent of N_opt(C)", "–", "not measured by these runs"))
         else:
@@ -98,6 +120,16 @@ def cards(tried: Mapping[str, Attempt], noise: SeedNoise | None) -> str:
             )
         )
     return f'<div class="cards">{"".join(shown)}</div>' if shown else ""
+
+
+def _exponent_card(label: str, fit: Fit) -> str:
+    """No number where the interval is the search's own or the law is single runs' curves."""
+    but = reservation(fit)
+    if has_warning(fit, "exponent_at_bound"):
+        return card(label, "–", but, "not known")
+    if has_warning(fit, "frontier_not_separated"):
+        return card(label, "–", but)
+    return _card(label, fit.parameters["exponent"], but)
 
 
 def _card(label: str, each: Estimate, tag: str = "") -> str:
@@ -130,6 +162,8 @@ def _lack_of_fit(size: Fit, noise: SeedNoise) -> str:
     start = f"About the fitted L(N) single runs scatter by {100 * spread:.2f}%"
     if spread**2 > special.fdtri(free, noise.degrees, 0.95) * noise.relative_sd**2:
         return start + ": more than seeds explain, so part of it is the law or the training."
+    if noise.degrees < 5:
+        return start + "; with so few repeats that cannot be told from seed noise (F test at 5%)."
     return start + ", which the seeds alone may explain (F test at 5%)."
 
 
@@ -162,10 +196,7 @@ def limits_text(study: StudyRuns, tried: Mapping[str, Attempt], noise: SeedNoise
     ]
     size, pure = _fit(tried, N_FIT), _fit(tried, PURE_FIT)
     if size is not None:
-        each = size.parameters["exponent"]
-        if math.isfinite(each.low):
-            share = 50 * (each.high - each.low) / each.value
-            text.append(f"The exponent of L(N) is known to about ±{share:.0f}% of itself.")
+        text += _exponent_sentence(size)
         if has_warning(size, "irreducible_not_identified"):
             text.append(
                 "What the loss would fall to is not known, and with it the split between constant "
@@ -174,12 +205,28 @@ def limits_text(study: StudyRuns, tried: Mapping[str, Attempt], noise: SeedNoise
     if size is not None and pure is not None:
         text.append(_form_sentence(size, pure))
     frontier = _fit(tried, FRONTIER_FIT)
+    if frontier is not None and has_warning(frontier, "frontier_not_separated"):
+        text.append("What more compute buys is not measured: see L(C) among the doubts below.")
     if frontier is not None and has_warning(frontier, "optimum_not_identified"):
         text.append("The best size for a given compute is not measured.")
     if noise is None:
         text.append("Nothing was repeated, so luck of the seed is not separated from size.")
     text.append("A prediction a decade beyond the data is a guess with an optimistic interval.")
     return f"<p>{safe(' '.join(text))}</p>"
+
+
+def _exponent_sentence(size: Fit) -> list[str]:
+    """How well the exponent of L(N) is known; nothing where no interval was made."""
+    each = size.parameters["exponent"]
+    if has_warning(size, "exponent_at_bound"):
+        return [f"The exponent of L(N) is {_interval(size, 'exponent')}: {reservation(size)}."]
+    if not math.isfinite(each.low):
+        return []
+    share = 50 * (each.high - each.low) / each.value
+    if share > 50:
+        return [f"The exponent of L(N) is known only to lie between {each.low:.2g} and "
+                f"{each.high:.2g}."]  # fmt: skip
+    return [f"The exponent of L(N) is known to about ±{share:.0f}% of itself."]
 
 
 def _form_sentence(size: Fit, pure: Fit) -> str:
@@ -199,4 +246,4 @@ def _fit(tried: Mapping[str, Attempt], name: str) -> Fit | None:
 
 
 def _interval(fit: Fit, name: str) -> str:
-    return value_with_interval(fit.parameters[name])
+    return parameter_in_words(fit, name)

@@ -15,10 +15,9 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.laws import Law
+from analysis.laws import EXPONENT_LIMITS, Law
 
-EXPONENT_GRID = np.geomspace(0.005, 4.0, 160)
-"""Published exponents lie between 0.037 and 0.8; a fit at either end is flagged, never believed."""
+EXPONENT_GRID = np.geomspace(*EXPONENT_LIMITS, 160)
 
 FIRST_DELTA = 3e-2
 MAX_ITERATIONS = 200

@@ -48,5 +48,5 @@ def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> di
 
 
 def study_noise(tried: dict[str, Attempt]) -> SeedNoise | None:
-    """Seed noise of the final losses, None where no run was repeated."""
+    """Seed noise of the lowest losses, None where no run was repeated."""
     return seed_noise(tried["loss-by-params"].found.points)

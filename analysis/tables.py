@@ -7,12 +7,18 @@ import numpy as np
 
 from analysis.estimate import Estimate
 from analysis.laws import PF_DAY, POWER
-from analysis.page import definitions, table
+from analysis.page import definitions, safe, table
 from analysis.points import LeftOut
 from analysis.published import PublishedDomain
 from analysis.runs import Counting, StudyRuns
 from analysis.study_fits import Attempt
-from analysis.words import scientific, short, value_with_interval
+from analysis.words import (
+    parameter_in_words,
+    reservation,
+    scientific,
+    short,
+    value_with_interval,
+)
 
 
 def constants_table(tried: Mapping[str, Attempt], known: PublishedDomain | None) -> str:
@@ -23,18 +29,32 @@ def constants_table(tried: Mapping[str, Attempt], known: PublishedDomain | None)
             continue
         for name, each in attempt.fit.parameters.items():
             in_flops = name.endswith("scale") and attempt.x == "flops"
-            shown = _scaled(each, 1 / PF_DAY) if in_flops else each
+            shown = (
+                value_with_interval(_scaled(each, 1 / PF_DAY))
+                if in_flops
+                else parameter_in_words(attempt.fit, name)
+            )
             unit = _unit(name, attempt.x)
             title, short_name = constant_title(attempt, name)
             rows.append(
                 (
                     title,
                     f"{short_name}{unit}",
-                    value_with_interval(shown),
+                    shown,
                     _published(attempt, name, known),
                 )
             )
     return table(("law", "constant", "fitted [95% interval]", "published"), rows)
+
+
+def constants_note(tried: Mapping[str, Attempt]) -> str:
+    """Which rows of the table are not to be quoted as they stand."""
+    said = [
+        f"{constant_title(attempt, 'exponent')[0]} ({reservation(attempt.fit)})"
+        for attempt in tried.values()
+        if attempt.fit is not None and reservation(attempt.fit)
+    ]
+    return f"<p>Not to be quoted as they stand: {safe('; '.join(said))}.</p>" if said else ""
 
 
 def constant_title(attempt: Attempt, name: str) -> tuple[str, str]:

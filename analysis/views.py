@@ -5,13 +5,21 @@ import math
 import numpy as np
 
 from analysis import figures
+from analysis.estimate import Fit
 from analysis.frontier import trace
 from analysis.page import Picture, safe
 from analysis.points import LossPoints
 from analysis.published import PublishedCurve, PublishedDomain
 from analysis.runs import Counting, StudyRuns
 from analysis.study_fits import Attempt
-from analysis.words import has_warning, law_with_numbers, short, value_with_interval
+from analysis.words import (
+    has_warning,
+    law_with_numbers,
+    parameter_in_words,
+    reservation,
+    short,
+    value_with_interval,
+)
 from data_prep.domain import domain, domain_names
 from launch.results import RunResult
 
@@ -45,7 +53,7 @@ def _token_curves(curves: LossPoints) -> Picture:
         "curves-tokens",
         figures.learning_curves(curves, "tokens", None, None),
         f"<b>Learning curves against tokens.</b> Held-out loss of "
-        f"{len(np.unique(curves.group))} runs, coloured by model size; the lowest ends at "
+        f"{len(np.unique(curves.group))} runs, coloured by model size; the lowest reaches "
         f"{best:.3f} nats per token.",
     )
 
@@ -59,7 +67,7 @@ def _compute_curves(curves: LossPoints, tried: dict[str, Attempt]) -> Picture:
     else:
         caption += (
             "The thick line is L(C), a power law plus constant forced to lie on or below the "
-            f"lowest losses; exponent {value_with_interval(fit.parameters['exponent'])}. It is "
+            f"lowest losses; exponent {_exponent(fit)}. It is "
             "thick where it was fitted, dotted beyond; shaded: 95% of bootstrap fits. Circles: "
             "where the best size changes."
         )
@@ -79,12 +87,17 @@ def _loss_by_x(
         Picture(
             name,
             figures.loss_by_x(points, fit, law_with_numbers(fit), row),
-            f"<b>{safe(attempt.title)}: final loss and the fitted law.</b> Exponent "
-            f"{value_with_interval(fit.parameters['exponent'])}, irreducible loss "
+            f"<b>{safe(attempt.title)}: lowest loss of each run and the fitted law.</b> Exponent "
+            f"{_exponent(fit)}; irreducible loss "
             f"{value_with_interval(fit.parameters['irreducible'])}. Below: what the law misses, "
             f"at most {worst:.2g}%.{remark}",
         )
     ]
+
+
+def _exponent(fit: Fit) -> str:
+    but = reservation(fit)
+    return parameter_in_words(fit, "exponent") + (f", {but}" if but else "")
 
 
 def _published_near(

@@ -2,7 +2,7 @@
 
 import math
 
-from analysis.estimate import Estimate, Fit
+from analysis.estimate import Estimate, Fit, limits_reached
 
 
 def short(value: float) -> str:
@@ -25,16 +25,44 @@ def scientific(value: float) -> str:
     return f"{float(digits):g}e{int(exponent)}"
 
 
-def value_with_interval(each: Estimate, digits: int = 3) -> str:
+def value_with_interval(each: Estimate) -> str:
     """`0.312 [0.284, 0.341]`; the interval only where there is one."""
-
-    def shown(number: float) -> str:
-        plain = number == 0 or 1e-2 <= abs(number) < 10
-        return f"{number:.{digits}f}" if plain else short(number)
-
     if not (math.isfinite(each.low) and math.isfinite(each.high)):
-        return shown(each.value)
-    return f"{shown(each.value)} [{shown(each.low)}, {shown(each.high)}]"
+        return _shown(each.value)
+    return f"{_shown(each.value)} [{_shown(each.low)}, {_shown(each.high)}]"
+
+
+def _shown(number: float) -> str:
+    plain = number == 0 or 1e-2 <= abs(number) < 10
+    return f"{number:.3f}" if plain else short(number)
+
+
+def parameter_in_words(fit: Fit, name: str) -> str:
+    """The value with its interval, or what is left of it where the interval of an exponent ends
+    at a limit of the search: `not known`, `not known (at most 0.020)`."""
+    each = fit.parameters[name]
+    if name != "exponent" or not has_warning(fit, "exponent_at_bound"):
+        return value_with_interval(each)
+    low, high = limits_reached(each)
+    if low and not high and math.isfinite(each.high):
+        return f"not known (at most {_shown(each.high)})"
+    if high and not low and math.isfinite(each.low):
+        return f"not known (at least {_shown(each.low)})"
+    return "not known"
+
+
+NOT_SEPARATED = "not separated from the learning curves of single runs"
+
+
+def reservation(fit: Fit) -> str:
+    """Why the exponent of a fit is no property of the domain, "" if nothing speaks against it."""
+    if has_warning(fit, "exponent_at_bound"):
+        return "its 95% interval reaches a limit of the search"
+    if has_warning(fit, "frontier_not_separated"):
+        return NOT_SEPARATED
+    if has_warning(fit, "irreducible_not_identified"):
+        return "depends on the irreducible loss, which these runs do not identify"
+    return ""
 
 
 def has_warning(fit: Fit, name: str) -> bool:

@@ -206,7 +206,10 @@ def _finish(
 
 
 def _write_ledger(out: Path, label: str, refused: list[dict[str, Any]]) -> None:
-    """refused.jsonl: a line for each refused item, {"build", "key", "reason"}, "damaged" where true; other builds' stay."""
+    """refused.jsonl: one line for each refused item, {"build", "key", "reason"}; other builds' lines stay.
+
+    A damaged file's line has "damaged": true too.
+    """
     path = out / REFUSED
     old = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in old if json.loads(line)["build"] != label]

@@ -20,6 +20,7 @@ from data_prep.domain import Piece, Refusal
 _LONGEST_LINE = 1 << 16
 _BLOCK = 1 << 20
 _EMPTY_LINE = re.compile(rb"\n[ \t\r]*\n")
+_Stream = IO[bytes] | gzip.GzipFile
 _DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -81,7 +82,7 @@ def _survey(path: Path, lines_each: int) -> tuple[list[int], bool]:
     return cuts, empty or lines % 2 == 1
 
 
-def _out_of_step(stream: IO[bytes]) -> tuple[int, str]:
+def _out_of_step(stream: _Stream) -> tuple[int, str]:
     """Up to which byte the pairs of a whole file can be trusted, and why no further ("": all can)."""
     lines = 0
     while True:
@@ -134,7 +135,7 @@ def _read_compressed(path: str, name: str) -> Iterator[tuple[str, bytes, bytes] 
         yield Refusal(name, reason, damaged=True)
 
 
-def _pairs(stream: IO[bytes], name: str, stop: int) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
+def _pairs(stream: _Stream, name: str, stop: int) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
     """The pairs from here to byte `stop`; -1: to the end."""
     while stop < 0 or stream.tell() < stop:
         key = f"{name}, byte {stream.tell()}"
@@ -149,7 +150,7 @@ def _name(path: Path) -> str:
     return "/".join(path.parts[-2:])
 
 
-def _line(stream: IO[bytes]) -> bytes | None:
+def _line(stream: _Stream) -> bytes | None:
     """The next line without its ending; None at the end of the file. Of a monstrous line only the beginning."""
     line = stream.readline(_LONGEST_LINE + 1)
     if not line:

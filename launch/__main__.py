@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.config import RunConfig
+from launch.console import sentence
 from launch.folder import data_identity, finished_on, run_folder
 from launch.study import expand, load_study
 
@@ -16,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{arguments.name}: {sentence(error)}", file=sys.stderr)
         return 2
 
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m launch",
         description="Plan the runs of a study, or train them: DeepSpeed around megatron-core.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     plan = commands.add_parser("plan", help="print every run: N, tokens, steps, FLOPs, memory")
     plan.add_argument("study", type=Path, metavar="STUDY.toml")
     plan.add_argument("--data", type=Path, metavar="DIR", help="also say how often it is repeated")

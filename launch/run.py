@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from launch.config import RunConfig, save_config
-from launch.console import first_rank, say
+from launch.console import first_rank, say, sentence
 from launch.engine import start_process
 from launch.folder import FAILED_FILE, finished_on, locked, record_failure, run_folder
 from launch.stopping import StopSignal
@@ -58,7 +58,7 @@ def _guarded(
     except Exception as error:
         # An error that no message of ours explains comes with its traceback.
         explained = isinstance(error, ValueError | OSError | FloatingPointError)
-        message = str(error) if explained else "".join(traceback.format_exception(error))
+        message = sentence(error) if explained else "".join(traceback.format_exception(error))
         print(f"{run.run_id}: FAILED: {message}", file=sys.stderr, flush=True)
         return FAILED
 

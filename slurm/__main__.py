@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.console import sentence
 from launch.study import expand, load_study
 from slurm.cluster import cluster_names
 from slurm.ledger import end, held, live_runs, submissions
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _COMMANDS[arguments.command](arguments)
     except (ValueError, OSError) as error:
-        print(f"{arguments.command}: {error}", file=sys.stderr)
+        print(f"{arguments.command}: {sentence(error)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(

@@ -66,6 +66,7 @@ class PlantedRun:
     warmup_share: float = 1 / 400
     length: int = LENGTH
     loss_at_end: float | None = None  # written over the last held-out loss
+    rise_at_end: float = 0.0  # added to the last held-out loss
 
     @property
     def params(self) -> float:
@@ -118,6 +119,7 @@ def write_run(folder: Path, run: PlantedRun, surface: Surface) -> None:
             loss = _loss(run, surface, step / steps, tokens) * shift
             if step == steps and run.loss_at_end is not None:
                 loss = run.loss_at_end
+            loss += run.rise_at_end * (step == steps)
             writer.eval(
                 [
                     _eval_row(run, int(step), tokens, kind, loss * factor)

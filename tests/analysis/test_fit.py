@@ -11,7 +11,7 @@ from analysis.estimate import to_text
 from analysis.fit import CONVERGED, DELTA, best_solution, choose_delta, fit_curve, scaled_data
 from analysis.laws import POWER, POWER_CONSTANT, power, power_constant
 from analysis.points import seed_noise
-from analysis.words import has_warning
+from analysis.words import has_warning, parameter_in_words
 from tests.analysis.planted import point_set
 
 SIZES = np.geomspace(1e4, 1e7, 7)
@@ -148,6 +148,29 @@ def test_a_rising_loss_ends_at_a_bound_and_says_so():
     found = point_set(np.linspace(1, 2, 8), params=SIZES[0] * 2.0 ** np.arange(8))
     fit = fit_curve(found, POWER, "params", 20, 0)
     assert has_warning(fit, "exponent_at_bound")
+
+
+@pytest.mark.parametrize("law", [POWER, POWER_CONSTANT])
+def test_an_interval_that_ends_where_the_search_ends_is_flagged(law):
+    """Scatter as large as the fall: the value lies inside the limits, its interval does not."""
+    sizes = np.geomspace(1e4, 1e6, 6)
+    scatter = np.array([0.004, -0.002, 0.02, -0.02, 0.01, -0.004])
+    found = point_set(power(sizes, 1e40, 0.008) * np.exp(scatter), params=sizes)
+    fit = fit_curve(found, law, "params", 200, 0)
+    each = fit.parameters["exponent"]
+    assert 0.0051 < each.value < 3.9
+    assert each.low < 0.00501
+    text = next(text for text in fit.warnings if text.startswith("exponent_at_bound: "))
+    assert "its 95% interval [0.005, " in text
+    assert ("the limit 0.005 and the limit 4 of the search" in text) == (each.high > 3.99)
+    said = parameter_in_words(fit, "exponent")
+    assert said == "not known" if each.high > 3.99 else said.startswith("not known (at most 0.0")
+
+
+def test_an_interval_inside_the_limits_is_not_flagged():
+    fit = fit_curve(planted(noise=0.002), POWER_CONSTANT, "params", 100, 0)
+    assert not has_warning(fit, "exponent_at_bound")
+    assert parameter_in_words(fit, "exponent").startswith("0.")
 
 
 def test_few_points_are_flagged():

@@ -25,6 +25,7 @@ def test_planted_exponents_come_back(surface):
     assert fit.value("exponent") == pytest.approx(surface.flops_exponent, abs=0.015)
     assert fit.value("irreducible") == pytest.approx(surface.irreducible, rel=0.03)
     assert not has_warning(fit, "optimum_not_identified")
+    assert not has_warning(fit, "frontier_not_separated")
 
 
 def test_n_opt_itself_is_the_planted_one():
@@ -42,6 +43,7 @@ def test_curves_cut_before_or_after_their_optimum_are_not_believed(span):
     fit = fit_frontier(curves(Surface(), SIZES, span), 30, 0)
     assert has_warning(fit, "handovers_not_bracketed")
     assert has_warning(fit, "optimum_not_identified")
+    assert has_warning(fit, "frontier_not_separated")
     assert np.isnan(fit.parameters["params_exponent"].low)
 
 
@@ -129,6 +131,7 @@ def test_two_sizes_are_flagged():
     fit = fit_frontier(curves(Surface(), SIZES[:2], (1 / 50, 6)), 0, 0)
     assert has_warning(fit, "few_sizes_on_hull")
     assert has_warning(fit, "optimum_not_identified")
+    assert has_warning(fit, "frontier_not_separated")
 
 
 def test_single_points_and_single_sizes_are_refused():

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis import sections, tables
 from analysis.__main__ import main
+from analysis.estimate import Estimate, Fit
 from analysis.report import inputs_digest, write_report
 from analysis.runs import Counting
-from tests.analysis.planted import LENGTH, PlantedRun, Surface, ladder, write_study
+from analysis.study_fits import Attempt
+from tests.analysis.planted import LENGTH, PlantedRun, Surface, ladder, point_set, write_study
 
 SURFACE = Surface(a=150, b=1500, irreducible=0.9)
 DRAWS = 60
@@ -190,6 +193,95 @@ def test_a_study_with_no_finished_run_still_gets_a_report(tmp_path):
     lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
     assert lines[1] == "0 runs used, 2 left out"
     assert "this study shows nothing yet" in (tmp_path / "out" / "report.html").read_text()
+
+
+def fitted(values, warnings=(), x="params", **diagnostics):
+    """A fit as the sentences see it."""
+    parameters = {name: Estimate(*value) for name, value in values.items()}
+    return Fit("power-constant", "", x, parameters, {}, 6, (), {}, diagnostics, warnings, 0.0)
+
+
+def attempt(fit, name="loss-by-params", title="L(N)", x="params"):
+    sizes = np.array([1e4, 1e5, 1e6])
+    found = point_set(np.array([2.1, 2.0, 1.9]), params=sizes)
+    return {name: Attempt(name, title, fit.law, x, found, fit)}
+
+
+SIZE = {"irreducible": (1.0, 0.9, 1.1), "scale": (1e3, 9e2, 2e3), "exponent": (0.3, 0.28, 0.33)}
+COMPUTE = SIZE | {"params_exponent": (0.5, 0.4, 0.6), "tokens_exponent": (0.5, 0.4, 0.6)}
+
+
+def test_a_clean_law_is_stated_without_reservation():
+    tried = attempt(fitted(SIZE))
+    assert sections.answer(tried).endswith(": exponent 0.300 [0.280, 0.330].")
+    assert "<b>0.300</b>" in sections.cards(tried, None)
+    assert "tag" not in sections.cards(tried, None)
+    assert tables.constants_note(tried) == ""
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [((0.005, 4.0), "not known: "), ((0.005, 0.4), "not known (at most 0.400): "),
+     ((0.2, 4.0), "not known (at least 0.200): ")],
+)  # fmt: skip
+def test_an_exponent_whose_interval_the_search_cut_is_not_quoted(ends, said):
+    fit = fitted(SIZE | {"exponent": (0.3, *ends)}, ("exponent_at_bound: x",), residual_sd=0.01)
+    tried = attempt(fit)
+    text = sections.answer(tried)
+    assert f"the exponent of L(N) is {said}its 95% interval reaches a limit" in text
+    assert "from 2.100 nats per token at N = 10k to 1.900 at 1M" in text
+    assert "0.300" not in text
+    shown = sections.cards(tried, None)
+    assert "<b>0.300</b>" not in shown
+    assert '<span class="tag">not known</span>' in shown
+    assert "±" not in " ".join(sections._exponent_sentence(fit))
+    assert "not known" in tables.constants_table(tried, None)
+    assert "L(N) (its 95% interval reaches" in tables.constants_note(tried)
+
+
+def test_a_wide_exponent_is_not_given_as_plus_or_minus_more_than_half():
+    said = sections._exponent_sentence(fitted(SIZE | {"exponent": (0.3, 0.05, 0.9)}))
+    assert said == ["The exponent of L(N) is known only to lie between 0.05 and 0.9."]
+    assert sections._exponent_sentence(fitted(SIZE)) == [
+        "The exponent of L(N) is known to about ±8% of itself."
+    ]
+
+
+def test_an_exponent_that_hangs_on_an_unknown_constant_says_so():
+    tried = attempt(fitted(SIZE, ("irreducible_not_identified: x",)))
+    words = "depends on the irreducible loss, which these runs do not identify"
+    assert f"exponent 0.300 [0.280, 0.330]; it {words}." in sections.answer(tried)
+    assert f'<span class="tag">{words}</span>' in sections.cards(tried, None)
+    assert words in tables.constants_note(tried)
+
+
+def test_a_frontier_of_single_runs_gives_no_exponent_of_compute():
+    names = ("frontier_not_separated: x", "optimum_not_identified: x")
+    fit = fitted(COMPUTE, names, "flops", sizes_on_hull=2, sizes=6)
+    tried = attempt(fit, "frontier", "frontier", "flops")
+    text = sections.answer(tried)
+    assert "L(C) is not separated from the learning curves of single runs: 2 of 6 sizes" in text
+    assert "0.300" not in text
+    assert sections.cards(tried, None).count("<b>–</b>") == 2
+    assert "L(C) (not separated from" in tables.constants_note(tried)
+    other = fitted(COMPUTE, (), "flops", sizes_on_hull=4, sizes=6)
+    other = attempt(other, "frontier", "frontier", "flops")
+    assert "exponent of L(C) is 0.300 [0.280, 0.330]." in sections.answer(other)
+    assert "<b>–</b>" not in sections.cards(other, None)
+
+
+def test_equal_tokens_for_every_size_are_not_sold_as_a_law_of_compute(tmp_path):
+    """Decaying rates and one budget: the whole report, from files to words."""
+    made = ladder(tokens=1e5, evaluations=8, sizes=5, schedule="cosine", seed_noise=0.01)
+    folder = write_study(tmp_path / "study", made, SURFACE)
+    lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
+    fits = json.loads((tmp_path / "out" / "fits.json").read_text())["fits"]
+    warnings = next(fit["warnings"] for fit in fits if fit["name"] == "frontier")
+    assert any(text.startswith("frontier_not_separated: ") for text in warnings)
+    assert any("not separated from the learning curves of single runs" in x for x in lines)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "L(C) is not separated from the learning curves of single runs" in text
+    assert "the exponent of L(C) is" not in text
 
 
 def test_pictures_get_a_map_by_pixel(tmp_path):

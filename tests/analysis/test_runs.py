@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from analysis.points import keep_efficient
+from analysis.points import keep_efficient, seed_noise
 from analysis.runs import Counting, curve_points, final_points, read_runs, warmup_tokens
 from launch.results import read_result
 from tests.analysis.planted import PlantedRun, Surface, ladder, write_run, write_study
@@ -114,6 +115,29 @@ def test_of_several_budgets_the_largest_counts_with_every_seed(tmp_path):
     assert sorted(found.points.group) == ["long", "long-s1", "two"]
     assert found.left_out[-1].reason.startswith("another run of this size trained on more tokens")
     assert any(text.startswith("tokens_vary_with_size: ") for text in found.remarks)
+
+
+@pytest.mark.parametrize("rising", ["one", "one-s1"])
+def test_a_repeat_whose_best_evaluation_is_not_its_last_is_a_repeat_still(tmp_path, rising):
+    """Else it would pass for a run of fewer tokens: left out, and the noise not measured."""
+    pair = [replace(RUN, seed_noise=0.002), replace(RUN, run_id="one-s1", seed=1, seed_noise=0.002)]
+    runs = [replace(run, evaluations=40, rise_at_end=0.06 * (run.run_id == rising)) for run in pair]
+    study_runs = read_runs(write_study(tmp_path / "study", [*runs, TWO[1]], SURFACE))
+    found = final_points(study_runs, Counting(), "params")
+    assert sorted(found.points.group) == ["one", "one-s1", "two"]
+    assert found.left_out == found.remarks == ()
+    noise = seed_noise(found.points)
+    assert noise is not None
+    assert (noise.cells, noise.degrees) == (1, 1)
+    run = next(each for each in study_runs.runs if each.run_id == rising)
+    table = run.eval_rows("valid")
+    mine = found.points.only(found.points.group == rising)
+    assert mine.tokens[0] == table["tokens"][-1]
+    assert mine.flops[0] == table["flops"][-1]
+    assert mine.loss[0] == table["loss"][-2] < table["loss"][-1]
+    assert mine.label[0] == f"{rising} step {table['step'][-2]}"
+    assert len(np.unique(found.points.tokens[found.points.params == run.counts[
+        "params_non_embedding"]])) == 1  # fmt: skip
 
 
 def test_l_of_d_uses_the_largest_size_alone(tmp_path):

@@ -235,5 +235,5 @@ def test_bad_arguments_end_with_2(capsys):
         assert end.value.code == 2
     assert main(["plan", "/nowhere/study.toml"]) == 2
     assert (
-        "error: /nowhere/study.toml: no such file; wanted a study file" in capsys.readouterr().err
+        "plan: /nowhere/study.toml: no such file; wanted a study file" in capsys.readouterr().err
     )

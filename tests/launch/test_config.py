@@ -118,7 +118,9 @@ def test_evaluations_are_even_in_log_tokens_and_include_the_last_step(steps, poi
     if warmup >= steps:
         return
     run = config(
-        steps, evaluation={"points_per_decade": points}, schedule={"kind": "linear", "warmup_steps": warmup}
+        steps,
+        evaluation={"points_per_decade": points},
+        schedule={"kind": "linear", "warmup_steps": warmup},
     )
     found = run.evaluation_steps()
     assert found[-1] == steps

@@ -5,14 +5,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from launch.batches import TrainingBatches, open_dataset
 from launch.checkpoint import newest
 from launch.config import load_config
 from launch.folder import run_folder
 from launch.results import read_result
 from launch.run import run_all
+from megatron_ext.model import build_model
 from tests.launch.small import BATCH, STEP, assert_same_bits, config, expanded
 
+CPU = torch.device("cpu")
 SINGLE = 2.0**-24  # unit round-off of float32
 
 
@@ -73,6 +77,41 @@ def test_micro_batches_change_rounding_only(tables, stage, alone):
     for part in parts:
         for name in ("loss", "grad_norm"):
             assert (abs(part[name] / whole[name] - 1) <= bound).all(), name
+
+
+@pytest.mark.parametrize(
+    "tables", [{}, {"domain": "mathematics", "budget": {"tokens": 8.0 * BATCH * 512}}]
+)
+def test_deepspeed_trains_as_plain_pytorch_does(tables, alone, pictures, mathematics):
+    """The same model, batches and AdamW in a loop of ten lines; losses and norms as above.
+
+    The loss is one mean over the counted tokens of the batch, the norm that of its gradient.
+    """
+    run = config(8, **tables, optimizer={"learning_rate": 3e-3, "weight_decay": 0.1})
+    result = alone(run)
+    torch.manual_seed(99)  # whatever came before
+    model = build_model(
+        run.shape, precision="fp32", seed=run.seed, init_std=run.model.init_std, device=CPU
+    )
+    matrices, vectors = (
+        [p for p in model.parameters() if (p.ndim > 1) == two] for two in (True, False)
+    )
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    data = mathematics if tables else pictures
+    batches = TrainingBatches(open_dataset(data, "train", run), run, 0, 1)
+    for step, row in enumerate(result.train):
+        batch = batches.at(step, CPU)
+        for group in optimizer.param_groups:
+            group["lr"] = row["learning_rate"]
+        loss = torch.nn.functional.cross_entropy(*model(batch.tokens, batch.counted))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        bound = 2 * (4 * 512) * SINGLE * (step + 1)
+        assert row["loss"] == pytest.approx(loss.item(), rel=bound)
+        assert row["grad_norm"] == pytest.approx(norm.item(), rel=bound)
 
 
 @pytest.mark.parametrize("decay", [0.0, 30.0])
