@@ -26,7 +26,8 @@ class LeftOut:
 @dataclass(frozen=True)
 class LossPoints:
     """Columns of equal length. `loss` is in nats per token; `weight` multiplies a point's loss
-    term in the objective; `group` names the run; `label` says where a point came from."""
+    term in the objective; `group` names the run; `label` says where a point came from; `recipe`
+    is equal for runs that differ in the seed alone ("" where nobody says: a CSV)."""
 
     params: np.ndarray
     tokens: np.ndarray
@@ -35,6 +36,7 @@ class LossPoints:
     weight: np.ndarray
     group: np.ndarray
     label: np.ndarray
+    recipe: np.ndarray
 
     def __post_init__(self) -> None:
         sizes = {field.name: len(getattr(self, field.name)) for field in fields(self)}
@@ -83,19 +85,25 @@ class SeedNoise:
     cells: int  # how many (params, tokens) cells had more than one run
 
 
+def cells(points: LossPoints) -> np.ndarray:
+    """The number of each point's cell: equal params, tokens and recipe."""
+    _, recipe = np.unique(points.recipe, return_inverse=True)
+    keys = np.stack([points.params, points.tokens, recipe.reshape(-1)], axis=1)
+    _, cell = np.unique(keys, axis=0, return_inverse=True)
+    return cell.reshape(-1)
+
+
 def seed_noise(points: LossPoints) -> SeedNoise | None:
-    """Pooled spread of log loss over runs of equal params and tokens; None without repeats."""
-    cell_keys = np.stack([points.params, points.tokens], axis=1)
-    _, cell = np.unique(cell_keys, axis=0, return_inverse=True)
-    cell = cell.reshape(-1)
-    squares, degrees, cells = 0.0, 0, 0
+    """Pooled spread of log loss over runs that differ in the seed alone; None without repeats."""
+    cell = cells(points)
+    squares, degrees, repeated = 0.0, 0, 0
     for index in range(cell.max() + 1 if len(cell) else 0):
         logs = np.log(points.loss[cell == index])
         if len(logs) > 1:
             squares += float(np.sum((logs - logs.mean()) ** 2))
             degrees += len(logs) - 1
-            cells += 1
-    return SeedNoise(float(np.sqrt(squares / degrees)), degrees, cells) if degrees else None
+            repeated += 1
+    return SeedNoise(float(np.sqrt(squares / degrees)), degrees, repeated) if degrees else None
 
 
 def keep_largest_budget(found: PointSet) -> PointSet:
@@ -128,6 +136,20 @@ def remark_mixed_budgets(found: PointSet) -> PointSet:
     remark = (
         f"tokens_vary_with_size: the runs saw {tokens.min():.3g} to {tokens.max():.3g} tokens, so "
         "this L(N) holds part of the effect of more data."
+    )
+    return replace(found, remarks=(*found.remarks, remark))
+
+
+def remark_mixed_recipes(found: PointSet) -> PointSet:
+    """Say where runs of one size differ in more than seed and length."""
+    points = found.points
+    mixed = [n for n in np.unique(points.params) if len(set(points.recipe[points.params == n])) > 1]
+    if not mixed:
+        return found
+    sizes = ", ".join(f"{n:.3g}" for n in mixed)
+    remark = (
+        f"mixed_training: runs of N = {sizes} differ in shape, learning rate, batch or schedule; the "
+        "law takes them as one, and they are no repeats of one another."
     )
     return replace(found, remarks=(*found.remarks, remark))
 

@@ -4,6 +4,7 @@ A run counts only if it finished, is readable, and did not diverge; every other 
 the reason. Runs that were judged on different data must never meet in one fit: that is refused.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from analysis.points import (
     keep_largest_budget,
     keep_largest_model,
     remark_mixed_budgets,
+    remark_mixed_recipes,
 )
 from launch.results import METRICS_FILE, RunResult, read_result
 
@@ -98,7 +100,7 @@ def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
         rows.append((run, final))
     found = PointSet(str(study.path), _points(rows, counting), study.left_out)
     if x == "params":
-        return remark_mixed_budgets(keep_largest_budget(found))
+        return remark_mixed_recipes(remark_mixed_budgets(keep_largest_budget(found)))
     return keep_largest_model(found) if x == "tokens" else keep_efficient(found)
 
 
@@ -157,7 +159,24 @@ def _points(rows: list[tuple[RunResult, np.ndarray]], counting: Counting) -> Los
         label=np.array(
             [f"{run.run_id} step {row['step']}" for run, table in rows for row in table], dtype=str
         ),
+        recipe=np.array([_recipe(run) for run, table in rows for _ in table], dtype=str),
     )
+
+
+def _recipe(run: RunResult) -> str:
+    """A digest of the configuration less its seed, its length and what changes no loss."""
+    left_out = {
+        "seed",
+        "tokens",
+        "study",
+        "question",
+        "parallel",
+        "checkpoint",
+        "trunk",
+        "keep_steps",
+    }
+    recipe = {name: value for name, value in run.config.items() if name not in left_out}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _unusable(run: RunResult, split: str) -> str | None:

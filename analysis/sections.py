@@ -51,16 +51,16 @@ def _size_sentence(size: Fit, points: LossPoints) -> str:
             f"The held-out loss falls with model size as {law_with_numbers(size)}: exponent "
             f"{_interval(size, 'exponent')}{but and f'; it {but}'}."
         )
-    ends = points.params.min(), points.params.max()
-    losses = [float(np.mean(points.loss[points.params == each])) for each in ends]
-    start = (
-        f"The held-out loss falls with model size, from {losses[0]:.3f} nats per token at N = "
-        f"{short(ends[0])} to {losses[1]:.3f} at {short(ends[1])}, but the exponent of L(N) is "
-        if losses[1] < losses[0]
-        else "The held-out loss does not fall from the smallest model to the largest; the exponent "
-        "of L(N) is "
+    sizes = np.unique(points.params)
+    losses = [float(np.mean(points.loss[points.params == each])) for each in sizes]
+    least = int(np.argmin(losses))
+    steady = "falls" if least == len(sizes) - 1 else "does not fall all the way"
+    turn = "" if steady == "falls" else f" (lowest: {losses[least]:.3f} at {short(sizes[least])})"
+    return (
+        f"The held-out loss {steady} with model size: {losses[0]:.3f} nats per token at "
+        f"N\u00a0=\u00a0{short(sizes[0])}, {losses[-1]:.3f} at {short(sizes[-1])}{turn}. The "
+        f"exponent of L(N) is {_interval(size, 'exponent')}: {but}."
     )
-    return f"{start}{_interval(size, 'exponent')}: {but}."
 
 
 def _compute_sentence(frontier: Fit) -> str:
@@ -96,15 +96,8 @@ def cards(tried: Mapping[str, Attempt], noise: SeedNoise | None) -> str:
     size, frontier = _fit(tried, N_FIT), _fit(tried, FRONTIER_FIT)
     shown = []
     if size is not None:
-        unknown = has_warning(size, "irreducible_not_identified")
         shown.append(_exponent_card("exponent of L(N)", size))
-        shown.append(
-            _card(
-                "irreducible loss",
-                size.parameters["irreducible"],
-                "not identified" if unknown else "",
-            )
-        )
+        shown.append(_irreducible_card(size))
     if frontier is not None:
         shown.append(_exponent_card("exponent of L(C)", frontier))
         if has_warning(frontier, "optimum_not_identified"):
@@ -132,10 +125,20 @@ def _exponent_card(label: str, fit: Fit) -> str:
     return _card(label, fit.parameters["exponent"], but)
 
 
+def _irreducible_card(size: Fit) -> str:
+    each = size.parameters["irreducible"]
+    if not has_warning(size, "irreducible_not_identified"):
+        return _card("irreducible loss", each)
+    return card("irreducible loss", "–", _below(each), "not identified")
+
+
 def _card(label: str, each: Estimate, tag: str = "") -> str:
+    return card(label, f"{each.value:.3f}", _below(each), tag)
+
+
+def _below(each: Estimate) -> str:
     known = math.isfinite(each.low) and math.isfinite(each.high)
-    below = f"95% interval {each.low:.3f} to {each.high:.3f}" if known else "no interval"
-    return card(label, f"{each.value:.3f}", below, tag)
+    return f"95% interval {each.low:.3f} to {each.high:.3f}" if known else "no interval"
 
 
 def noise_text(noise: SeedNoise | None, tried: Mapping[str, Attempt]) -> str:

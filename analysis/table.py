@@ -42,6 +42,7 @@ def read_table(path: Path, needs: Sequence[str]) -> PointSet:
         weight=columns.get("weight", np.ones(len(rows))),
         group=group,
         label=np.array([f"{path.name} row {index + 2}" for index in range(len(rows))]),
+        recipe=np.full(len(rows), ""),
     )
     found = PointSet(str(path), points, ())
     for name in (*NUMBER_COLUMNS, "weight"):

@@ -8,7 +8,7 @@ from analysis import figures
 from analysis.estimate import Fit
 from analysis.frontier import trace
 from analysis.page import Picture, safe
-from analysis.points import LossPoints
+from analysis.points import LossPoints, cells
 from analysis.published import PublishedCurve, PublishedDomain
 from analysis.runs import Counting, StudyRuns
 from analysis.study_fits import Attempt
@@ -122,15 +122,15 @@ def _optimum(
         return []
     frontier = trace(curves)
     bracketed = int(frontier.handovers.bracketed.sum())
+    changes = len(frontier.handovers.flops)
     caption = (
         f"<b>Best model size against compute.</b> The best size changes "
-        f"{len(frontier.handovers.flops)} times along the frontier, {bracketed} of them "
+        f"{changes} time{'s' * (changes != 1)} along the frontier, {bracketed} of them "
         "bracketed by evaluations on both sides. "
     )
     if has_warning(fit, "optimum_not_identified"):
-        caption += (
-            "Too few for a slope: hollow marks show where runs began or ended, and the dotted "
-            "line through them is no measurement."
+        caption += "Too few for a slope: hollow marks show where runs began or ended" + (
+            ", and the dotted line through them is no measurement." if changes > 1 else "."
         )
     else:
         caption += f"N_opt ∝ C^{value_with_interval(fit.parameters['params_exponent'])}."
@@ -204,9 +204,8 @@ def _by_kind(study: StudyRuns, counting: Counting) -> list[Picture]:
 
 def _repeats(tried: dict[str, Attempt]) -> list[Picture]:
     curves = tried["frontier"].found.points
-    cells = np.stack([curves.params, curves.tokens], axis=1)
-    _, cell, times = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    repeated = times[cell.reshape(-1)] > 1
+    cell = cells(curves)
+    repeated = np.bincount(cell)[cell] > 1 if len(cell) else np.zeros(0, bool)
     if not repeated.any():
         return []
     chosen = curves.only(repeated)

@@ -226,6 +226,7 @@ def point_set(loss: np.ndarray, **columns: np.ndarray) -> PointSet:
         weight=columns.get("weight", np.ones(count)),
         group=columns.get("group", labels),
         label=labels,
+        recipe=np.full(count, ""),
     )
     return PointSet("memory", points, ())
 

@@ -228,8 +228,8 @@ def test_an_exponent_whose_interval_the_search_cut_is_not_quoted(ends, said):
     fit = fitted(SIZE | {"exponent": (0.3, *ends)}, ("exponent_at_bound: x",), residual_sd=0.01)
     tried = attempt(fit)
     text = sections.answer(tried)
-    assert f"the exponent of L(N) is {said}its 95% interval reaches a limit" in text
-    assert "from 2.100 nats per token at N = 10k to 1.900 at 1M" in text
+    assert f"The exponent of L(N) is {said}its 95% interval reaches a limit" in text
+    assert "falls with model size: 2.100 nats per token at N\u00a0=\u00a010k, 1.900 at 1M." in text
     assert "0.300" not in text
     shown = sections.cards(tried, None)
     assert "<b>0.300</b>" not in shown
@@ -237,6 +237,14 @@ def test_an_exponent_whose_interval_the_search_cut_is_not_quoted(ends, said):
     assert "±" not in " ".join(sections._exponent_sentence(fit))
     assert "not known" in tables.constants_table(tried, None)
     assert "L(N) (its 95% interval reaches" in tables.constants_note(tried)
+
+
+def test_a_loss_that_turns_up_again_is_not_said_to_fall():
+    each = attempt(fitted(SIZE | {"exponent": (0.3, 0.005, 4.0)}, ("exponent_at_bound: x",)))
+    each["loss-by-params"].found.points.loss[:] = [2.1, 1.9, 2.0]
+    text = sections.answer(each)
+    assert "does not fall all the way with model size: 2.100 nats per token" in text
+    assert "2.000 at 1M (lowest: 1.900 at 100k)." in text
 
 
 def test_a_wide_exponent_is_not_given_as_plus_or_minus_more_than_half():
@@ -253,6 +261,7 @@ def test_an_exponent_that_hangs_on_an_unknown_constant_says_so():
     assert f"exponent 0.300 [0.280, 0.330]; it {words}." in sections.answer(tried)
     assert f'<span class="tag">{words}</span>' in sections.cards(tried, None)
     assert words in tables.constants_note(tried)
+    assert "<b>1.000</b>" not in sections.cards(tried, None)  # the constant itself
 
 
 def test_a_frontier_of_single_runs_gives_no_exponent_of_compute():

@@ -180,3 +180,19 @@ def test_the_planted_writer_writes_what_the_reader_reads(tmp_path):
     assert run.finished
     assert run.counts["params_non_embedding"] == 98304
     assert len(ladder()) == 5
+
+
+def test_runs_of_one_size_that_differ_in_shape_are_no_repeats(tmp_path):
+    """N = 3 L d^2 coincides: 8 layers of 64 and 2 layers of 128. Their spread is no seed noise."""
+    shapes = [(8, 64), (2, 128), (4, 128)]
+    runs = [
+        replace(RUN, run_id=f"l{layers}-d{width}", num_layers=layers, hidden_size=width)
+        for layers, width in shapes
+    ]
+    found = final_points(
+        read_runs(write_study(tmp_path / "s", runs, SURFACE)), Counting(), "params"
+    )
+    assert sorted(found.points.params)[0] == sorted(found.points.params)[1]
+    assert seed_noise(found.points) is None
+    (remark,) = found.remarks
+    assert remark.startswith("mixed_training: runs of N = 9.83e+04 differ in shape")

@@ -40,8 +40,8 @@ def copy(stopped, tmp_path):
 
 
 def steps(folder: Path) -> list[int]:
-    names = (path.name for path in (folder / "checkpoints").iterdir())
-    return sorted(int(name.removeprefix("step-")) for name in names)
+    paths = (folder / "checkpoints").glob("step-*")
+    return sorted(int(path.name.removeprefix("step-")) for path in paths)
 
 
 def test_the_newest_three_are_kept_and_each_is_whole(copy):
@@ -87,8 +87,8 @@ DAMAGE = {
 def test_a_damaged_file_is_named_and_the_older_checkpoint_used(kind, copy, capfd):
     _, _, folder = copy
     damage, words = DAMAGE[kind]
-    broken = folder / "checkpoints" / "step-8"
-    files = [file for file in sorted(broken.iterdir()) if file.name != "checkpoint.json"]
+    newer = folder / "checkpoints" / "step-8"
+    files = [file for file in sorted(newer.iterdir()) if file.name != "checkpoint.json"]
     assert len(files) >= 2, "the model, and the measurements"
     for file in files:
         kept = file.read_bytes()
@@ -97,7 +97,10 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_used(kind, copy, capfd
         warning = capfd.readouterr().err
         assert warning.startswith(f"WARNING: {file}: ")
         assert words in warning
-        assert "It is passed over; the next older checkpoint, or the beginning, is used" in warning
+        assert (
+            "It is passed over and kept as `broken-step-...`; the next older checkpoint" in warning
+        )
+        newer.with_name("broken-step-8").rename(newer)
         file.write_bytes(kept)
     assert newest(folder).step == 8
 
@@ -142,6 +145,7 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_the_older_and_replaces_it(
     assert f"WARNING: {damaged}: sha256" in capfd.readouterr().err
     assert steps(folder) == [7, 8, 9]
     assert verify(folder / "checkpoints" / "step-8").step == 8, "written anew"
+    assert (folder / "checkpoints" / "broken-step-8").is_dir(), "kept for who wants to look"
     assert_same_bits(train_alone(run, pictures, results), alone(run))
 
 

@@ -234,6 +234,4 @@ def test_bad_arguments_end_with_2(capsys):
             main(arguments)
         assert end.value.code == 2
     assert main(["plan", "/nowhere/study.toml"]) == 2
-    assert (
-        "plan: /nowhere/study.toml: no such file; wanted a study file" in capsys.readouterr().err
-    )
+    assert "plan: /nowhere/study.toml: no such file; wanted a study file" in capsys.readouterr().err

@@ -10,14 +10,14 @@ from tests.launch.small import STEP, config
 
 # Changes with any change of what a configuration holds or how it is hashed: then every run of
 # everybody is another run. Change it on purpose only.
-GOLDEN = "image-8x8-L2-H32-9.22e3tok-s0-0b79ef"
+GOLDEN = "image-8x8-L2-H32-9.22e3tok-s0-b18262"
 
 
 def test_the_run_id_is_stable_and_readable():
     assert config().run_id == GOLDEN
-    assert config().digest[:6] == "0b79ef"
+    assert config().digest[:6] == "b18262"
     assert len(config().digest) == 64
-    assert "-2e6tok-" in config(budget={"tokens": 2e6}).run_id or "tok-" in config().run_id
+    assert "-2e6tok-s0-" in config(budget={"tokens": 2e6}).run_id
 
 
 @pytest.mark.parametrize(
@@ -111,29 +111,37 @@ def test_another_configuration_is_refused_with_both_values(tmp_path):
     assert "domain" not in str(error.value), "what is equal is not listed"
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 17, 100, 1000, 54_321])
-@pytest.mark.parametrize("points_per_decade", [1, 2, 3, 16, 100])
-@pytest.mark.parametrize("warmup", [0, 1, 50, 3000])
-def test_evaluations_are_even_in_log_tokens_and_include_the_last_step(steps, points, warmup):
-    if warmup >= steps:
-        return
+def evaluated(steps, per_decade, warmup):
     run = config(
         steps,
-        evaluation={"points_per_decade": points},
+        evaluation={"points_per_decade": per_decade},
         schedule={"kind": "linear", "warmup_steps": warmup},
     )
-    found = run.evaluation_steps()
+    return run.evaluation_steps()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 17, 100, 1000, 54_321])
+@pytest.mark.parametrize("per_decade", [1, 3, 8, 100])
+@pytest.mark.parametrize("warmup", [0, 1, 50, 3000])
+def test_evaluations_are_even_in_log_tokens_and_include_the_last_step(steps, per_decade, warmup):
+    if warmup >= steps:
+        return
+    found = evaluated(steps, per_decade, warmup)
     assert found[-1] == steps
     assert found == sorted(set(found))
-    assert len(found) <= points
-    first = max(1, steps / 100, warmup)
-    assert found[0] >= round(first) or found == [steps]
-    if points > 1 and first < steps:
-        assert found[0] == round(first)
-        ratio = (steps / first) ** (1 / (points - 1))
-        for position, step in enumerate(found):
-            if len(found) == points:  # none fell together
-                assert abs(step - first * ratio**position) <= 0.5 + 1e-9 * steps
+    assert all(step >= max(10, warmup) for step in found[:-1])
+    nearest = {round(10 ** (place / per_decade)) for place in range(per_decade * 6)}
+    assert set(found[:-1]) <= nearest
+    assert {step for step in nearest if max(10, warmup) <= step < steps} <= set(found), (
+        "none is left out"
+    )
+
+
+@pytest.mark.parametrize("warmup", [0, 30])
+def test_runs_that_share_a_beginning_are_evaluated_at_the_same_steps_of_it(warmup):
+    long = evaluated(10_000, 8, warmup)
+    for steps in (31, 100, 555, 9_999):
+        assert evaluated(steps, 8, warmup)[:-1] == [step for step in long if step < steps]
 
 
 def test_the_exit_statuses_are_what_the_help_says():

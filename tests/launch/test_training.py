@@ -87,7 +87,7 @@ def test_deepspeed_trains_as_plain_pytorch_does(tables, alone, pictures, mathema
 
     The loss is one mean over the counted tokens of the batch, the norm that of its gradient.
     """
-    run = config(8, **tables, optimizer={"learning_rate": 3e-3, "weight_decay": 0.1})
+    run = config(8, **tables, optimizer={"learning_rate": 3e-3, "weight_decay": 30.0})
     result = alone(run)
     torch.manual_seed(99)  # whatever came before
     model = build_model(
@@ -96,7 +96,7 @@ def test_deepspeed_trains_as_plain_pytorch_does(tables, alone, pictures, mathema
     matrices, vectors = (
         [p for p in model.parameters() if (p.ndim > 1) == two] for two in (True, False)
     )
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": 30.0}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     data = mathematics if tables else pictures
     batches = TrainingBatches(open_dataset(data, "train", run), run, 0, 1)
@@ -150,23 +150,19 @@ def test_runs_that_share_a_process_equal_runs_alone(alone, pictures, tmp_path):
 
 def test_a_branch_from_its_trunk_equals_the_run_from_scratch(alone, pictures, tmp_path):
     tables = {
-        "budget": {"tokens": [10.0 * STEP, 20.0 * STEP]},
+        "budget": {"tokens": [20.0 * STEP, 40.0 * STEP]},
         "schedule": {"kind": "wsd", "warmup_steps": 3, "cooldown_fraction": 0.4},
     }
     short, trunk = expanded(**tables)
-    assert (short.trunk.run_id, short.trunk.step) == (trunk.run_id, 6)
-    assert trunk.keep_steps == [6]
+    assert (short.trunk.run_id, short.trunk.step) == (trunk.run_id, 12)
+    assert trunk.keep_steps == [12]
     scratch = alone(short)
+    assert scratch.eval["step"].min() < 12 < scratch.eval["step"].max()
     assert run_all([trunk, short], pictures, tmp_path) == 0
     branch = read_result(run_folder(tmp_path, short))
-    assert [start["resumed_at_step"] for start in branch.provenance][-1] == 6
-    for name in branch.train.dtype.names:
-        if name != "seconds":
-            np.testing.assert_array_equal(branch.train[name], scratch.train[name], err_msg=name)
-    # Evaluations before the branch are the trunk's, at its steps; those after it are the run's own.
-    own = branch.eval["step"] > 6
-    np.testing.assert_array_equal(branch.eval[own], scratch.eval[scratch.eval["step"] > 6])
-    assert newest(run_folder(tmp_path, trunk), at_step=6) is not None, "kept for later branches"
+    assert [start["resumed_at_step"] for start in branch.provenance][-1] == 12
+    assert_same_bits(branch, scratch)
+    assert newest(run_folder(tmp_path, trunk), at_step=12) is not None, "kept for later branches"
     assert_same_bits(read_result(run_folder(tmp_path, trunk)), alone(trunk))
 
 
