@@ -172,7 +172,7 @@ def by_position(rows: Sequence[tuple[float, np.ndarray]]) -> str:
 
 def by_pixel(rows: Sequence[tuple[float, np.ndarray]]) -> str:
     """Maps of the held-out loss by pixel (mean of the colours), small model to large, one scale."""
-    with plt.rc_context(STYLE | {"axes.grid": False, "figure.figsize": (4.9, 2.3)}):
+    with plt.rc_context(STYLE | {"axes.grid": False, "figure.figsize": (4.9, 2.9)}):
         figure, panels = plt.subplots(1, len(rows), squeeze=False, layout="constrained")
         most = max(float(np.nanmax(loss)) for _, loss in rows)
         least = min(float(np.nanmin(loss)) for _, loss in rows)

@@ -19,6 +19,7 @@ from launch.results import (
     EVAL_COLUMNS,
     SCHEMA,
     TRAIN_COLUMNS,
+    DamagedFile,
     ResultWriter,
     is_finished,
     read_progress,
@@ -271,36 +272,48 @@ def test_flipped_bits_give_an_answer_or_a_named_error(whole, tmp_path):
 # --- a killed writer
 
 
-def kill_writers(count: int, seed: int, folder: Path) -> None:
-    """SIGKILL `count` writers: of a new file, or of one that held 100 steps. What stays is checked."""
+def kill_writers(count: int, seed: int, folder: Path) -> int:
+    """SIGKILL `count` writers: of a new file, or of one that held 100 steps. What stays is checked.
+
+    HDF5 flushes in several writes. A kill between two of them can leave an index that points beyond
+    the end of the file: once in about 1,000 kills of this writer, which does nothing but flush. Such
+    a file must be refused by name (a run puts its checkpoint's copy back). Returns how many were.
+    """
     draw = random.Random(seed)
     before = folder / "before"
     with open_writer(before) as writer:
         write(writer, 1, 100)
-    wrote = 0
+    wrote = damaged = 0
     for number in range(count):
         place, held = folder / str(number), 100 * (number % 2)
         if held:
             shutil.copytree(before, place)
-        command = [sys.executable, writer_process.__file__, str(place), str(held)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
-            if number % 4:  # while it writes; else: anywhere, the creation of the file included
-                process.stdout.readline()
-                time.sleep(draw.expovariate(1 / 0.03))
-            else:
-                time.sleep(draw.uniform(0, 0.6))
-            process.kill()
-            told = process.stdout.read().split()
+        told = kill_one(place, held, draw, at_work=number % 4 > 0)
         wrote += bool(told)
-        check_killed(place, int(told[-1]) if told else held)
+        try:
+            check_killed(place, told[-1] if told else held)
+        except DamagedFile as error:
+            assert str(place / "metrics.h5") in str(error)  # noqa: PT017
+            damaged += 1
     assert wrote > count / 2, "most were killed while they wrote"
+    return damaged
+
+
+def kill_one(folder: Path, held: int, draw: random.Random, *, at_work: bool) -> list[int]:
+    """Kill one writer, while it writes or anywhere from its start on; the steps it acknowledged."""
+    command = [sys.executable, writer_process.__file__, str(folder), str(held)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        first = process.stdout.readline() if at_work else ""
+        time.sleep(draw.expovariate(1 / 0.03) if at_work else draw.uniform(0, 0.6))
+        process.kill()
+        return [int(step) for step in (first + process.stdout.read()).split()]
 
 
 def check_killed(folder: Path, acknowledged: int) -> None:
-    """The file is readable, every acknowledged row is in it, and a writer can go on."""
+    """Every acknowledged row is in the file, and a writer can go on. Raises `DamagedFile`."""
     if not acknowledged and not (folder / "metrics.h5").exists():
         return
     result = read_result(folder)
@@ -318,13 +331,14 @@ def check_killed(folder: Path, acknowledged: int) -> None:
 
 
 def test_twenty_killed_writers_lose_no_acknowledged_row(tmp_path):
-    kill_writers(20, 0, tmp_path)
+    # Two damaged files in 20 kills, at 1 in 1,000: once in 5,000 runs of this test.
+    assert kill_writers(20, 0, tmp_path) <= 1
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_hundreds_of_killed_writers_lose_no_acknowledged_row(seed, tmp_path):
-    kill_writers(50, seed, tmp_path)
+    assert kill_writers(50, seed, tmp_path) <= 2
 
 
 def test_a_writer_needs_no_torch():
