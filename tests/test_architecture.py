@@ -44,6 +44,7 @@ TORCH_FREE = [
     "launch/results.py",
     "launch/strict.py",
     "launch/provenance.py",
+    "launch/console.py",
     "launch/folder.py",
     "launch/plan.py",
     "slurm/*.py",
