@@ -10,10 +10,10 @@ One file per run folder:
 Each checkpoint holds a copy, and a run that resumes begins with that copy: so its file equals an
 uninterrupted run's, and a damaged one (a full disk in the middle of a write) is replaced.
 
-A killed writer should leave a readable file (one of about 1,000 SIGKILLs between flushes did not). So the file is created under a temporary name and
-renamed once it is whole, rows are only ever appended, and every append ends with a flush. No SWMR
-and no `libver="latest"`: files left by a killed SWMR writer could not be reopened for writing
-(measured, 25 of 25).
+A killed writer should leave a readable file (one of about 1,000 SIGKILLs did not). So the file is
+created under a temporary name and renamed once it is whole, rows are only ever appended, and every
+append ends with a flush. No SWMR and no `libver="latest"`: files left by a killed SWMR writer could
+not be reopened for writing (measured, 25 of 25).
 
 This is the only module that imports h5py; it needs no torch.
 """
