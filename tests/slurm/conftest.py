@@ -32,7 +32,7 @@ train_batch_size = 4
 learning_rate = 0.003
 [evaluation]
 rows = 4
-points = 2
+points_per_decade = 2
 """
 
 

@@ -83,16 +83,15 @@ def test_no_study(submit, tmp_path):
     assert "nowhere.toml: no such file; wanted a study file in TOML. Check the path." in err
 
 
-def test_a_damaged_run_is_refused_before_anything_starts(submit, study, tmp_path):
+def test_a_damaged_run_is_run_again(submit, study, tmp_path):
+    """It counts as unfinished, and goes on from its checkpoint, which holds a copy."""
     run = runs_of(study)[0]
     path = tmp_path / "results" / "tiny" / run.run_id / "metrics.h5"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not this")
-    status, _, err = submit()
-    assert status == 2
-    assert f"{path}: not readable as HDF5" in err
-    assert "Move the run folder away and run it again." in err
-    assert submissions(tmp_path / "results" / "tiny") == []
+    status, out, _ = submit("--dry-run")
+    assert status == 0
+    assert f"    {run.run_id}\n" in out
 
 
 def test_another_study_of_the_name_is_refused(submit, study, tmp_path):
