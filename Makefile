@@ -30,17 +30,13 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-# The tests of slurm get a process of their own: beside those that train, in one process, pytest
-# itself ended with "I/O operation on closed file" in test_messages.py (cause not found yet).
 test: install
 	@$(MAKE) --silent browser
-	$(PY) -m pytest --ignore=tests/slurm
-	$(PY) -m pytest tests/slurm
+	$(PY) -m pytest
 
 test-long: install
 	@$(MAKE) --silent browser
-	$(PY) -m pytest --ignore=tests/slurm -m "long or not long"
-	$(PY) -m pytest tests/slurm -m "long or not long"
+	$(PY) -m pytest -m "long or not long"
 
 # One test opens the report in a real browser: on Debian as root we can install one.
 .PHONY: browser

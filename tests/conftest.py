@@ -6,6 +6,10 @@ from collections.abc import Generator
 
 import pytest
 
+# submitit configures logging when imported, which closes every handler there is; the one of absl (a
+# part of mathematics_dataset) then closes its stream, pytest's own. So submitit comes before absl.
+import submitit  # noqa: F401
+
 # Small models gain nothing from threads, and test machines have few cores. Before torch comes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

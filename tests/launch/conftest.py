@@ -1,4 +1,4 @@
-"""Two small datasets, built once by the real `data_prep`, and third parties' warnings."""
+"""Two small datasets, built once by the real `data_prep`."""
 
 from pathlib import Path
 
@@ -10,16 +10,6 @@ from data_prep.__main__ import main as data_prep
 from launch.config import RunConfig
 from launch.results import RunResult
 from tests.launch.small import train_alone
-
-HERE = Path(__file__).parent
-# Megatron-core warns its own caller inside itself; pytest turns warnings into errors.
-THIRD_PARTY = "ignore:MLP requires ffn_hidden_size:DeprecationWarning"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.filterwarnings(THIRD_PARTY))
 
 
 @pytest.fixture(scope="session")
