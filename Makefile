@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 .PHONY: study photos install test test-long lint clean
 
 study: install
-	$(PY) -m data_prep build mathematics --raw generator --out data/mathematics --rows 5200 --fractions 0.92,0.04,0.04 --seed 0
+	$(PY) -m data_prep build mathematics --raw generator --out data/mathematics --rows 3800 --fractions 0.9,0.06,0.04 --seed 0
 	$(PY) -m slurm submit launch/studies/quickstart.toml --cluster local --data data/mathematics --results results --wait
 	$(PY) -m analysis report results/quickstart --out results/quickstart
 

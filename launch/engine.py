@@ -96,10 +96,13 @@ class Engine:
             init_std=config.model.init_std,
             device=device,
         )
+        self._parameters = list(
+            model.parameters()
+        )  # walking the modules at each step takes a while
         with quiet():
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model,
-                model_parameters=[p for p in model.parameters() if p.requires_grad],
+                model_parameters=self._parameters,
                 optimizer=_optimizer(model, config),
                 config=_deepspeed_config(config, self.micro_batch, self.world_size),
                 mpu=deepspeed_adapter(),
@@ -151,7 +154,7 @@ class Engine:
         if _deepspeed_clips(self.config):
             return None
         limit = self.config.optimizer.clip_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        return torch.nn.utils.clip_grad_norm_(self._parameters, limit).item()
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> torch.Tensor:
@@ -208,7 +211,7 @@ class Engine:
     def close(self) -> None:
         """Give the memory back, so that the next run of this process starts as in a new one."""
         self._deepspeed.destroy()
-        del self._deepspeed
+        del self._deepspeed, self._parameters
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megatron_ext import attention
-from megatron_ext.attention import BlockwiseCausal, CausalAttention
+from megatron_ext.attention import CausalAttention
+from megatron_ext.cpu_attention import CpuCausal
 
 SINGLE = 2.0**-24  # unit round-off
 
@@ -30,8 +31,8 @@ def module(channels):
     return CausalAttention(SimpleNamespace(kv_channels=channels))
 
 
-def blockwise(query, key, value):
-    return BlockwiseCausal.apply(query, key, value, query.shape[-1] ** -0.5)
+def compiled(query, key, value):
+    return CpuCausal.apply(query, key, value, query.shape[-1] ** -0.5)
 
 
 def forward(query, key, value):
@@ -63,10 +64,10 @@ def compare(way, sizes, dtype, unit):
         assert (ours.grad.double() - reference.grad).abs().max() <= 2 * grow * size * largest
 
 
-@pytest.mark.parametrize("channels", [4, 8, 16, 20, 64])
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 128, 193])
-def test_blocks_equal_the_formula(length, channels):
-    compare(blockwise, (length, 2, 3, channels), torch.float32, SINGLE)
+@pytest.mark.parametrize("channels", [1, 3, 4, 6, 8, 16, 20, 64])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 64, 130, 193])
+def test_our_kernel_equals_the_formula(length, channels):
+    compare(compiled, (length, 2, 3, channels), torch.float32, SINGLE)
 
 
 @pytest.mark.parametrize("channels", [4, 16, 20, 64])
@@ -84,32 +85,67 @@ def test_bfloat16_equals_the_formula_at_its_precision(length):
     compare(forward, (length, 2, 2, 16), torch.bfloat16, 8 * 2.0**-9 / (length + 16 + 16))
 
 
-def test_double_precision_follows_the_same_code():
-    """In float64 both ways agree with the formula to its round-off: no float32 is hidden inside."""
-    for way in (blockwise, forward):
-        compare(way, (193, 2, 2, 8), torch.float64, 2.0**-53)
+def test_double_precision_is_double_precision():
+    """In float64 the module agrees with the formula to its round-off: no float32 is hidden inside."""
+    compare(forward, (193, 2, 2, 8), torch.float64, 2.0**-53)
 
 
 def test_each_way_is_taken_where_it_should_be(monkeypatch):
     taken = []
-    apply = BlockwiseCausal.apply
     monkeypatch.setattr(
-        attention, "BlockwiseCausal",
-        SimpleNamespace(apply=lambda *args: taken.append(args[0].shape) or apply(*args)),
+        attention, "CpuCausal",
+        SimpleNamespace(apply=lambda *args: taken.append(args[0].shape) or CpuCausal.apply(*args)),
     )  # fmt: skip
-    limit = attention.BLOCKWISE_MIN_LENGTH
-    forward(*inputs(limit, 1, 2, 16))
+    limit = attention.CPU_KERNEL_MAX_CHANNELS
+    forward(*inputs(20, 1, 2, limit))
     assert len(taken) == 1
-    forward(*inputs(limit - 1, 1, 2, 16))  # short rows
-    forward(*inputs(limit, 1, 2, attention.BLOCKWISE_MAX_CHANNELS + 1))  # wide heads
-    forward(*inputs(limit, 1, 2, 16, torch.bfloat16))
-    # Too much memory to keep: batch x heads x S^2 x 4 bytes / 2 beyond the limit.
-    batch = 2 * attention.BLOCKWISE_MAX_BYTES // (4 * limit**2) + 1
-    forward(*inputs(limit, batch, 1, 4))
+    forward(*inputs(20, 1, 2, limit + 1))
+    forward(*inputs(20, 1, 2, limit, torch.bfloat16))
     assert len(taken) == 1
 
 
-@pytest.mark.parametrize("way", [blockwise, forward])
+def test_threads_change_nothing():
+    """Each head is computed by one thread in one order: the bits are the same."""
+    found = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        tensors = inputs(67, 2, 3, 5)
+        out = compiled(*tensors)
+        out.square().sum().backward()
+        torch.set_num_threads(before)
+        found.append([out.detach(), *(each.grad for each in tensors)])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("apart", [1e3, 1e30])
+def test_scores_beyond_the_range_of_exp(apart):
+    """Scores that differ by `apart` and more: the largest of the past takes all."""
+    order = torch.randperm(33, generator=torch.Generator().manual_seed(0))
+    key = (order.float() * apart).view(33, 1, 1, 1)
+    value = torch.arange(33.0).view(33, 1, 1, 1)
+    found = CpuCausal.apply(torch.ones_like(key), key, value, 1.0).flatten()
+    # The others' weights are at least 2^-126, a normal number: 33 of them times 32 vanish beside one.
+    best = [order[: i + 1].argmax().item() for i in range(33)]
+    assert found.tolist() == pytest.approx(best, rel=0, abs=33 * 32 * 2.0**-126)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_number_that_is_none_shows(which, bad):
+    """A diverging run must not be hidden by the compiler's liberties with floating point."""
+    tensors = [each.detach() for each in inputs(40, 1, 1, 4)]
+    tensors[which][16] = bad
+    found = compiled(*tensors).view(40, 4)
+    assert found[:16].isfinite().all()
+    if which == 0:
+        assert not found[16].isfinite().any()
+    else:
+        assert not found[16:].isfinite().any()
+
+
+@pytest.mark.parametrize("way", [compiled, forward])
 @pytest.mark.parametrize("length", [70, 400])
 def test_the_future_does_not_reach_the_past(way, length):
     query, key, value = (each.detach() for each in inputs(length, 2, 2, 8))
@@ -123,7 +159,7 @@ def test_the_future_does_not_reach_the_past(way, length):
         assert not torch.equal(after[position], before[position])
 
 
-@pytest.mark.parametrize("way", [blockwise, forward])
+@pytest.mark.parametrize("way", [compiled, forward])
 def test_rows_and_heads_do_not_mix(way):
     query, key, value = (each.detach() for each in inputs(100, 3, 2, 8))
     whole = way(query, key, value).view(100, 3, 2, 8)
