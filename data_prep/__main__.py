@@ -106,6 +106,11 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunks-per-shard", type=int, default=None, metavar="N", help="smaller shards, more parts"
     )
+    codec = parser.add_mutually_exclusive_group()
+    codec.add_argument("--tokenizer", dest="codec", type=Path, metavar="FILE",
+                       help="what train-tokenizer wrote (text and caption domains)")  # fmt: skip
+    codec.add_argument("--codebook", dest="codec", type=Path, metavar="FILE",
+                       help="what train-codebook wrote (image-codes and video-codes)")  # fmt: skip
     parser.set_defaults(run=_build)
 
 
@@ -134,6 +139,7 @@ def _build(options: argparse.Namespace) -> str:
     request = Request(
         options.domain, options.raw, options.split, options.rows, options.seed,
         _fractions(options.fractions) if options.fractions else FRACTIONS, options.chunks_per_shard,
+        options.codec,
     )  # fmt: skip
     part, parts = _part(options.part)
     before = already_built(request, options.out, domain(options.domain))
@@ -157,6 +163,8 @@ def _remarks(manifest: "Manifest", out: Path) -> list[str]:
     """What the one who built it should know about the newest build."""
     record = manifest.builds[-1]
     remarks = []
+    if record.duplicates:
+        remarks.append(f"{record.duplicates} duplicates left out; see {out / 'refused.jsonl'}")
     if record.refused:
         remarks.append(f"{record.refused} items refused; see {out / 'refused.jsonl'}")
     remarks += [f"{key}: damaged; what it has lost is missing here" for key in record.damaged]

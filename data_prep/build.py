@@ -2,9 +2,10 @@
 
     DIR/.build/<label>/plan.json          what is being built: settings, and a digest of the raw input's pieces
     DIR/.build/<label>/shard-00000/*.npz  chunks of a shard in the making (data_prep/chunks.py)
-    DIR/.build/<label>/shard-00000.json   a finished shard: its record, and what was refused
-    DIR/<split>-00000.bin/.idx            finished shards
-    DIR/refused.jsonl, preview.*, manifest.json   once all are finished; then .build goes
+    DIR/.build/<label>/merged/*           shards that still hold duplicates, and the digests to find them by
+    DIR/.build/<label>/shard-00000.json   a merged shard: its record, and what was refused
+    DIR/<split>-00000.bin/.idx            the shards without duplicates, once all are merged
+    DIR/refused.jsonl, preview.*, manifest.json   then these; .build goes last
 
 <label> is the split, or "all" where items are divided by their hash. Every file appears by rename, so a build that was
 killed continues from what is there, and `--part K/M` builds, each doing every M-th shard, meet in the same folder.
@@ -12,53 +13,25 @@ killed continues from what is there, and `--part K/M` builds, each doing every M
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from data_prep import look
 from data_prep.chunks import make_chunk, merge, refusals
-from data_prep.domain import Domain, Refusal, domain, family
-from data_prep.manifest import (
-    NAME,
-    SPLITS,
-    BuildRecord,
-    Manifest,
-    ShardRecord,
-    check_domain,
-    load_manifest,
-    new_manifest,
-    save_manifest,
-)
+from data_prep.domain import Domain, domain, family
+from data_prep.finish import finish
+from data_prep.manifest import NAME, Manifest, check_domain, file_sha256, load_manifest
 from data_prep.plan import (
+    How,
     Request,
     ShardPlan,
-    check_damage,
     check_request,
+    codec_name,
     lock,
     plan_shards,
+    record_path,
     same_settings,
 )
 from data_prep.shards import write_file
-from data_prep.workers import Progress, run_tasks
-
-REFUSED = "refused.jsonl"
-
-
-@dataclass(frozen=True)
-class How:
-    """How to compute it: no influence on the tokens. `part` counts from 0; `tell` hears (chunks, all, Progress)."""
-
-    workers: int = 1
-    part: int = 0
-    parts: int = 1
-    max_refused: float = 0.01
-    accept_damaged: bool = False
-    command: str = ""
-    tell: Callable[[int, int, Progress], None] = lambda done, total, progress: None
+from data_prep.workers import run_tasks
 
 
 def build(request: Request, out: Path, how: How) -> Manifest | None:
@@ -79,8 +52,9 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
     part = f"part-{how.part + 1}-of-{how.parts}"
     with lock(out, "build", shared=how.parts > 1), lock(out, part, shared=False):
         work = out / ".build" / request.label
-        work.mkdir(parents=True, exist_ok=True)
-        plans = plan_shards(request, here, out, work, part, how.accept_damaged)
+        (work / "merged").mkdir(parents=True, exist_ok=True)
+        _copy_codec(request, out)
+        plans = plan_shards(request, here, out, work, how.parts > 1, how.accept_damaged)
         _make_shards(
             here,
             out,
@@ -90,9 +64,24 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
             how,
         )
         with lock(out, "finish", shared=False, wait=True):
-            return already_built(request, out, here) or _finish(
+            return already_built(request, out, here) or finish(
                 request, here, out, work, len(plans), how
             )
+
+
+def _copy_codec(request: Request, out: Path) -> None:
+    """Keep the tokenizer or codebook with the tokens: without it they mean nothing."""
+    if request.codec is None:
+        return
+    copy = out / codec_name(request.domain)
+    with lock(out, "codec", shared=False, wait=True):
+        if not copy.exists():
+            write_file(copy, request.codec.read_bytes())
+    if file_sha256(copy) != file_sha256(request.codec):
+        raise ValueError(
+            f"{out}: its {copy.name} differs from {request.codec}; wanted one for all splits of a dataset. Give the "
+            f"one that is there ({copy}), or choose another --out."
+        )
 
 
 def already_built(request: Request, out: Path, here: Domain) -> Manifest | None:
@@ -133,7 +122,7 @@ def _make_shards(
     here: Domain, out: Path, work: Path, plans: list[ShardPlan], request: Request, how: How
 ) -> None:
     """Make the chunks that are missing, and each shard as soon as its last chunk is there."""
-    unfinished = [plan for plan in plans if not _record_path(work, plan.number).exists()]
+    unfinished = [plan for plan in plans if not record_path(work, plan.number).exists()]
     missing = {
         plan.number: [chunk for chunk in plan.chunks if not chunk.path.exists()]
         for plan in unfinished
@@ -157,117 +146,20 @@ def _make_shards(
         how.tell(done, total, progress)
 
 
-def _record_path(work: Path, number: int) -> Path:
-    return work / f"shard-{number:05d}.json"
-
-
 def _merge_shard(here: Domain, out: Path, work: Path, plan: ShardPlan, request: Request) -> None:
     paths = [chunk.path for chunk in plan.chunks]
     records = merge(
-        out, plan.number, here, tuple(split for split, _ in request.shares), paths, plan.rows
+        work / "merged",
+        plan.number,
+        here,
+        tuple(split for split, _ in request.shares),
+        paths,
+        plan.rows,
     )
     refused = [each for path in paths for each in refusals(path)]
     content = {
         "shards": {split: record.model_dump() for split, record in records.items()},
         "refused": refused,
     }
-    write_file(_record_path(work, plan.number), json.dumps(content).encode())
+    write_file(record_path(work, plan.number), json.dumps(content).encode())
     shutil.rmtree(paths[0].parent)
-
-
-# --- finish
-
-
-def _finish(
-    request: Request, here: Domain, out: Path, work: Path, shards: int, how: How
-) -> Manifest | None:
-    """If every shard is there: the ledger, the manifest, the preview; then the work folder goes."""
-    if any(not _record_path(work, number).exists() for number in range(shards)):
-        return None
-    splits: dict[str, list[ShardRecord]] = {split: [] for split, _ in request.shares}
-    refused: list[dict[str, Any]] = []
-    for number in range(shards):
-        content = json.loads(_record_path(work, number).read_bytes())
-        refused += content["refused"]
-        for split, record in content["shards"].items():
-            splits[split].append(ShardRecord(**record))
-    written = sum(record.documents for records in splits.values() for record in records)
-    _write_ledger(out, request.label, refused)
-    damaged = [Refusal(**each) for each in refused if each.get("damaged")]
-    if not how.accept_damaged:
-        check_damage(request, damaged)
-    _check_refused(request, out, written, refused, how.max_refused)
-    _check_rows(request, here, written, splits)
-    manifest = _add_build(request, here, out, splits, written, refused, how)
-    look.write_preview(out, here, splits)
-    save_manifest(out, manifest)
-    shutil.rmtree(work)
-    return manifest
-
-
-def _write_ledger(out: Path, label: str, refused: list[dict[str, Any]]) -> None:
-    """refused.jsonl: one line for each refused item, {"build", "key", "reason"}; other builds' lines stay.
-
-    A damaged file's line has "damaged": true too.
-    """
-    path = out / REFUSED
-    old = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in old if json.loads(line)["build"] != label]
-    lines = kept + [json.dumps({"build": label, **each}) for each in refused]
-    write_file(path, "".join(line + "\n" for line in lines).encode())
-
-
-def _check_refused(
-    request: Request, out: Path, written: int, refused: list[dict[str, Any]], max_refused: float
-) -> None:
-    """Damaged files are no items: they are accepted or not, and do not count here."""
-    if written:
-        refused = [each for each in refused if not each.get("damaged")]
-    share = len(refused) / max(1, written + len(refused))
-    if written and share <= max_refused:
-        return
-    common = Counter(each["reason"] for each in refused).most_common(3)
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in common)
-    advice = (
-        f"raise --max-refused to {share:.3g} or more and run again"
-        if written
-        else "give --raw other data"
-    )
-    raise ValueError(
-        f"{request.raw}: {len(refused)} of {written + len(refused)} items ({share:.2%}) refused; wanted at most "
-        f"{max_refused:.2%} (--max-refused) and some usable item. Most often: {reasons}. "
-        f"See {out / REFUSED}; then repair the raw data in another --out, or {advice}."
-    )
-
-
-def _check_rows(
-    request: Request, here: Domain, written: int, splits: dict[str, list[ShardRecord]]
-) -> None:
-    if not any(record.rows for records in splits.values() for record in records):
-        tokens = sum(record.tokens for records in splits.values() for record in records)
-        raise ValueError(
-            f"{request.raw}: {written} documents make {tokens} tokens; wanted at least one row of {here.seq_length} "
-            f"in some split. Give --raw more data."
-        )
-
-
-def _add_build(
-    request: Request,
-    here: Domain,
-    out: Path,
-    splits: dict[str, list[ShardRecord]],
-    written: int,
-    refused: list[dict[str, Any]],
-    how: How,
-) -> Manifest:
-    manifest = load_manifest(out) if (out / NAME).is_file() else new_manifest(here)
-    notes = family(here.name).notes(here, request.raw)
-    record = BuildRecord(
-        splits=tuple(splits), settings=request.settings, seed=request.seed, command=how.command,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"), versions=notes.versions,
-        reproducible=notes.reproducible, reason=notes.reason, written=written, refused=len(refused),
-        damaged=tuple(each["key"] for each in refused if each.get("damaged")),
-    )  # fmt: skip
-    together = {**manifest.splits, **{split: tuple(records) for split, records in splits.items()}}
-    ordered = {split: together[split] for split in SPLITS if split in together}
-    return manifest.model_copy(update={"splits": ordered, "builds": (*manifest.builds, record)})

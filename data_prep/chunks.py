@@ -1,8 +1,9 @@
 """The unit of work of a build: one piece of raw input -> one file of tokens, already divided among the splits.
 
-A chunk file (.npz) holds for each split its tokens, the length and kind of every sequence and the number of sequences
-of every document, and the refused items as JSON lines. It appears by rename, so a chunk that is there is whole, and a
-build that was killed continues behind it. `merge` turns the chunks of one shard into the shard of each split.
+A chunk file (.npz) holds for each split its tokens, the length and kind of every sequence, the number of sequences of
+every document and its content digest and key, and the refused items as JSON lines. It appears by rename, so a chunk
+that is there is whole, and a build that was killed continues behind it. `merge` turns the chunks of one shard into the
+shard of each split.
 """
 
 import hashlib
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.domain import Document, Domain, Item, Piece, Refusal, domain, family
-from data_prep.manifest import ShardRecord
+from data_prep.domain import Block, Domain, Item, Piece, Refusal, domain, family
+from data_prep.duplicates import save_contents
+from data_prep.manifest import ShardRecord, record_of
 from data_prep.shards import ShardWriter, write_file
 from data_prep.workers import Beat
 
@@ -33,6 +35,7 @@ class Chunk:
     piece: Piece
     seed: str
     fractions: tuple[tuple[str, float], ...]
+    codec: Path | None = None
 
     def __str__(self) -> str:
         place = f"{self.path.parent.name}/{self.path.stem}"
@@ -47,13 +50,26 @@ class _Gathered:
     lengths: list[int] = field(default_factory=list)
     modes: list[int] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
 
-    def add(self, document: Document) -> None:
-        self.parts.append(len(document.parts))
-        for mode, tokens in document.parts:
+    def add(self, item: Item) -> None:
+        self.parts.append(len(item.document.parts))
+        for mode, tokens in item.document.parts:
             self.tokens.append(tokens)
             self.lengths.append(tokens.size)
             self.modes.append(mode)
+        self.contents.append(item.content)
+        self.keys.append(item.document.key)
+
+    def add_block(self, block: Block, chosen: np.ndarray) -> None:
+        count, length = len(chosen), block.tokens.shape[1]
+        self.tokens.append(block.tokens[chosen].ravel())
+        self.lengths += [length] * count
+        self.modes += [block.mode] * count
+        self.parts += [1] * count
+        self.contents += [block.contents[index] for index in chosen]
+        self.keys += [block.keys[index] for index in chosen]
 
 
 def split_of(content: bytes, fractions: tuple[tuple[str, float], ...]) -> str:
@@ -69,38 +85,63 @@ def split_of(content: bytes, fractions: tuple[tuple[str, float], ...]) -> str:
 
 def make_chunk(chunk: Chunk, attempt: int, beat: Beat) -> tuple[int, int]:
     """Worker's side: read, divide, save. Returns (documents, refused items)."""
-    here = domain(chunk.domain)
+    here, module = domain(chunk.domain), family(chunk.domain)
     gathered = {split: _Gathered() for split, _ in chunk.fractions}
     refused: list[str] = []
-    written = 0
     # A problem that hangs or crashes its worker must not come again at the next attempt.
     seed = int.from_bytes(hashlib.sha256(f"{chunk.seed} {attempt}".encode()).digest()[:8], "big")
-    for found in family(chunk.domain).read(here, chunk.piece, seed):
+    for found in module.read(here, chunk.piece, seed, chunk.codec):
+        if isinstance(found, Block):
+            beat(len(found.keys))
+            for split, chosen in _divide(found, chunk.fractions):
+                gathered[split].add_block(found, chosen)
+            continue
         beat(1)
         if isinstance(found, Refusal):
             line = {"key": found.key, "reason": found.reason}
             refused.append(json.dumps(line | ({"damaged": True} if found.damaged else {})))
         else:
-            assert isinstance(found, Item)
-            gathered[split_of(found.content, chunk.fractions)].add(found.document)
-            written += 1
+            gathered[split_of(found.group or found.content, chunk.fractions)].add(found)
     arrays = {"refused": np.frombuffer("\n".join(refused).encode(), np.uint8)}
     for split, documents in gathered.items():
-        tokens = np.concatenate([np.empty(0, here.dtype), *documents.tokens]).astype(
-            here.dtype, casting="same_kind"
-        )
-        counts = (
-            np.array(each, np.int64)
-            for each in (documents.lengths, documents.modes, documents.parts)
-        )
-        arrays |= {
-            f"{split}.{name}": values
-            for name, values in zip(_FIELDS, (tokens, *counts), strict=True)
-        }
+        arrays |= _arrays(split, documents, here, module.DEDUPLICATE)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_file(chunk.path, buffer.getvalue())
-    return written, len(refused)
+    return sum(len(documents.parts) for documents in gathered.values()), len(refused)
+
+
+def _divide(
+    block: Block, fractions: tuple[tuple[str, float], ...]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(split, its positions in the block) of every split that gets some."""
+    if len(fractions) == 1:
+        yield fractions[0][0], np.arange(len(block.keys))
+        return
+    splits = np.array([split_of(content, fractions) for content in block.contents])
+    for split, _ in fractions:
+        chosen = np.flatnonzero(splits == split)
+        if chosen.size:
+            yield split, chosen
+
+
+def _arrays(
+    split: str, documents: _Gathered, here: Domain, deduplicate: bool
+) -> dict[str, np.ndarray]:
+    tokens = np.concatenate([np.empty(0, here.dtype), *documents.tokens]).astype(
+        here.dtype, casting="same_kind"
+    )
+    counts = (
+        np.array(each, np.int64) for each in (documents.lengths, documents.modes, documents.parts)
+    )
+    arrays = {
+        f"{split}.{name}": values for name, values in zip(_FIELDS, (tokens, *counts), strict=True)
+    }
+    if deduplicate:
+        arrays[f"{split}.contents"] = np.frombuffer(b"".join(documents.contents), np.uint8)
+        keys = "\0".join(documents.keys).encode("utf-8", "surrogateescape")
+        arrays[f"{split}.keys"] = np.frombuffer(keys, np.uint8)
+    return arrays
 
 
 def refusals(path: Path) -> list[dict[str, Any]]:
@@ -120,7 +161,7 @@ def merge(
     """Chunk files, in order, -> `<split>-<number>` .bin/.idx for every split that has a document.
 
     `rows` caps the rows of all splits together, at the cost of the first one: generated data has exactly as many as
-    were asked for.
+    were asked for. Where duplicates are looked for, contents and keys are kept beside (`data_prep/duplicates.py`).
     """
     records = {}
     left = rows
@@ -131,7 +172,21 @@ def merge(
         if record is not None:
             records[split] = record
             left = None if left is None else left - record.rows
+            if family(here.name).DEDUPLICATE:
+                save_contents(prefix, *_contents(split, paths))
     return records
+
+
+def _contents(split: str, paths: list[Path]) -> tuple[np.ndarray, bytes]:
+    """The content digest of every document, uint64 [documents, 2], and their keys, each ended by a zero byte."""
+    contents, keys = [], []
+    for path in paths:
+        with _load(path) as arrays:
+            digests = arrays[f"{split}.contents"].tobytes()
+            contents.append(np.frombuffer(digests, "<u8").reshape(-1, 2))
+            if digests:
+                keys.append(arrays[f"{split}.keys"].tobytes() + b"\0")
+    return np.concatenate(contents), b"".join(keys)
 
 
 def _merge_split(
@@ -145,11 +200,7 @@ def _merge_split(
         writer.add_block(*first)
         for block in blocks:
             writer.add_block(*block)
-    summary = writer.summary
-    full = summary.tokens // here.seq_length
-    return ShardRecord(
-        **vars(summary), rows=full, dropped_tokens=summary.tokens - full * here.seq_length
-    )
+    return record_of(writer.summary, here)
 
 
 def _blocks(

@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib
 import pkgutil
+import re
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -94,10 +95,35 @@ class Piece:
 
 @dataclass(frozen=True)
 class Item:
-    """A raw item that became a document. `content` is what the split is decided by: equal items, equal content."""
+    """A raw item that became a document. Equal items have equal `content`, 16 bytes of a hash.
+
+    The split is decided by `group` where it is given (all captions of one picture go together), else by `content`.
+    """
 
     document: Document
     content: bytes
+    group: bytes = b""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Many documents of one part each, all of one length: `tokens` [n, length] of one kind (`mode`).
+
+    The fast way for pictures, where an object for each would cost more than its pixels.
+    """
+
+    mode: int
+    tokens: np.ndarray
+    keys: tuple[str, ...]
+    contents: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as a person sees it: text, a picture uint8 [H, W, 3], or both."""
+
+    text: str = ""
+    picture: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -122,18 +148,34 @@ def domain_names() -> tuple[str, ...]:
     return tuple(_families())
 
 
+def _base_name(name: str) -> tuple[str, int | None]:
+    """("text", 8192) of "text-v8192": a domain with a vocabulary of its own; (name, None) of others."""
+    found = re.fullmatch(r"(.+)-v([1-9][0-9]{2,7})", name)
+    if found and hasattr(_families().get(found[1]), "with_vocabulary"):
+        return found[1], int(found[2])
+    return name, None
+
+
 def family(name: str) -> ModuleType:
     """The module that reads and shows domain `name`; ValueError with the nearest valid names if there is none."""
     families = _families()
-    if name not in families:
-        near = difflib.get_close_matches(name, families, n=3, cutoff=0.4) or list(families)
+    base, _ = _base_name(name)
+    if base not in families:
+        near = difflib.get_close_matches(base, families, n=3, cutoff=0.4) or list(families)
         raise ValueError(
             f"domain {name!r} is not known; wanted one of {', '.join(families)}. "
             f"Did you mean {' or '.join(near)}? See: python -m data_prep list"
         )
-    return families[name]
+    return families[base]
 
 
+@functools.lru_cache(maxsize=64)
 def domain(name: str) -> Domain:
-    """The domain called `name`; ValueError with the nearest valid names if there is none."""
-    return next(each for each in family(name).DOMAINS if each.name == name)
+    """The domain called `name`; ValueError with the nearest valid names if there is none.
+
+    `text-v8192` is `text` with a vocabulary of 8,192 pieces, and so for every domain that takes a tokenizer.
+    """
+    module = family(name)
+    base, pieces = _base_name(name)
+    found = next(each for each in module.DOMAINS if each.name == base)
+    return found if pieces is None else module.with_vocabulary(found, pieces)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.dataset import RowBatch, TokenDataset
-from data_prep.domain import Domain, family
-from data_prep.manifest import ShardRecord, load_manifest
+from data_prep.domain import Domain, Shown, family
+from data_prep.manifest import ShardRecord, codec_path, load_manifest
 from data_prep.shards import write_file
 
 PREVIEW_ROWS = 16
@@ -14,29 +14,34 @@ PREVIEW_ROWS = 16
 _SIDE = 256
 
 
-def as_text(here: Domain, batch: RowBatch) -> str | None:
-    """The rows as text, or None where they are pictures."""
-    shown = [
-        family(here.name).render(here, row, kinds)
+def shown(here: Domain, batch: RowBatch, codec: Path | None) -> list[Shown]:
+    """The rows as a person sees them."""
+    return [
+        family(here.name).render(here, row, kinds, codec)
         for row, kinds in zip(batch.tokens, batch.kinds, strict=True)
     ]
-    if not all(isinstance(each, str) for each in shown):
-        return None
+
+
+def as_text(rows: list[Shown]) -> str:
+    """Their texts one below the other, numbered if there are several; empty if they have none."""
+    if not any(each.text for each in rows):
+        return ""
     return "\n".join(
-        f"--- row {number}\n{each}" if len(shown) > 1 else each for number, each in enumerate(shown)
+        f"--- row {number}\n{each.text}" if len(rows) > 1 else each.text
+        for number, each in enumerate(rows)
     )
 
 
-def as_png(here: Domain, batch: RowBatch) -> bytes:
-    """The rows as one PNG, side by side in a near-square sheet, every pixel enlarged to a visible square."""
+def as_png(rows: list[Shown]) -> bytes:
+    """Their pictures as one PNG, in a near-square sheet, every pixel enlarged to a visible square; empty if they have
+    none."""
     import io
 
     from PIL import Image
 
-    pictures = [
-        family(here.name).render(here, row, kinds)
-        for row, kinds in zip(batch.tokens, batch.kinds, strict=True)
-    ]
+    pictures = [each.picture for each in rows if each.picture is not None]
+    if not pictures:
+        return b""
     columns = int(np.ceil(np.sqrt(len(pictures))))
     height, width = pictures[0].shape[:2]
     scale = max(1, _SIDE // max(height, width))
@@ -65,30 +70,33 @@ def show(folder: Path, split: str | None, row: int, out: Path | None) -> str:
         raise ValueError(
             f"--out {out}: {found}; wanted a file to write, in a folder that is there. Choose another path."
         )
-    dataset = TokenDataset(folder, split or next(iter(load_manifest(folder).splits), "train"))
+    manifest = load_manifest(folder)
+    dataset = TokenDataset(folder, split or next(iter(manifest.splits), "train"))
     if not 0 <= row < dataset.num_rows:
         raise ValueError(
             f"--row {row}: split {dataset.split!r} of {folder} has {dataset.num_rows} rows; wanted 0 to "
             f"{dataset.num_rows - 1}. Choose one of these, or another --split."
         )
-    batch = dataset.rows(np.array([row]))
-    text = as_text(dataset.domain, batch)
-    if text is not None and out is None:
+    rows = shown(dataset.domain, dataset.rows(np.array([row])), codec_path(folder, manifest))
+    text, picture = as_text(rows), as_png(rows)
+    if out is None and not picture:
         return text
     target = out or Path(f"{dataset.split}-row-{row}.png")
-    write_file(target, as_png(dataset.domain, batch) if text is None else (text + "\n").encode())
-    return f"row {row} of split {dataset.split}: written to {target}"
+    write_file(target, picture or (text + "\n").encode())
+    written = f"row {row} of split {dataset.split}: written to {target}"
+    return f"{text}\n{written}" if text and picture else written
 
 
-def write_preview(folder: Path, here: Domain, splits: dict[str, list[ShardRecord]]) -> None:
-    """preview.txt or preview.png: rows of the first shard that has some. Needs no manifest: it comes before."""
+def write_preview(
+    folder: Path, here: Domain, splits: dict[str, list[ShardRecord]], codec: Path | None
+) -> None:
+    """preview.txt, preview.png or both: rows of the first shard that has some. Needs no manifest: it comes before."""
     first = next((record for records in splits.values() for record in records if record.rows), None)
     if first is None:
         return
     dataset = TokenDataset(folder / first.file, "preview", domain=here.name)
-    batch = dataset.rows(np.arange(min(PREVIEW_ROWS, dataset.num_rows)))
-    text = as_text(here, batch)
-    if text is None:
-        write_file(folder / "preview.png", as_png(here, batch))
-    else:
+    rows = shown(here, dataset.rows(np.arange(min(PREVIEW_ROWS, dataset.num_rows))), codec)
+    if picture := as_png(rows):
+        write_file(folder / "preview.png", picture)
+    if text := as_text(rows):
         write_file(folder / "preview.txt", (text + "\n").encode())

@@ -8,15 +8,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_prep.chunks import Chunk
-from data_prep.domain import Domain, Piece, Refusal, family
-from data_prep.manifest import SPLITS, Setting
+from data_prep.domain import Domain, Piece, Refusal, domain, family
+from data_prep.manifest import SPLITS, Setting, file_sha256
 from data_prep.shards import write_file
+from data_prep.workers import Progress
 
 FRACTIONS = (0.96, 0.02, 0.02)
 
@@ -32,6 +33,7 @@ class Request:
     seed: int = 0
     fractions: tuple[float, float, float] = FRACTIONS
     chunks_per_shard: int | None = None
+    codec: Path | None = None
 
     @property
     def label(self) -> str:
@@ -58,7 +60,21 @@ class Request:
             "seed": self.seed,
             "fractions": None if self.split else ",".join(f"{share:g}" for share in self.fractions),
             "chunks_per_shard": self.chunks_per_shard,
+            "codec": file_sha256(self.codec) if self.codec else None,
         }
+
+
+@dataclass(frozen=True)
+class How:
+    """How to compute it: no influence on the tokens. `part` counts from 0; `tell` hears (chunks, all, Progress)."""
+
+    workers: int = 1
+    part: int = 0
+    parts: int = 1
+    max_refused: float = 0.01
+    accept_damaged: bool = False
+    command: str = ""
+    tell: Callable[[int, int, Progress], None] = lambda done, total, progress: None
 
 
 @dataclass(frozen=True)
@@ -81,10 +97,30 @@ def check_request(request: Request) -> None:
             f"--fractions {','.join(map(str, request.fractions))}: wanted three shares (train, valid, test), "
             f"none below 0, that add up to 1. For instance: --fractions 0.96,0.02,0.02"
         )
+    _check_codec(request)
     if request.chunks_per_shard is not None and request.chunks_per_shard < 1:
         raise ValueError(
             f"--chunks-per-shard {request.chunks_per_shard}: wanted at least 1. Leave it out."
         )
+
+
+def _check_codec(request: Request) -> None:
+    wanted = family(request.domain).CODEC
+    if wanted and request.codec is None:
+        raise ValueError(
+            f"domain {request.domain}: no --{wanted} is given; wanted the file that turns raw data into tokens. "
+            f"Make one with: python -m data_prep train-{wanted} --raw PATH --out FILE, then add --{wanted} FILE"
+        )
+    if request.codec and not wanted:
+        raise ValueError(
+            f"--tokenizer or --codebook {request.codec}: domain {request.domain} needs none; wanted none. Leave it out."
+        )
+    if request.codec:
+        if not request.codec.is_file():
+            raise ValueError(
+                f"--{wanted} {request.codec}: no such file; wanted what `train-{wanted}` wrote. Check the path."
+            )
+        family(request.domain).check_codec(domain(request.domain), request.codec)
 
 
 def same_settings(
@@ -99,6 +135,16 @@ def same_settings(
             f"{out}: {state} with other settings: {both}. Wanted the same command, or a split that is not there yet. "
             f"Choose another --out, or delete {out} to start over."
         )
+
+
+def record_path(work: Path, number: int) -> Path:
+    """Where the record of a merged shard lies."""
+    return work / f"shard-{number:05d}.json"
+
+
+def codec_name(name: str) -> str:
+    """What a dataset's own copy of its tokenizer or codebook is called."""
+    return {"tokenizer": "tokenizer.model", "codebook": "codebook.safetensors"}[family(name).CODEC]
 
 
 @contextmanager
@@ -124,31 +170,60 @@ def lock(out: Path, name: str, shared: bool, wait: bool = False) -> Iterator[Non
 
 
 def plan_shards(
-    request: Request, here: Domain, out: Path, work: Path, part: str, accept_damaged: bool
+    request: Request, here: Domain, out: Path, work: Path, shared: bool, accept_damaged: bool
 ) -> list[ShardPlan]:
     """Cut the raw input into shards of chunks; the same input always gives the same plan, whoever makes it.
 
-    Damage that can be seen already ends the build here, before anything is recorded: files may still be replaced.
+    The first of several parts (`shared`) lists the raw input for all of them. A build of one part lists it each time,
+    and so notices raw data that has changed. Damage that can be seen already ends the build here, before anything is
+    recorded: files may still be replaced.
     """
-    module = family(here.name)
-    listing = work / f"listing-{part}.jsonl"
-    pieces = module.plan(here, request.raw, request.rows, listing)
+    index = work / "pieces.jsonl"
+    with lock(out, "plan", shared=False, wait=True):
+        if shared and index.exists():
+            plan = json.loads((work / "plan.json").read_bytes())
+            same_settings(out, plan["settings"], request.settings, "half built")
+            pieces = _load_pieces(index)
+        else:
+            pieces = _list_pieces(request, here, out, work, accept_damaged)
+            write_file(index, b"".join(_piece_line(piece) for piece in pieces))
+    size = request.chunks_per_shard or family(here.name).CHUNKS_PER_SHARD
+    groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
+    return [
+        _shard_plan(request, here, out, work, number, group) for number, group in enumerate(groups)
+    ]
+
+
+def _list_pieces(
+    request: Request, here: Domain, out: Path, work: Path, accept_damaged: bool
+) -> list[Piece]:
+    listing = work / "listing.jsonl"
+    pieces = family(here.name).plan(here, request.raw, request.rows, listing)
     if not accept_damaged:
         check_damage(request, [each for piece in pieces for each in piece.damage])
     digest = hashlib.sha256()
     if listing.exists():  # 100 bytes a picture: never the whole of it in memory
         with listing.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
-    digest.update(
-        "".join(
-            f"{'' if p.source == str(listing) else p.source} {p.start} {p.stop}\n" for p in pieces
-        ).encode()
-    )
-    with lock(out, "plan", shared=False, wait=True):
-        _record_plan(work / "plan.json", out, request, digest.hexdigest())
-    size = request.chunks_per_shard or module.CHUNKS_PER_SHARD
-    groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-    return [_shard_plan(request, here, work, number, group) for number, group in enumerate(groups)]
+    for p in pieces:
+        source = "" if p.source == str(listing) else p.source
+        digest.update(f"{source} {p.start} {p.stop}\n".encode())
+    _record_plan(work / "plan.json", out, request, digest.hexdigest())
+    return pieces
+
+
+def _piece_line(piece: Piece) -> bytes:
+    return json.dumps(asdict(piece)).encode() + b"\n"
+
+
+def _load_pieces(path: Path) -> list[Piece]:
+    pieces = []
+    with path.open("rb") as stream:
+        for line in stream:
+            entry = json.loads(line)
+            damage = tuple(Refusal(**each) for each in entry.pop("damage"))
+            pieces.append(Piece(**entry, damage=damage))
+    return pieces
 
 
 def check_damage(request: Request, damaged: list[Refusal]) -> None:
@@ -187,7 +262,7 @@ def _record_plan(path: Path, out: Path, request: Request, digest: str) -> None:
 
 
 def _shard_plan(
-    request: Request, here: Domain, work: Path, number: int, pieces: list[Piece]
+    request: Request, here: Domain, out: Path, work: Path, number: int, pieces: list[Piece]
 ) -> ShardPlan:
     rows = None if request.rows is None else sum(piece.stop - piece.start for piece in pieces)
     if rows is not None:
@@ -201,6 +276,7 @@ def _shard_plan(
             piece,
             f"{request.seed} {number} {index}",
             request.shares,
+            out / codec_name(request.domain) if request.codec else None,
         )
         for index, piece in enumerate(pieces)
     )

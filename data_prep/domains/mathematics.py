@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, TokenRange
+from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, Shown, TokenRange
 
 RAW = (
     "generator[:regime,...] with --rows N, or the published .txt files (a file or a folder of them)"
@@ -21,6 +21,9 @@ RAW = (
 # Twice the generator's own limit on a problem, and the time that sympy takes to import on a slow disk.
 PATIENCE = 240.0
 CHUNKS_PER_SHARD = 256
+CODEC = ""
+# Easy problems come again by themselves, as in the paper: to drop them would change what is learnt.
+DEDUPLICATE = False
 GENERATOR = "generator"
 QUESTION, ANSWER = 0, 1
 # Rows in one generated piece: about 6 s of work at 300 problems a second and core; fewer when few are wanted.
@@ -61,14 +64,14 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
     return pieces
 
 
-def read(domain: Domain, piece: Piece, seed: int) -> Iterator[Item | Refusal]:
+def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterator[Item | Refusal]:
     """The problems of one piece. A generated piece ends with the problem that fills its last row."""
     if piece.source.partition(":")[0] == GENERATOR:
         return _generate(piece, seed, domain.seq_length)
     return _read_text(piece)
 
 
-def render(domain: Domain, tokens: np.ndarray, kinds: np.ndarray) -> str:
+def render(domain: Domain, tokens: np.ndarray, kinds: np.ndarray, codec: Path | None) -> Shown:
     """One row back as text, the answers between guillemets."""
     pieces, before = [], QUESTION
     for token, kind in zip(tokens.tolist(), kinds.tolist(), strict=True):
@@ -82,10 +85,10 @@ def render(domain: Domain, tokens: np.ndarray, kinds: np.ndarray) -> str:
         elif kind == QUESTION:
             pieces.append(" ")
         before = kind
-    return "".join(pieces) + ("»" if before == ANSWER else "")
+    return Shown("".join(pieces) + ("»" if before == ANSWER else ""))
 
 
-def notes(domain: Domain, raw: str) -> Notes:
+def notes(domain: Domain, raw: str, codec: Path | None) -> Notes:
     """Which libraries made the problems; generated ones cannot be made again from the seed."""
     if raw.partition(":")[0] != GENERATOR:
         return Notes({"numpy": version("numpy")})

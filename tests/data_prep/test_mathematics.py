@@ -12,7 +12,7 @@ FAMILY = family("mathematics")
 
 def read_all(path) -> list[Item | Refusal]:
     pieces = FAMILY.plan(MATHEMATICS, str(path), None, path.parent / "listing")
-    return [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0)]
+    return [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0, None)]
 
 
 def texts(items) -> list[tuple[str, ...]]:
@@ -118,7 +118,7 @@ def test_folders_and_compressed_files(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a\n1\n"))
     (tmp_path / "readme.md").write_bytes(b"x\n")
     pieces = FAMILY.plan(MATHEMATICS, str(tmp_path), None, tmp_path)
-    found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0)]
+    found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0, None)]
     assert texts(found) == [("a\n", "1\n"), ("b\n", "1\n")]
     assert found[1].document.key == "train-easy/b.txt, byte 0"
 
@@ -171,7 +171,7 @@ def test_pieces_cover_the_rows_asked_for(tmp_path):
 
 def test_generated_problems_fill_the_piece():
     piece = FAMILY.plan(MATHEMATICS, "generator:train-easy", 1, None)[0]
-    items = list(FAMILY.read(MATHEMATICS, piece, seed=1))
+    items = list(FAMILY.read(MATHEMATICS, piece, 1, None))
     sizes = [sum(part.size for _, part in item.document.parts) for item in items]
     assert sum(sizes) >= 512 > sum(sizes[:-1])
     assert all(text.endswith("\n") for pair in texts(items) for text in pair)
@@ -190,7 +190,7 @@ def test_failing_problems_are_refused_then_given_up(monkeypatch):
     monkeypatch.setattr(
         mathematics_generator, "choose_modules", lambda regimes: broken("bad", TypeError("odd"))
     )
-    found = FAMILY.read(MATHEMATICS, FAMILY.plan(MATHEMATICS, "generator", 1, None)[0], 0)
+    found = FAMILY.read(MATHEMATICS, FAMILY.plan(MATHEMATICS, "generator", 1, None)[0], 0, None)
     assert next(found) == Refusal("bad", "the generator failed: TypeError: odd")
     with pytest.raises(RuntimeError, match="20 problems in a row failed, the last of bad: odd"):
         list(found)
@@ -199,5 +199,6 @@ def test_failing_problems_are_refused_then_given_up(monkeypatch):
 def test_rendering_marks_the_answers():
     text = "half\n1 + 1?\n2\n3 + 3?\n6"
     kinds = [1] * 5 + [0] * 7 + [1] * 2 + [0] * 7 + [1]
-    shown = FAMILY.render(MATHEMATICS, np.frombuffer(text.encode(), np.uint8), np.array(kinds))
+    tokens = np.frombuffer(text.encode(), np.uint8)
+    shown = FAMILY.render(MATHEMATICS, tokens, np.array(kinds), None).text
     assert shown == "«half»\n1 + 1? «2»\n3 + 3? «6»"

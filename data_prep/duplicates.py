@@ -1,0 +1,186 @@
+"""Items with equal content are written once: the first in the order of the raw data stays.
+
+Each shard in the making leaves two files beside it: `.contents.npy`, the 16-byte digests of its documents in rising
+order with their numbers, and `.keys.z`, their names. When all shards of a split are there, `find_duplicates` meets the
+sorted digests range by range, so that memory stays flat for any number of documents, and `place` puts each shard into
+the dataset: as it is where it holds no duplicate, else copied without them.
+"""
+
+import contextlib
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.domain import domain
+from data_prep.manifest import ShardRecord, record_of
+from data_prep.shards import HEADER, ShardWriter, read_header, sync_folder, write_file
+
+_ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
+# Documents compared at a time: about 150 MB.
+_TOGETHER = 1 << 22
+# Tokens copied at a time.
+_COPIED = 1 << 24
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Document `document` of shard `shard` has the content of `first` = (shard, document)."""
+
+    shard: int
+    document: int
+    first: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One shard to be put into the dataset folder without `dropped`; picklable, for a worker."""
+
+    merged: Path
+    final: Path
+    domain: str
+    record: ShardRecord
+    dropped: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"shard {self.final.name}"
+
+
+def save_contents(prefix: Path, contents: np.ndarray, keys: bytes) -> None:
+    """Keep the digests [documents, 2] and keys (each ended by a zero byte) of the shard at `prefix`."""
+    entries = np.empty(len(contents), _ENTRY)
+    entries["high"], entries["low"] = contents[:, 0], contents[:, 1]
+    entries["document"] = np.arange(len(contents))
+    # Equal digests stay in the order of the documents.
+    entries = entries[np.lexsort((entries["document"], entries["low"], entries["high"]))]
+    write_file(_beside(prefix, ".keys.z"), zlib.compress(keys, 1))
+    write_file(_beside(prefix, ".contents.npy"), entries.tobytes())
+
+
+def load_keys(prefix: Path) -> list[str]:
+    """The keys of the shard's documents, in order."""
+    keys = zlib.decompress(_beside(prefix, ".keys.z").read_bytes())
+    return [key.decode("utf-8", "backslashreplace") for key in keys.split(b"\0")[:-1]]
+
+
+def find_duplicates(prefixes: dict[int, Path]) -> Iterator[Duplicate]:
+    """Every document of these shards (number -> prefix) whose content an earlier one has."""
+    maps = {
+        number: np.memmap(path, _ENTRY, "r")
+        for number, prefix in prefixes.items()
+        if (path := _beside(prefix, ".contents.npy")).stat().st_size
+    }
+    total = sum(len(entries) for entries in maps.values())
+    ranges = max(1, -(-total // _TOGETHER))
+    # Digests are uniform, so ranges of their first number hold about equally many.
+    bounds = [(1 << 64) * index // ranges for index in range(ranges + 1)]
+    starts = dict.fromkeys(maps, 0)
+    for bound in bounds[1:]:
+        parts, shards = [], []
+        for number, entries in maps.items():
+            start = starts[number]
+            stop = len(entries)
+            if bound < 1 << 64:
+                stop = int(np.searchsorted(entries["high"], np.uint64(bound)))
+            parts.append(np.array(entries[start:stop]))
+            shards.append(np.full(stop - start, number, np.int64))
+            starts[number] = stop
+        if parts:
+            yield from _repeated(np.concatenate(parts), np.concatenate(shards))
+
+
+def _repeated(entries: np.ndarray, shards: np.ndarray) -> Iterator[Duplicate]:
+    order = np.lexsort((entries["document"], shards, entries["low"], entries["high"]))
+    entries, shards = entries[order], shards[order]
+    same = (entries["high"][1:] == entries["high"][:-1]) & (
+        entries["low"][1:] == entries["low"][:-1]
+    )
+    # The first of a run of equal ones is the last position that does not equal the one before it.
+    firsts = np.maximum.accumulate(
+        np.where(np.concatenate([[True], ~same]), np.arange(len(entries)), 0)
+    )
+    for position in np.flatnonzero(same) + 1:
+        first = firsts[position]
+        yield Duplicate(
+            int(shards[position]), int(entries["document"][position]),
+            (int(shards[first]), int(entries["document"][first])),
+        )  # fmt: skip
+
+
+def place(task: Placement, attempt: int, beat: Callable[[int], None]) -> ShardRecord | None:
+    """Put one shard into the dataset folder; its record, or None if nothing but duplicates was in it."""
+    beat(1)
+    if task.dropped:
+        return _copy_without(task)
+    # The index comes last: a pair that is there is whole.
+    for ending in (".bin", ".idx"):
+        _link(_beside(task.merged, ending), _beside(task.final, ending))
+    sync_folder(task.final.parent)
+    return task.record
+
+
+def _copy_without(task: Placement) -> ShardRecord | None:
+    """The documents that are not dropped, block by block."""
+    here = domain(task.domain)
+    if len(task.dropped) == task.record.documents:
+        return None
+    lengths, modes, starts = _index(_beside(task.merged, ".idx"))
+    kept = np.ones(task.record.documents, bool)
+    kept[list(task.dropped)] = False
+    parts = np.diff(starts)
+    ends = np.cumsum(np.add.reduceat(lengths, starts[:-1]))  # tokens up to the end of each document
+    tokens = np.memmap(_beside(task.merged, ".bin"), here.dtype, "r")
+    with ShardWriter(task.final, here) as writer:
+        done = 0
+        while done < len(parts):
+            begin = int(ends[done - 1]) if done else 0
+            stop = max(done + 1, int(np.searchsorted(ends, begin + _COPIED, side="right")))
+            chosen = kept[done:stop]
+            sequences = slice(starts[done], starts[stop])
+            of_sequence = np.repeat(chosen, parts[done:stop])
+            of_token = np.repeat(of_sequence, lengths[sequences])
+            if chosen.any():
+                writer.add_block(
+                    tokens[begin : ends[stop - 1]][of_token], lengths[sequences][of_sequence],
+                    modes[sequences][of_sequence], parts[done:stop][chosen],
+                )  # fmt: skip
+            done = stop
+    return record_of(writer.summary, here)
+
+
+def _index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths and modes of the sequences, first sequence of each document (and the end), of a shard of ours."""
+    header = read_header(path)
+    raw = path.read_bytes()
+    lengths = np.frombuffer(raw, "<i4", header.sequences, HEADER.size).astype(np.int64)
+    starts = np.frombuffer(raw, "<i8", header.documents + 1, header.documents_at)
+    modes = np.frombuffer(raw, "<i1", header.sequences, header.modes_at).astype(np.int64)
+    return lengths, modes, starts
+
+
+def _link(source: Path, target: Path) -> None:
+    """`target` becomes `source`, without copying where the file system can; whole or not at all."""
+    temporary = _beside(target, ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # no hard links here
+        try:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    os.replace(temporary, target)
+    # os.replace does nothing, and leaves the temporary name, where both are the same file already.
+    temporary.unlink(missing_ok=True)
+
+
+def _beside(prefix: Path, ending: str) -> Path:
+    return prefix.with_name(prefix.name + ending)
