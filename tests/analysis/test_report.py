@@ -1,6 +1,7 @@
 """The report: complete, self-contained, reproducible, honest about what could not be fitted."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from analysis.estimate import Estimate, Fit
 from analysis.report import inputs_digest, write_report
 from analysis.runs import Counting
 from analysis.study_fits import Attempt
+from analysis.words import parameter_in_words
 from tests.analysis.planted import LENGTH, PlantedRun, Surface, ladder, point_set, write_study
 
 SURFACE = Surface(a=150, b=1500, irreducible=0.9)
@@ -51,6 +54,18 @@ def test_it_prints_the_path_and_the_exponents(report):
     assert lines[1] == "6 runs used, 1 left out"
     assert any(re.match(r"L\(N\): exponent 0\.\d+ \[0\.\d+, 0\.\d+\]", line) for line in lines)
     assert any(line.startswith("N_opt(C): exponent") for line in lines)
+
+
+def test_an_optimum_that_was_not_seen_has_no_number():
+    """Runs of equal tokens meet only where they end: the slope between those points is no law."""
+    estimate = Estimate(1.0, math.nan, math.nan)
+    said = ("optimum_not_identified: 0 bracketed handovers, wanted at least 2",)
+    fit = SimpleNamespace(parameters={"params_exponent": estimate}, warnings=said)
+    assert parameter_in_words(fit, "params_exponent") == "not measured by these runs"
+    assert (
+        parameter_in_words(SimpleNamespace(**vars(fit) | {"warnings": ()}), "params_exponent")
+        == "1.000"
+    )
 
 
 def test_the_planted_exponent_is_inside_its_interval(report):
