@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.dataset import RowBatch, TokenDataset
+from data_prep.blend import Blend, BlendSampler
+from data_prep.dataset import RowBatch
 from data_prep.sampler import Sampler
 from launch.config import RunConfig
+from launch.datasets import Dataset, open_split
 
 # Evaluations read the same rows in every run of every study, whatever the run's seed.
 EVALUATION_SEED = 0
@@ -42,9 +44,9 @@ class Batch:
         return self.counted.sum()
 
 
-def open_dataset(data: Path, split: str, config: RunConfig) -> TokenDataset:
+def open_dataset(data: Path, split: str, config: RunConfig) -> Dataset:
     """Open a split for a run. Raises `ValueError` where it is another domain's or cannot serve."""
-    dataset = TokenDataset(data, split, config.domain)
+    dataset = open_split(config, data, split)
     found = (dataset.domain.name, dataset.domain.seq_length, dataset.domain.vocab_size)
     wanted = (config.domain, config.shape.seq_length, config.shape.vocab_size)
     if found != wanted:
@@ -64,11 +66,9 @@ def open_dataset(data: Path, split: str, config: RunConfig) -> TokenDataset:
 class TrainingBatches:
     """The training rows of one rank, by step."""
 
-    def __init__(
-        self, dataset: TokenDataset, config: RunConfig, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, dataset: Dataset, config: RunConfig, rank: int, world_size: int) -> None:
         self._dataset = dataset
-        self._sampler = Sampler(dataset.num_rows, config.seed)
+        self._sampler = _order(dataset, config.seed)
         self._batch_size = config.batch.train_batch_size
         self._rank, self._world_size = rank, world_size
 
@@ -78,17 +78,27 @@ class TrainingBatches:
         return _as_torch(self._dataset, rows, device)
 
 
-def evaluation_rows(dataset: TokenDataset, count: int) -> np.ndarray:
-    """A fixed random choice of `count` rows (all, if there are fewer), sorted."""
+def _order(dataset: Dataset, seed: int) -> Sampler | BlendSampler:
+    if isinstance(dataset, Blend):
+        sizes = [each.num_rows for each in dataset.datasets]
+        return BlendSampler(sizes, dataset.sampler.shares, seed)
+    return Sampler(dataset.num_rows, seed)
+
+
+def evaluation_rows(dataset: Dataset, count: int) -> np.ndarray:
+    """A fixed random choice of `count` rows (all, if there are fewer), sorted.
+
+    Of a blend by its weights: a small dataset may then give rows more than once.
+    """
     count = min(count, dataset.num_rows)
-    return np.sort(Sampler(dataset.num_rows, EVALUATION_SEED).rows(0, count))
+    return np.sort(_order(dataset, EVALUATION_SEED).rows(0, count))
 
 
-def evaluation_batch(dataset: TokenDataset, rows: np.ndarray, device: torch.device) -> Batch:
+def evaluation_batch(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Batch:
     return _as_torch(dataset, rows, device)
 
 
-def _as_torch(dataset: TokenDataset, rows: np.ndarray, device: torch.device) -> Batch:
+def _as_torch(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Batch:
     batch: RowBatch = dataset.rows(rows)
     in_loss = np.array([kind.in_loss for kind in dataset.domain.kinds])
     return Batch(

@@ -72,6 +72,13 @@ class Parallel(Strict):
     train_micro_batch_size_per_gpu: PositiveInt | None = None  # None: as large as the batch allows
 
 
+class Source(Strict):
+    """One dataset of a blend: the folder `name` below `--data`, met in proportion to `weight`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Trunk(Strict):
     """The longer run with the same beginning whose checkpoint at `step` this run may start from.
 
@@ -87,6 +94,7 @@ class RunConfig(Strict):
     study: str
     question: str
     domain: str
+    blend: list[Source] = []
     shape: ModelShape
     tokens: PositiveInt  # to train on: a whole number of steps
     seed: Seed
@@ -132,6 +140,7 @@ class RunConfig(Strict):
     def digest(self) -> str:
         """sha256 of what changes a loss, as hex."""
         where_not_what = {"study", "question", "parallel", "checkpoint", "trunk", "keep_steps"}
+        where_not_what |= set() if self.blend else {"blend"}  # older runs keep their names
         science = self.model_dump(mode="json", exclude=where_not_what)
         return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()
 

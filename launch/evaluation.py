@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.dataset import TokenDataset
 from launch.batches import evaluation_batch
+from launch.datasets import Dataset
 from launch.engine import Engine
 from megatron_ext.loss import LossSums
 from megatron_ext.parallel import data_parallel_rank
 
 
-def evaluate(engine: Engine, dataset: TokenDataset, rows: np.ndarray) -> LossSums:
+def evaluate(engine: Engine, dataset: Dataset, rows: np.ndarray) -> LossSums:
     """Sum the loss of `rows` (row numbers) over all ranks. Collective."""
     domain = dataset.domain
     sums = LossSums.zeros(len(rows), len(domain.kinds), domain.seq_length, engine.device)
@@ -33,7 +33,7 @@ def evaluate(engine: Engine, dataset: TokenDataset, rows: np.ndarray) -> LossSum
     return sums
 
 
-def evaluation_table(sums: LossSums, dataset: TokenDataset, **progress: Any) -> list[dict]:
+def evaluation_table(sums: LossSums, dataset: Dataset, **progress: Any) -> list[dict]:
     """Rows for /eval: the objective first, then each kind of token that occurs.
 
     `progress` fills the columns step, tokens, flops and flops_exact.

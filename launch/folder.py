@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from data_prep.dataset import TokenDataset
 from launch.config import RunConfig, refuse_other_config
+from launch.datasets import open_split
 from launch.results import DamagedFile, is_finished, read_result
 
 LOCK_FILE = "run.lock"
@@ -36,7 +36,7 @@ def data_identity(run: RunConfig, data: Path) -> str:
     Reads manifests alone. Raises `ValueError` where a split is missing or of another domain.
     """
     splits = ["train", *run.evaluation.splits]
-    identities = [f"{split}:{TokenDataset(data, split, run.domain).identity}" for split in splits]
+    identities = [f"{split}:{open_split(run, data, split).identity}" for split in splits]
     return hashlib.sha256("\n".join(identities).encode()).hexdigest()
 
 

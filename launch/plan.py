@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.dataset import TokenDataset
 from launch.config import RunConfig
+from launch.datasets import open_split
 
 # Weights, gradients and the two moments of Adam; with bf16, weights and gradients are half as
 # large and fp32 master weights are added: 16 bytes either way (Rajbhandari et al. 2020, section 3).
@@ -18,7 +18,7 @@ def print_plan(runs: Sequence[RunConfig], data: Path | None) -> None:
     """Print a table of the runs and their sums to stdout."""
     available = None
     if data is not None:
-        available = TokenDataset(data, "train", runs[0].domain).num_tokens
+        available = open_split(runs[0], data, "train").num_tokens
     columns = ["run", "N", "with head", "total", "tokens", "steps", "6ND", "exact FLOPs", "peak LR"]
     columns += ["ZeRO", "model state"] + (["epochs"] if available else [])
     table = Table(*columns, box=None, pad_edge=False)

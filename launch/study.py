@@ -22,6 +22,7 @@ from launch.config import (
     PositiveInt,
     RunConfig,
     Seed,
+    Source,
     Trunk,
 )
 from launch.schedule import Schedule, cooldown_start, peak_learning_rate
@@ -80,6 +81,7 @@ class Study(Strict):
     name: Name
     question: Annotated[str, Field(min_length=1)]
     domain: str
+    blend: list[Source] = []  # several datasets as one; empty: --data is the dataset
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     ladder: Annotated[list[Rung], Field(min_length=1)]
     budget: Budget
@@ -97,6 +99,16 @@ class Study(Strict):
     def _known_domain(cls, name: str) -> str:
         domain(name)
         return name
+
+    @field_validator("blend")
+    @classmethod
+    def _each_once(cls, blend: list[Source]) -> list[Source]:
+        names = [each.name for each in blend]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"{names}: wanted each dataset once; add up the weights of equal names"
+            )
+        return blend
 
 
 def load_study(path: Path) -> Study:
@@ -145,6 +157,7 @@ def _run(study: Study, shape: ModelShape, value: float, seed: int) -> RunConfig:
         study=study.name,
         question=study.question,
         domain=study.domain,
+        blend=study.blend,
         shape=shape,
         tokens=steps * per_step,
         seed=seed,

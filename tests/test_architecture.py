@@ -45,6 +45,7 @@ TORCH_FREE = [
     "launch/strict.py",
     "launch/provenance.py",
     "launch/console.py",
+    "launch/datasets.py",
     "launch/folder.py",
     "launch/plan.py",
     "slurm/*.py",

@@ -49,6 +49,7 @@ def test_where_and_how_a_run_is_done_is_not_its_identity(change):
         {"schedule": {"kind": "cosine"}}, {"schedule": {"warmup_steps": 1}},
         {"schedule": {"warmup_steps": None, "warmup_tokens": 5.0}}, {"schedule": {"final_fraction": 0.0}},
         {"schedule": {"cooldown_fraction": 0.5}},
+        {"blend": [{"name": "one", "weight": 1.0}]},
         {"model": {"family": "kaplan"}}, {"model": {"init_std": 0.1}},
         {"evaluation": {"rows": 4}}, {"evaluation": {"points_per_decade": 4}}, {"evaluation": {"splits": ["test"]}},
     ],
@@ -70,7 +71,7 @@ def changed(change):
 def test_every_field_is_covered_by_the_two_tests_above():
     where = {"study", "question", "parallel", "checkpoint", "trunk", "keep_steps"}
     what = {"domain", "tokens", "seed", "precision", "shape", "batch", "optimizer", "schedule",
-            "model", "evaluation"}  # fmt: skip
+            "model", "evaluation", "blend"}  # fmt: skip
     assert set(type(config()).model_fields) == where | what
 
 
