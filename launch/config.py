@@ -41,7 +41,13 @@ class Optimizer(Strict):
 
 
 class Model(Strict):
+    """`sparse`: layers alternate between a local band and a stride, both one row of the domain's grid
+    long (Henighan section 2.1; Child et al. 2019). `factorised`: a position's embedding is the sum
+    of those of its row, column, colour and frame."""
+
     family: Family = "henighan"
+    attention: Literal["dense", "sparse"] = "dense"
+    positions: Literal["plain", "factorised"] = "plain"
     init_std: Annotated[float, Field(gt=0)] = 0.02  # not stated by either paper: GPT-2's
 
 
@@ -142,6 +148,12 @@ class RunConfig(Strict):
         where_not_what = {"study", "question", "parallel", "checkpoint", "trunk", "keep_steps"}
         where_not_what |= set() if self.blend else {"blend"}  # older runs keep their names
         science = self.model_dump(mode="json", exclude=where_not_what)
+        # What is as it always was is left out, so that older runs keep their names.
+        for name in ("attention", "positions"):  # the shape has them
+            del science["model"][name]
+        for name in ("attention_window", "position_axes"):
+            if not science["shape"][name]:
+                del science["shape"][name]
         return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()
 
     @property

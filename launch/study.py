@@ -145,7 +145,29 @@ def _shape(rung: Rung, study: Study, the_domain: Domain) -> ModelShape:
         **rung.model_dump(exclude={"seeds"}),
         seq_length=the_domain.seq_length,
         vocab_size=the_domain.vocab_size,
+        attention_window=_window(the_domain) if study.model.attention == "sparse" else 0,
+        position_axes=_axes(the_domain) if study.model.positions == "factorised" else (),
     )
+
+
+def _window(the_domain: Domain) -> int:
+    """Tokens in one row of the domain's grid: the papers' window and stride."""
+    axes = [axis for axis, _ in the_domain.grid]
+    if "row" not in axes:
+        raise ValueError(
+            f"model.attention = 'sparse': domain {the_domain.name} has no rows to take the window "
+            "from; wanted a domain of pictures, codes or video. Leave model.attention out: dense."
+        )
+    return math.prod(size for _, size in the_domain.grid[axes.index("row") + 1 :])
+
+
+def _axes(the_domain: Domain) -> tuple[int, ...]:
+    if not the_domain.grid:
+        raise ValueError(
+            f"model.positions = 'factorised': domain {the_domain.name} has no rows and columns; "
+            "wanted a domain of pictures, codes or video. Leave model.positions out: plain."
+        )
+    return tuple(size for _, size in the_domain.grid)
 
 
 def _run(study: Study, shape: ModelShape, value: float, seed: int) -> RunConfig:

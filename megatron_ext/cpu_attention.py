@@ -39,41 +39,49 @@ _OPTIONS = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "nogil": True, "
 
 
 class CpuCausal(torch.autograd.Function):
-    """softmax(scale q k^T + causal mask) v for float32 tensors [S, B, H, D]; gives [S, B, H * D]."""
+    """softmax(scale q k^T + mask) v for float32 tensors [S, B, H, D]; gives [S, B, H * D].
+
+    A query meets itself and the `window - 1` positions before it: all, if `window` is the length.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query_SBHD: Tensor, key_SBHD: Tensor, value_SBHD: Tensor, scale: float
+        ctx: Any,
+        query_SBHD: Tensor,
+        key_SBHD: Tensor,
+        value_SBHD: Tensor,
+        scale: float,
+        window: int,
     ) -> Tensor:
         length, batch, heads, channels = query_SBHD.shape
         context_SBHD = torch.empty(query_SBHD.shape)
         log_sum_BHS = torch.empty((batch, heads, length))
         inputs = (query_SBHD, key_SBHD, value_SBHD, context_SBHD, log_sum_BHS)
-        _run(_forward, batch * heads, scale, *inputs)
+        _run(_forward, batch * heads, scale, window, *inputs)
         ctx.save_for_backward(*inputs)
-        ctx.scale = scale
+        ctx.scale, ctx.window = scale, window
         return context_SBHD.view(length, batch, heads * channels)
 
     @staticmethod
-    def backward(ctx: Any, grad_SBE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_SBE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         inputs = ctx.saved_tensors
         grad_SBHD = grad_SBE.reshape(inputs[0].shape)
         grads = [torch.empty(inputs[0].shape) for _ in range(3)]
         batch, heads, _ = inputs[-1].shape
-        _run(_backward, batch * heads, ctx.scale, *inputs, grad_SBHD, *grads)
-        return grads[0], grads[1], grads[2], None
+        _run(_backward, batch * heads, ctx.scale, ctx.window, *inputs, grad_SBHD, *grads)
+        return grads[0], grads[1], grads[2], None, None
 
 
-def _run(kernel: Any, pairs: int, scale: float, *tensors: Tensor) -> None:
+def _run(kernel: Any, pairs: int, scale: float, window: int, *tensors: Tensor) -> None:
     """Call `kernel` for every (row, head), shared among as many threads as PyTorch may use."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
     threads = min(torch.get_num_threads(), pairs)
     if threads == 1:
-        kernel(0, pairs, _F(scale), *arrays)
+        kernel(0, pairs, _F(scale), window, *arrays)
         return
     bounds = [pairs * i // threads for i in range(threads + 1)]
     jobs = [
-        _threads().submit(kernel, first, last, _F(scale), *arrays)
+        _threads().submit(kernel, first, last, _F(scale), window, *arrays)
         for first, last in zip(bounds, bounds[1:], strict=False)
     ]
     for job in jobs:
@@ -91,7 +99,7 @@ def _threads() -> concurrent.futures.ThreadPoolExecutor:
 
 
 @numba.njit(**_OPTIONS)
-def _forward(first, last, scale, query, key, value, context, log_sum):
+def _forward(first, last, scale, window, query, key, value, context, log_sum):
     length, _, heads, channels = query.shape
     padded, stride = _padded(channels, length)
     keys_PS, values_PS = np.zeros((padded, stride), _F), np.zeros((padded, stride), _F)
@@ -104,22 +112,26 @@ def _forward(first, last, scale, query, key, value, context, log_sum):
         _transposed(values_PS, value[:, row, head])
         for start in range(0, length, QUERIES):
             end = min(start + QUERIES, length)
+            low = max(0, start + 1 - window)  # keys are counted from the first that is met
+            count = end - low
             for i in range(start, end):
                 for d in range(channels):
                     queries_QP[i - start, d] = query[i, row, head, d] * (scale * _LOG2_E)
-            _products(weights_QS, queries_QP, keys_PS, end)
+            _products(weights_QS, queries_QP, keys_PS, low, count)
             for i in range(start, end):
-                weights = weights_QS[i - start]
-                largest = _largest(weights, i + 1)
-                _powers_of_two(weights, powers, i + 1, largest)
-                weights[i + 1 : end] = _ZERO
+                before, after = max(0, i + 1 - window - low), i + 1 - low
+                weights_QS[i - start, :before] = _ZERO
+                weights_QS[i - start, after:count] = _ZERO
+                weights = weights_QS[i - start][before:]
+                largest = _largest(weights, after - before)
+                _powers_of_two(weights, powers, after - before, largest)
                 total = _ZERO
-                for j in range(i + 1):
+                for j in range(after - before):
                     total += weights[j]
                 log_sum[row, head, i] = largest + _F(math.log2(total))
                 totals_Q[i - start] = total
-            weights_QS[end - start :, :end] = _ZERO
-            _weighted_sums(sums_QP, weights_QS, values_PS, end)
+            weights_QS[end - start :, :count] = _ZERO
+            _weighted_sums(sums_QP, weights_QS, values_PS, low, count)
             for i in range(start, end):
                 for d in range(channels):
                     context[i, row, head, d] = sums_QP[i - start, d] / totals_Q[i - start]
@@ -127,7 +139,7 @@ def _forward(first, last, scale, query, key, value, context, log_sum):
 
 @numba.njit(**_OPTIONS)
 def _backward(
-    first, last, scale, query, key, value, context, log_sum, grad,
+    first, last, scale, window, query, key, value, context, log_sum, grad,
     grad_query, grad_key, grad_value,
 ):  # fmt: skip
     length, _, heads, channels = query.shape
@@ -146,6 +158,8 @@ def _backward(
         grad_values_PS[:] = _ZERO
         for start in range(0, length, QUERIES):
             end = min(start + QUERIES, length)
+            low = max(0, start + 1 - window)
+            count = end - low
             queries_QP[end - start :] = _ZERO
             grads_QP[end - start :] = _ZERO
             for i in range(start, end):
@@ -155,22 +169,24 @@ def _backward(
                     grads_QP[i - start, d] = grad[i, row, head, d]
                     delta += grad[i, row, head, d] * context[i, row, head, d]
                 deltas_Q[i - start] = delta
-            _products(weights_QS, queries_QP, keys_PS, end)
-            _products(changes_QS, grads_QP, values_PS, end)
+            _products(weights_QS, queries_QP, keys_PS, low, count)
+            _products(changes_QS, grads_QP, values_PS, low, count)
             for i in range(start, end):
+                before, after = max(0, i + 1 - window - low), i + 1 - low
                 weights, changes = weights_QS[i - start], changes_QS[i - start]
-                _powers_of_two(weights, powers, i + 1, log_sum[row, head, i])
-                weights[i + 1 : end] = _ZERO
+                _powers_of_two(weights[before:], powers, after - before, log_sum[row, head, i])
+                weights[:before] = _ZERO
+                weights[after:count] = _ZERO
                 # d scores = P * (dP - sum(dO * O)) (Dao et al. 2022, section 3.1)
-                for j in range(end):
+                for j in range(count):
                     changes[j] = weights[j] * (changes[j] - deltas_Q[i - start])
-            weights_QS[end - start :, :end] = _ZERO
-            _weighted_sums(sums_QP, changes_QS, keys_PS, end)
+            weights_QS[end - start :, :count] = _ZERO
+            _weighted_sums(sums_QP, changes_QS, keys_PS, low, count)
             for i in range(start, end):
                 for d in range(channels):
                     grad_query[i, row, head, d] = sums_QP[i - start, d] * scale
-            _add_outer(grad_keys_PS, queries_QP, changes_QS, end)
-            _add_outer(grad_values_PS, grads_QP, weights_QS, end)
+            _add_outer(grad_keys_PS, queries_QP, changes_QS, low, count)
+            _add_outer(grad_values_PS, grads_QP, weights_QS, low, count)
         # The queries carried scale * log2(e).
         for j in range(length):
             for d in range(channels):
@@ -192,23 +208,23 @@ def _transposed(out_PS, x_SD):
 
 
 @numba.njit(inline="always", **_OPTIONS)
-def _products(out_QS, x_QP, y_PS, end):
-    """out[:, :end] = x @ y[:, :end], four channels at a time."""
+def _products(out_QS, x_QP, y_PS, low, count):
+    """out[:, :count] = x @ y[:, low : low + count], four channels at a time."""
     out0, out1, out2, out3 = out_QS[0], out_QS[1], out_QS[2], out_QS[3]
     for d in range(0, x_QP.shape[1], 4):
-        y0, y1, y2, y3 = y_PS[d], y_PS[d + 1], y_PS[d + 2], y_PS[d + 3]
+        y0, y1, y2, y3 = y_PS[d][low:], y_PS[d + 1][low:], y_PS[d + 2][low:], y_PS[d + 3][low:]
         a0, a1, a2, a3 = x_QP[0, d], x_QP[0, d + 1], x_QP[0, d + 2], x_QP[0, d + 3]
         b0, b1, b2, b3 = x_QP[1, d], x_QP[1, d + 1], x_QP[1, d + 2], x_QP[1, d + 3]
         c0, c1, c2, c3 = x_QP[2, d], x_QP[2, d + 1], x_QP[2, d + 2], x_QP[2, d + 3]
         d0, d1, d2, d3 = x_QP[3, d], x_QP[3, d + 1], x_QP[3, d + 2], x_QP[3, d + 3]
         if d == 0:
-            for j in range(end):
+            for j in range(count):
                 out0[j] = a0 * y0[j] + a1 * y1[j] + a2 * y2[j] + a3 * y3[j]
                 out1[j] = b0 * y0[j] + b1 * y1[j] + b2 * y2[j] + b3 * y3[j]
                 out2[j] = c0 * y0[j] + c1 * y1[j] + c2 * y2[j] + c3 * y3[j]
                 out3[j] = d0 * y0[j] + d1 * y1[j] + d2 * y2[j] + d3 * y3[j]
         else:
-            for j in range(end):
+            for j in range(count):
                 out0[j] += a0 * y0[j] + a1 * y1[j] + a2 * y2[j] + a3 * y3[j]
                 out1[j] += b0 * y0[j] + b1 * y1[j] + b2 * y2[j] + b3 * y3[j]
                 out2[j] += c0 * y0[j] + c1 * y1[j] + c2 * y2[j] + c3 * y3[j]
@@ -216,14 +232,14 @@ def _products(out_QS, x_QP, y_PS, end):
 
 
 @numba.njit(inline="always", **_OPTIONS)
-def _weighted_sums(out_QP, weights_QS, y_PS, end):
-    """out = weights[:, :end] @ y[:, :end].T, two channels at a time."""
+def _weighted_sums(out_QP, weights_QS, y_PS, low, count):
+    """out = weights[:, :count] @ y[:, low : low + count].T, two channels at a time."""
     w0, w1, w2, w3 = weights_QS[0], weights_QS[1], weights_QS[2], weights_QS[3]
     for d in range(0, out_QP.shape[1], 2):
-        y0, y1 = y_PS[d], y_PS[d + 1]
+        y0, y1 = y_PS[d][low:], y_PS[d + 1][low:]
         a0, a1, b0, b1 = _ZERO, _ZERO, _ZERO, _ZERO
         c0, c1, d0, d1 = _ZERO, _ZERO, _ZERO, _ZERO
-        for j in range(end):
+        for j in range(count):
             a0 += w0[j] * y0[j]
             a1 += w0[j] * y1[j]
             b0 += w1[j] * y0[j]
@@ -239,14 +255,14 @@ def _weighted_sums(out_QP, weights_QS, y_PS, end):
 
 
 @numba.njit(inline="always", **_OPTIONS)
-def _add_outer(out_PS, x_QP, weights_QS, end):
-    """out[:, :end] += x.T @ weights[:, :end]."""
+def _add_outer(out_PS, x_QP, weights_QS, low, count):
+    """out[:, low : low + count] += x.T @ weights[:, :count]."""
     w0, w1, w2, w3 = weights_QS[0], weights_QS[1], weights_QS[2], weights_QS[3]
     for d in range(0, out_PS.shape[0], 2):
-        out0, out1 = out_PS[d], out_PS[d + 1]
+        out0, out1 = out_PS[d][low:], out_PS[d + 1][low:]
         a0, a1, a2, a3 = x_QP[0, d], x_QP[1, d], x_QP[2, d], x_QP[3, d]
         b0, b1, b2, b3 = x_QP[0, d + 1], x_QP[1, d + 1], x_QP[2, d + 1], x_QP[3, d + 1]
-        for j in range(end):
+        for j in range(count):
             out0[j] += a0 * w0[j] + a1 * w1[j] + a2 * w2[j] + a3 * w3[j]
             out1[j] += b0 * w0[j] + b1 * w1[j] + b2 * w2[j] + b3 * w3[j]
 

@@ -51,6 +51,23 @@ class LanguageModel(torch.nn.Module):
         return F.linear(hidden_KD, self.gpt.output_layer.weight[: self.shape.vocab_size]), targets_K
 
 
+class FactorisedPositions(torch.nn.Module):
+    """A position's embedding is the sum of those of its row, column, colour or frame."""
+
+    def __init__(self, shape: ModelShape, init_std: float) -> None:
+        super().__init__()
+        self.axes = shape.position_axes
+        tables = [torch.nn.Embedding(size, shape.hidden_size) for size in self.axes]
+        for table in tables:  # their sum begins as one table would
+            torch.nn.init.normal_(table.weight, std=init_std / len(self.axes) ** 0.5)
+        self.tables = torch.nn.ModuleList(tables)
+
+    def forward(self, positions_BS: Tensor) -> Tensor:
+        """[B, S, hidden_size]"""
+        places = torch.unravel_index(positions_BS, self.axes)
+        return sum(table(place) for table, place in zip(self.tables, places, strict=True))
+
+
 def build_model(
     shape: ModelShape, *, precision: str, seed: int, init_std: float, device: torch.device
 ) -> LanguageModel:
@@ -62,24 +79,26 @@ def build_model(
     seed_everything(seed)
     gpt = GPTModel(
         config=_transformer_config(shape, precision, init_std),
-        transformer_layer_spec=_layer_spec(),
+        transformer_layer_spec=_layer_spec(shape),
         vocab_size=shape.embedding_rows,
         max_sequence_length=shape.seq_length,
         parallel_output=False,
         share_embeddings_and_output_weights=False,
         position_embedding_type="learned_absolute",
     )
+    if shape.position_axes:
+        gpt.embedding.position_embeddings = FactorisedPositions(shape, init_std)
     _assert_counts(gpt, shape)
     # Entries of `None` that megatron-core leaves for Transformer Engine crash DeepSpeed's tools.
     gpt.register_state_dict_post_hook(_drop_extra_state)
     return LanguageModel(gpt, shape).to(device)
 
 
-def _layer_spec() -> ModuleSpec:
+def _layer_spec(shape: ModelShape) -> ModuleSpec:
     """Megatron-core's plain layer, with our core attention and our linear layers in it."""
     spec = get_gpt_layer_local_spec()
     attention = spec.submodules.self_attention.submodules
-    attention.core_attention = CausalAttention
+    attention.core_attention = ModuleSpec(module=CausalAttention, params={"shape": shape})
     attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
     mlp = spec.submodules.mlp.submodules
     mlp.linear_fc1, mlp.linear_fc2 = ColumnLinear, RowLinear

@@ -13,11 +13,14 @@ The papers count differently from one another, and the fitted exponents move wit
 `megatron_ext.model.build_model` asserts that the formulas equal what was built.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 Family = Literal["henighan", "henighan-multimodal", "kaplan"]
 FAMILIES: tuple[Family, ...] = ("henighan", "henighan-multimodal", "kaplan")
+
+Attention = Literal["dense", "local", "strided"]
 
 MATRIX_FLOPS = 2  # one multiply and one add per weight and token
 FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward pass (Kaplan section 2.1)
@@ -38,15 +41,26 @@ class ModelShape:
     kv_channels: int
     seq_length: int
     vocab_size: int
+    attention_window: int = 0  # 0: dense; else layers alternate between a band and a stride of it
+    position_axes: tuple[int, ...] = ()  # (): one table; else the sizes of the axes, slowest first
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if name == "position_axes":
+                continue
+            value, least = getattr(self, name), int(name != "attention_window")
+            if not isinstance(value, int) or value < least:
                 raise ValueError(
-                    f"shape.{name} = {value!r}; wanted a whole number of at least 1. Correct the "
-                    "ladder entry or the domain."
+                    f"shape.{name} = {value!r}; wanted a whole number of at least {least}. Correct "
+                    "the ladder entry or the domain."
                 )
+        axes = self.position_axes
+        whole = isinstance(axes, tuple) and all(isinstance(size, int) for size in axes)
+        if not whole or (axes and math.prod(axes) != self.seq_length):
+            raise ValueError(
+                f"shape.position_axes = {axes!r}; wanted sizes whose product is "
+                f"seq_length = {self.seq_length}. Take the sizes of the domain's grid."
+            )
 
     @property
     def attention_size(self) -> int:
@@ -57,6 +71,32 @@ class ModelShape:
     def embedding_rows(self) -> int:
         """Rows of the token table and of the output head: the data's tokens and the start token."""
         return self.vocab_size + 1
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the position tables: one for each position, or one for each place on each axis."""
+        return sum(self.position_axes) or self.seq_length
+
+    def attention_of(self, layer: int) -> Attention:
+        """The pattern of a layer, counted from 0: local, strided, local, ... where it is sparse."""
+        if not self.attention_window:
+            return "dense"
+        return "strided" if layer % 2 else "local"
+
+    def keys_attended(self, pattern: Attention) -> float:
+        """Keys that a query meets, on average over the row (Child et al. 2019, section 4.2).
+
+        Position i meets i + 1 keys (dense), the last `attention_window` of them (local), or those
+        a whole number of windows back (strided).
+        """
+        length, window = self.seq_length, self.attention_window
+        if pattern == "dense":
+            return (length + 1) / 2
+        if pattern == "local":
+            filling = min(window, length)
+            return (filling * (filling + 1) / 2 + (length - filling) * window) / length
+        rows, rest = divmod(length, window)
+        return (window * rows * (rows + 1) / 2 + rest * (rows + 1)) / length
 
     @property
     def name(self) -> str:
@@ -81,7 +121,7 @@ class ModelShape:
         d = self.hidden_size
         biases = 3 * self.attention_size + d + self.ffn_hidden_size + d
         norms = 2 * 2 * d
-        tables = 2 * self.embedding_rows * d + self.seq_length * d
+        tables = 2 * self.embedding_rows * d + self.position_rows * d
         final_norm = 2 * d
         return self.params_non_embedding + self.num_layers * (biases + norms) + tables + final_norm
 
@@ -96,12 +136,11 @@ class ModelShape:
     def flops_per_token_exact(self) -> float:
         """6 N + attention + output head, forward and backward.
 
-        Dense causal attention: position i attends to i + 1 keys, (seq_length + 1) / 2 on average;
-        scores and weighted values cost a multiply-add each per key and channel. Norms, biases,
-        soft-max and the embedding look-up are not matrix products and are left out.
+        Scores and weighted values cost a multiply-add each per key that is attended to and channel.
+        Norms, biases, soft-max and the embedding look-up are not matrix products and are left out.
         """
-        keys = (self.seq_length + 1) / 2
-        attention = self.num_layers * 2 * MATRIX_FLOPS * keys * self.attention_size
+        keys = sum(self.keys_attended(self.attention_of(layer)) for layer in range(self.num_layers))
+        attention = 2 * MATRIX_FLOPS * keys * self.attention_size
         head = MATRIX_FLOPS * self.hidden_size * self.vocab_size
         return self.flops_per_token_6nd + FORWARD_AND_BACKWARD * (attention + head)
 
@@ -116,6 +155,8 @@ def shape_of(
     ffn_hidden_size: int | None = None,
     num_attention_heads: int | None = None,
     kv_channels: int | None = None,
+    attention_window: int = 0,
+    position_axes: tuple[int, ...] = (),
 ) -> ModelShape:
     """The shape that a family of the papers gives to a depth and a width.
 
@@ -145,4 +186,6 @@ def shape_of(
         kv_channels=kv_channels or attention_size // heads,
         seq_length=seq_length,
         vocab_size=vocab_size,
+        attention_window=attention_window,
+        position_axes=position_axes,
     )

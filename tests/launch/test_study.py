@@ -25,6 +25,31 @@ def path(tmp_path):
     return tmp_path / "study.toml"
 
 
+@pytest.mark.parametrize(
+    ("domain", "window", "axes"),
+    [("image-8x8", 24, (8, 8, 3)), ("image-32x32", 96, (32, 32, 3))],
+)
+def test_the_window_is_one_row_of_the_grid(domain, window, axes):
+    (run,) = expanded(2000, domain=domain, model={"attention": "sparse", "positions": "factorised"})
+    assert (run.shape.attention_window, run.shape.position_axes) == (window, axes)
+    (plain,) = expanded(2000, domain=domain)
+    assert (plain.shape.attention_window, plain.shape.position_axes) == (0, ())
+    assert plain.digest != run.digest
+    assert run.flops_exact < plain.flops_exact
+
+
+@pytest.mark.parametrize("choice", [{"attention": "sparse"}, {"positions": "factorised"}])
+def test_a_domain_without_a_grid_has_no_rows(choice, path):
+    said = refused(path, study(2000, domain="mathematics", model=choice))
+    assert "domain mathematics has no rows" in said
+    assert "wanted a domain of pictures, codes or video" in said
+
+
+def test_older_runs_keep_their_names():
+    """The digest of a plain run does not change when new choices are added to the study."""
+    assert config().run_id == "image-8x8-L2-H32-9.22e3tok-s0-b18262"
+
+
 def test_there_are_shipped_studies():
     assert "quickstart" in {path.stem for path in STUDIES}
 

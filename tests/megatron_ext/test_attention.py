@@ -12,12 +12,21 @@ from megatron_ext.cpu_attention import CpuCausal
 SINGLE = 2.0**-24  # unit round-off
 
 
-def naive(query, key, value, scale):
-    """softmax(scale q k^T, over the past) v, in the inputs' own precision. [S, B, H, D] each."""
+def mask(pattern, length, window):
+    """Who meets whom, bool [queries, keys], as papers.md writes it (Child et al. 2019)."""
+    query, key = torch.arange(length)[:, None], torch.arange(length)
+    past = key <= query
+    if pattern == "local":
+        return past & (query - key < window)
+    return past & ((query - key) % window == 0) if pattern == "strided" else past
+
+
+def naive(query, key, value, scale, met=None):
+    """softmax(scale q k^T, over the keys met) v, in the inputs' own precision. [S, B, H, D] each."""
     length = len(query)
     scores = torch.einsum("sbhd,tbhd->bhst", query, key) * scale
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    weights = torch.softmax(scores.masked_fill(future, float("-inf")), -1)
+    met = mask("dense", length, 0) if met is None else met
+    weights = torch.softmax(scores.masked_fill(~met, float("-inf")), -1)
     return torch.einsum("bhst,tbhd->sbhd", weights, value).reshape(length, query.shape[1], -1)
 
 
@@ -27,19 +36,21 @@ def inputs(length, batch, heads, channels, dtype=torch.float32):
     return [each.requires_grad_() for each in made]
 
 
-def module(channels):
-    return CausalAttention(SimpleNamespace(kv_channels=channels))
+def module(channels, pattern="dense", window=0):
+    """The layer of that pattern: the first of a sparse model is local, the second strided."""
+    shape = SimpleNamespace(attention_of=lambda layer: pattern, attention_window=window)
+    return CausalAttention(SimpleNamespace(kv_channels=channels), 1, shape=shape)
 
 
 def compiled(query, key, value):
-    return CpuCausal.apply(query, key, value, query.shape[-1] ** -0.5)
+    return CpuCausal.apply(query, key, value, query.shape[-1] ** -0.5, len(query))
 
 
 def forward(query, key, value):
     return module(query.shape[-1])(query, key, value)
 
 
-def compare(way, sizes, dtype, unit):
+def compare(way, sizes, dtype, unit, met=None):
     """Forward and backward within rounding of the same in float64.
 
     Each output is a sum of at most S products of weights (adding up to 1) and values, the weights
@@ -49,7 +60,7 @@ def compare(way, sizes, dtype, unit):
     tensors = inputs(*sizes, dtype)
     exact = [each.detach().double().requires_grad_() for each in tensors]
     length, channels = sizes[0], sizes[-1]
-    found, wanted = way(*tensors), naive(*exact, channels**-0.5)
+    found, wanted = way(*tensors), naive(*exact, channels**-0.5, met)
     assert found.shape == (length, sizes[1], sizes[2] * channels)
     assert found.dtype == dtype
     grow = (length + channels + 16) * unit
@@ -74,6 +85,31 @@ def test_our_kernel_equals_the_formula(length, channels):
 @pytest.mark.parametrize("length", [1, 64, 193, 385, 512])
 def test_whatever_way_the_module_takes_equals_the_formula(length, channels):
     compare(forward, (length, 2, 2, channels), torch.float32, SINGLE)
+
+
+PATTERNS = [("local", 1), ("local", 2), ("local", 3), ("local", 5), ("local", 24), ("local", 500)]
+PATTERNS += [("strided", 1), ("strided", 2), ("strided", 7), ("strided", 24), ("strided", 500)]
+
+
+@pytest.mark.parametrize(("pattern", "window"), PATTERNS)
+@pytest.mark.parametrize("channels", [3, 4, 16])  # through our kernel, and through PyTorch's
+@pytest.mark.parametrize("length", [1, 5, 24, 67, 96, 193])
+def test_sparse_patterns_equal_their_masks(pattern, window, length, channels):
+    def way(query, key, value):
+        return module(channels, pattern, window)(query, key, value)
+
+    met = mask(pattern, length, window)
+    compare(way, (length, 2, 2, channels), torch.float32, SINGLE, met)
+
+
+@pytest.mark.parametrize(("pattern", "window"), [("local", 24), ("strided", 24), ("strided", 7)])
+def test_sparse_patterns_in_bfloat16_and_double(pattern, window):
+    def way(query, key, value):
+        return module(16, pattern, window)(query, key, value)
+
+    met = mask(pattern, 67, window)
+    compare(way, (67, 2, 2, 16), torch.float64, 2.0**-53, met)
+    compare(way, (67, 2, 2, 16), torch.bfloat16, 8 * 2.0**-9 / (67 + 16 + 16), met)
 
 
 @pytest.mark.parametrize("length", [64, 193, 512])
@@ -125,7 +161,7 @@ def test_scores_beyond_the_range_of_exp(apart):
     order = torch.randperm(33, generator=torch.Generator().manual_seed(0))
     key = (order.float() * apart).view(33, 1, 1, 1)
     value = torch.arange(33.0).view(33, 1, 1, 1)
-    found = CpuCausal.apply(torch.ones_like(key), key, value, 1.0).flatten()
+    found = CpuCausal.apply(torch.ones_like(key), key, value, 1.0, 33).flatten()
     # The others' weights are at least 2^-126, a normal number: 33 of them times 32 vanish beside one.
     best = [order[: i + 1].argmax().item() for i in range(33)]
     assert found.tolist() == pytest.approx(best, rel=0, abs=33 * 32 * 2.0**-126)
@@ -187,8 +223,8 @@ def test_inputs_as_megatron_core_hands_them_over():
 
 def test_the_scale_can_be_given():
     query, key, value = (each.detach() for each in inputs(64, 1, 1, 4))
-    given = CausalAttention(SimpleNamespace(kv_channels=4), 1, softmax_scale=0.125)(
-        query, key, value
-    )
+    shape = SimpleNamespace(attention_of=lambda layer: "dense", attention_window=0)
+    made = CausalAttention(SimpleNamespace(kv_channels=4), 1, shape=shape, softmax_scale=0.125)
+    given = made(query, key, value)
     wanted = naive(query.double(), key.double(), value.double(), 0.125)
     assert (given - wanted).abs().max() <= 84 * SINGLE * value.abs().max()

@@ -49,6 +49,40 @@ def test_every_formula_counts_the_real_model(family, layers, width):
     assert head.data_ptr() != model.gpt.embedding.word_embeddings.weight.data_ptr(), "not shared"
 
 
+def test_a_sparse_model_with_factorised_positions_is_counted_too():
+    of = shape_of(
+        "henighan", num_layers=4, hidden_size=32, seq_length=24, vocab_size=11,
+        attention_window=6, position_axes=(4, 2, 3),
+    )  # fmt: skip
+    model = build(of)
+    assert sum(each.numel() for each in model.parameters()) == of.params_total
+    core = [layer.self_attention.core_attention for layer in model.gpt.decoder.layers]
+    assert [(each.pattern, each.window) for each in core] == [("local", 6), ("strided", 6)] * 2
+    tables = [table.weight for table in model.gpt.embedding.position_embeddings.tables]
+    positions = torch.arange(24)[None]
+    found = model.gpt.embedding.position_embeddings(positions)
+    # Position 17 of a grid of 4 x 2 x 3: row 2, column 1, colour 2.
+    assert torch.equal(found[0, 17], tables[0][2] + tables[1][1] + tables[2][2])
+    assert found.shape == (1, 24, 32)
+
+
+def test_a_sparse_model_sees_what_its_masks_allow():
+    """Two layers: what position 13 sees in its band, the stride of position 19 reaches."""
+    of = shape_of(
+        "henighan", num_layers=2, hidden_size=32, seq_length=24, vocab_size=11, attention_window=6
+    )
+    model, tokens = build(of, init_std=0.5), rows(of, 1)
+    before, _ = model(tokens)
+    for changed in range(23):
+        other = tokens.clone()
+        other[0, changed] = (other[0, changed] + 1) % 11
+        moved = (model(other)[0] != before).any(-1)
+        seen = changed + 1  # the token is the input of the next position
+        band = {q for q in range(24) if 0 <= q - seen < 6}
+        reached = {q for q in range(24) for mid in band if q >= mid and (q - mid) % 6 == 0}
+        assert set(moved.nonzero().flatten().tolist()) == reached
+
+
 def test_a_wrong_formula_is_noticed(monkeypatch):
     monkeypatch.setattr(ModelShape, "params_total", property(lambda self: 1))
     with pytest.raises(

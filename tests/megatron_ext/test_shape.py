@@ -86,10 +86,57 @@ def test_sizes_given_by_hand_replace_the_family():
     assert found.params_non_embedding == 3 * 2 * 30 * (2 * 20 + 7)
 
 
-@pytest.mark.parametrize("name", list(ModelShape.__dataclass_fields__))
+SIZES = [
+    name
+    for name in ModelShape.__dataclass_fields__
+    if name not in ("attention_window", "position_axes")
+]
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 7, 24, 30])
+@pytest.mark.parametrize("length", [1, 5, 24, 25])
+def test_keys_attended_are_those_of_the_masks(length, window):
+    found = ModelShape(4, 8, 12, 2, 3, length, 7, attention_window=window)
+    pairs = [(q, k) for q in range(length) for k in range(q + 1)]
+    local = sum(q - k < window for q, k in pairs) / length
+    strided = sum((q - k) % window == 0 for q, k in pairs) / length
+    assert found.keys_attended("local") == pytest.approx(local, rel=1e-15)
+    assert found.keys_attended("strided") == pytest.approx(strided, rel=1e-15)
+    assert [found.attention_of(layer) for layer in range(4)] == ["local", "strided"] * 2
+    dense = ModelShape(4, 8, 12, 2, 3, length, 7)
+    assert dense.keys_attended(dense.attention_of(1)) == len(pairs) / length
+    # Scores and weighted values, 6 channels, 2 FLOPs each, forward and twice that backward.
+    fewer = 3 * 2 * 2 * 6 * (4 * len(pairs) / length - 2 * local - 2 * strided)
+    assert dense.flops_per_token_exact - found.flops_per_token_exact == pytest.approx(fewer)
+
+
+def test_position_tables_of_a_grid():
+    plain = ModelShape(1, 8, 8, 2, 2, 24, 7)
+    factorised = ModelShape(1, 8, 8, 2, 2, 24, 7, position_axes=(4, 2, 3))
+    assert plain.params_total - factorised.params_total == (24 - 9) * 8
+
+
+@pytest.mark.parametrize("axes", [(5, 2), (24, 0), 24, (2.0, 12)])
+def test_axes_that_do_not_fold_the_row_are_refused(axes):
+    with pytest.raises(
+        ValueError, match=r"shape.position_axes = .*; wanted sizes whose product is seq_length = 24"
+    ):
+        ModelShape(1, 8, 8, 2, 2, 24, 7, position_axes=axes)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "2", None])
+def test_a_window_is_a_whole_number(value):
+    with pytest.raises(
+        ValueError,
+        match=rf"shape.attention_window = {value!r}; wanted a whole number of at least 0",
+    ):
+        ModelShape(1, 8, 8, 2, 2, 24, 7, attention_window=value)
+
+
+@pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("value", [0, -1, 1.5, "2", None])
 def test_each_size_must_be_a_positive_whole_number(name, value):
-    sizes = dict.fromkeys(ModelShape.__dataclass_fields__, 2) | {name: value}
+    sizes = dict.fromkeys(SIZES, 2) | {name: value}
     with pytest.raises(
         ValueError, match=rf"shape.{name} = {value!r}; wanted a whole number of at least 1"
     ):
