@@ -92,7 +92,7 @@ PATTERNS += [("strided", 1), ("strided", 2), ("strided", 7), ("strided", 24), ("
 
 
 @pytest.mark.parametrize(("pattern", "window"), PATTERNS)
-@pytest.mark.parametrize("channels", [3, 4, 16])  # through our kernel, and through PyTorch's
+@pytest.mark.parametrize("channels", [3, 16, 33])  # through our kernel, some of it, PyTorch's
 @pytest.mark.parametrize("length", [1, 5, 24, 67, 96, 193])
 def test_sparse_patterns_equal_their_masks(pattern, window, length, channels):
     def way(query, key, value):
