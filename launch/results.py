@@ -33,6 +33,7 @@ import numpy as np
 SCHEMA = 1
 METRICS_FILE = "metrics.h5"
 RESTORE = "Remove it and run the study again: it comes back from the run's newest checkpoint."
+RECENT_ROWS = 32  # steps over which a rate is told: one step alone says little on a shared machine
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 TRAIN_COLUMNS = np.dtype(
@@ -203,17 +204,17 @@ def is_finished(folder: Path) -> bool:
     return read_progress(folder)[0]
 
 
-def read_progress(folder: Path) -> tuple[bool, np.void | None]:
-    """Whether the run in `folder` has finished, and its newest row of /train, if it has begun.
+def read_progress(folder: Path) -> tuple[bool, np.ndarray]:
+    """Whether the run in `folder` has finished, and its newest rows of /train: none before it began.
 
-    Reads that row alone, so asking about hundreds of runs is cheap.
+    Reads those rows alone, so asking about hundreds of runs is cheap.
     """
     path = folder / METRICS_FILE
     if not path.exists():
-        return False, None
+        return False, np.empty(0)
     with _naming(path), _open(path, "r") as file:
         table = file["train"]
-        return "finished" in file.attrs and _flag(file), table[-1] if len(table) else None
+        return "finished" in file.attrs and _flag(file), table[-RECENT_ROWS:]
 
 
 @contextlib.contextmanager

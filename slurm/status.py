@@ -83,11 +83,11 @@ def _status(
     }
     holder = held(folder)
     try:
-        finished, row = _read(folder)
+        finished, rows = _read(folder)
     except ValueError as error:
         state = "running" if holder else "damaged"
         return RunStatus(**base, state=state, step=0, cause=None if holder else str(error))
-    base |= _progress(row, run)
+    base |= _progress(rows, run)
     if finished:
         return RunStatus(**base | {"eta_seconds": 0.0}, state="finished")
     if holder:
@@ -104,8 +104,8 @@ def _status(
     return RunStatus(**base, state=state, cause=cause)
 
 
-def _read(folder: Path) -> tuple[bool, np.void | None]:
-    """Whether the run is finished, and its last row. Raises `ValueError` if that stays unreadable."""
+def _read(folder: Path) -> tuple[bool, np.ndarray]:
+    """Whether the run is finished, and its last rows. Raises `ValueError` if that stays unreadable."""
     for attempt in range(RETRIES):
         try:
             return read_progress(folder)
@@ -116,14 +116,14 @@ def _read(folder: Path) -> tuple[bool, np.void | None]:
     raise AssertionError("unreachable")
 
 
-def _progress(row: np.void | None, run: RunConfig) -> dict[str, Any]:
-    if row is None:
+def _progress(rows: np.ndarray, run: RunConfig) -> dict[str, Any]:
+    if not len(rows):
         return {"step": 0}
-    seconds = float(row["seconds"])
-    step = int(row["step"])
+    seconds = float(np.mean(rows["seconds"]))
+    step = int(rows["step"][-1])
     return {
         "step": step,
-        "loss": float(row["loss"]),
+        "loss": float(rows["loss"][-1]),
         "tokens_per_second": run.tokens_per_step / seconds if seconds > 0 else None,
         "eta_seconds": (run.train_steps - step) * seconds,
     }
