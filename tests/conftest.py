@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,15 @@ import submitit  # noqa: F401
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 IN_CI = os.environ.get("CI") == "true"
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """The folder of real sample files that the environment variable SAMPLE_DATA names; without it, a skip."""
+    folder = os.environ.get("SAMPLE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("SAMPLE_DATA does not name the folder of real sample files")
+    return Path(folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,9 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a skipped test is a failed one; only a missing GPU is nobody's fault."""
+    """In CI a skipped test is a failed one; only a GPU and the real sample files may be missing."""
     report = yield
-    excused = hasattr(report, "wasxfail") or item.get_closest_marker("gpu") is not None
+    samples = "sample_data" in getattr(item, "fixturenames", ())
+    gpu = item.get_closest_marker("gpu") is not None
+    excused = hasattr(report, "wasxfail") or gpu or samples
     if IN_CI and report.skipped and not excused:
         report.outcome = "failed"
         report.longrepr = f"skipped, and CI=true allows no skip: {report.longrepr}"

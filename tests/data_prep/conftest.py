@@ -1,22 +1,12 @@
 """Small inputs that every test of data_prep makes for itself; real pictures only where SAMPLE_DATA points at some."""
 
 import io
-import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-
-@pytest.fixture
-def sample_data() -> Path:
-    """The folder of real sample files that the environment variable SAMPLE_DATA names; without it, a skip."""
-    folder = os.environ.get("SAMPLE_DATA")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip("SAMPLE_DATA does not name the folder of real sample files")
-    return Path(folder)
 
 
 def picture_bytes(number: int, side: int = 12, kind: str = "PNG") -> bytes:
