@@ -30,6 +30,8 @@ ONE_DOOR = {
     "PIL": ["data_prep/*.py"],
     "mathematics_dataset": ["data_prep/mathematics_generator.py"],
     "sympy": ["data_prep/mathematics_generator.py"],
+    "numba": ["megatron_ext/cpu_attention.py"],
+    "av": ["data_prep/videos.py"],
 }
 
 # These import without torch: planning, submitting, watching and fitting work on a login node.
