@@ -51,14 +51,14 @@ def main() -> None:
 
 
 def _print_rates(scratch: Path, options: argparse.Namespace) -> None:
-    images = _write_images(scratch / "image", domain("image-8x8"), 200_000)
-    problems = _write_problems(scratch / "mathematics", domain("mathematics"), 400_000)
+    images = write_images(scratch / "image", domain("image-8x8"), 200_000)
+    problems = write_problems(scratch / "mathematics", domain("mathematics"), 400_000)
     print(
         "| rows | batch | ours, M tokens/s | megatron-core `get`, M tokens/s | ratio |\n|---|---:|---:|---:|---:|"
     )
     for name, prefix in (("image-8x8", images), ("mathematics", problems)):
         dataset = TokenDataset(prefix, "train", domain=name)
-        peer = None if options.no_peer else _peer(prefix, dataset)
+        peer = None if options.no_peer else megatron_peer(prefix, dataset)
         for batch in BATCHES:
             ours, theirs = _alternate(dataset, peer, batch, options.seconds, options.repeats)
             shown = f"{theirs / 1e6:.1f} | {ours / theirs:.1f}x" if theirs else "- | -"
@@ -91,7 +91,7 @@ def _rate(read: Callable[[np.ndarray], object], indices: np.ndarray, seconds: fl
     return done * indices.shape[1] / (time.process_time() - start)
 
 
-def _peer(prefix: Path, dataset: TokenDataset) -> Callable[[np.ndarray], object]:
+def megatron_peer(prefix: Path, dataset: TokenDataset) -> Callable[[np.ndarray], object]:
     """megatron-core reading the same rows: `get` of a sequence, or of the stretch of tokens that a packed row is.
 
     It knows no packed rows by itself; the sequence that a row starts in comes from np.searchsorted on pointers in
@@ -125,7 +125,7 @@ def _peer(prefix: Path, dataset: TokenDataset) -> Callable[[np.ndarray], object]
     return packed
 
 
-def _write_images(prefix: Path, here: Domain, rows: int) -> Path:
+def write_images(prefix: Path, here: Domain, rows: int) -> Path:
     tokens = np.random.default_rng(0).integers(0, 256, rows * here.seq_length, dtype=np.uint8)
     ones = np.ones(rows, np.int64)
     with ShardWriter(prefix, here) as writer:
@@ -133,7 +133,7 @@ def _write_images(prefix: Path, here: Domain, rows: int) -> Path:
     return prefix
 
 
-def _write_problems(prefix: Path, here: Domain, problems: int) -> Path:
+def write_problems(prefix: Path, here: Domain, problems: int) -> Path:
     """Random problems with the generator's mean lengths: questions of 67 bytes, answers of 7."""
     random = np.random.default_rng(0)
     lengths = np.stack(

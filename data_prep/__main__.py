@@ -1,4 +1,4 @@
-"""`python -m data_prep list | build | check | show`: raw data -> a dataset folder, and looking into one.
+"""`python -m data_prep list | build | check | show | train-tokenizer | train-codebook`: raw data -> a dataset folder.
 
 Results go to stdout, messages and progress to stderr. Exit status 0 only when all was done, 2 for bad input.
 Nothing heavy is imported before it is known what is asked.
@@ -69,7 +69,38 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="where to write (default: text to the terminal)"
     )
     showing.set_defaults(run=_show)
+    _add_tokenizer(commands.add_parser("train-tokenizer", help="text -> a SentencePiece tokenizer"))
+    _add_codebook(
+        commands.add_parser(
+            "train-codebook", help="pictures or videos -> a VQ-VAE for 64x64 pixels"
+        )
+    )
     return parser
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--raw", required=True, type=Path, metavar="PATH", help="what `text` takes")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the .model to write"
+    )
+    parser.add_argument("--vocabulary", required=True, type=int, metavar="N", help="pieces")
+    parser.set_defaults(run=_train_tokenizer)
+
+
+def _add_codebook(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--raw", required=True, type=Path, metavar="PATH", help="pictures or videos"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
+    parser.add_argument("--codes", type=int, default=16, choices=(16, 32),
+                        help="codes a side: 16 with 4,096 entries, 32 with 1,024 (16)")  # fmt: skip
+    parser.add_argument(
+        "--steps", type=int, default=20_000, metavar="N", help="training steps (20000)"
+    )
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures a step (64)")
+    parser.add_argument("--hidden", type=int, default=128, metavar="N", help="channels (128)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.set_defaults(run=_train_codebook)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +247,21 @@ def _show(options: argparse.Namespace) -> str:
     from data_prep.look import show
 
     return show(options.dir, options.split, options.row, options.out)
+
+
+def _train_tokenizer(options: argparse.Namespace) -> str:
+    from data_prep.tokenizers import train
+
+    return train(options.raw, options.out, options.vocabulary)
+
+
+def _train_codebook(options: argparse.Namespace) -> str:
+    from data_prep.codebook_training import train
+
+    return train(
+        options.raw, options.out, codes=options.codes, steps=options.steps, batch=options.batch,
+        hidden=options.hidden, seed=options.seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -36,18 +36,21 @@ class RowBatch:
 class TokenDataset:
     """One split of a dataset folder, or a foreign `PREFIX` of PREFIX.bin and PREFIX.idx (then `domain` is needed).
 
-    `identity` is a hex digest of the shards' hashes: what a run records and refuses to change.
+    `identity` is a hex digest of the shards' hashes: what a run records and refuses to change. `codec` is the sha256 of
+    the tokenizer or codebook that made the tokens; "" where there is none, or none is known.
     """
 
     def __init__(self, path: Path | str, split: str, domain: str | None = None) -> None:
         self.split = split
         path = Path(path)
         if path.is_dir() or not _file(path, ".idx").exists():
-            self.domain, self._shards, self.identity = _open_folder(path, split, domain)
+            self.domain, self._shards, manifest = _open_folder(path, split, domain)
+            self.identity = manifest.identity(split)
+            self.codec = manifest.codec.sha256 if manifest.codec else ""
             self._dtype = self.domain.dtype
         else:
             self.domain, shard, self.identity, self._dtype = _open_prefix(path, domain)
-            self._shards = (shard,)
+            self._shards, self.codec = (shard,), ""
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._several_kinds = len(self.domain.kinds) > 1
         self._check_ids = (
@@ -66,9 +69,8 @@ class TokenDataset:
     def rows(self, indices: np.ndarray) -> RowBatch:
         """The rows numbered `indices` (int64 [B], any order, repeats allowed)."""
         indices = np.asarray(indices, np.int64)
-        if indices.ndim != 1 or (
-            indices.size and not 0 <= indices.min() <= indices.max() < self.num_rows
-        ):
+        # As unsigned numbers negative ones are huge: one comparison for both ends.
+        if indices.ndim != 1 or (indices.size and indices.view(np.uint64).max() >= self.num_rows):
             raise ValueError(
                 f"rows {indices!r} of split {self.split!r}: wanted a one-dimensional array of numbers from 0 to "
                 f"{self.num_rows - 1}. Ask for rows that exist."
@@ -120,8 +122,10 @@ def _file(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
-def _open_folder(path: Path, split: str, name: str | None) -> tuple[Domain, tuple[Shard, ...], str]:
-    """Domain, shards and identity of one split of a dataset folder."""
+def _open_folder(
+    path: Path, split: str, name: str | None
+) -> tuple[Domain, tuple[Shard, ...], Manifest]:
+    """Domain and shards of one split of a dataset folder, and its manifest."""
     if not path.is_dir():
         raise ValueError(
             f"{path}: does not exist; wanted a dataset folder, or the PREFIX of a .bin/.idx pair. "
@@ -139,7 +143,7 @@ def _open_folder(path: Path, split: str, name: str | None) -> tuple[Domain, tupl
             f"{path}: split {split!r} is not there; wanted one of {', '.join(manifest.splits)}. "
             f"Build it: python -m data_prep build {here.name} --split {split} --raw PATH --out {path}"
         )
-    return here, _folder_shards(path, split, manifest), manifest.identity(split)
+    return here, _folder_shards(path, split, manifest), manifest
 
 
 def _folder_shards(path: Path, split: str, manifest: Manifest) -> tuple[Shard, ...]:

@@ -55,19 +55,19 @@ class Sampler:
 
         The slices of all ranks, in order, are the same global batch for any world size.
         """
-        if (
-            batch_size < 1
-            or world_size < 1
-            or batch_size % world_size
-            or not 0 <= rank < world_size
-        ):
-            raise ValueError(
-                f"batch_size = {batch_size}, rank = {rank}, world_size = {world_size}: wanted a batch that divides "
-                f"evenly among the ranks, and 0 <= rank < world_size. Choose a batch size that is a multiple of "
-                f"{max(world_size, 1)}."
-            )
-        share = batch_size // world_size
-        return self.rows(step * batch_size + rank * share, share)
+        return self.rows(*rank_share(step, batch_size, rank, world_size))
+
+
+def rank_share(step: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(first sample, how many) of this rank in the global batch of `step`; ValueError where it does not divide."""
+    if batch_size < 1 or world_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+        raise ValueError(
+            f"batch_size = {batch_size}, rank = {rank}, world_size = {world_size}: wanted a batch that divides "
+            f"evenly among the ranks, and 0 <= rank < world_size. Choose a batch size that is a multiple of "
+            f"{max(world_size, 1)}."
+        )
+    share = batch_size // world_size
+    return step * batch_size + rank * share, share
 
 
 def _permute(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:

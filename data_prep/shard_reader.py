@@ -42,7 +42,7 @@ class OpenShard:
 
     def __init__(self, shard: Shard, here: Domain, dtype: np.dtype) -> None:
         self._shard, self._length, self._dtype = shard, here.seq_length, dtype
-        self._num_kinds = len(here.kinds)
+        self._num_kinds, self._packed = len(here.kinds), here.packed
         self._handle = _open(f"{shard.prefix}.bin", shard.bin_bytes)
         self._map: np.ndarray | None = None
         if self._num_kinds > 1:
@@ -62,7 +62,11 @@ class OpenShard:
             os.close(self._handle)
             self._handle = -1
         if self._map is not None:
-            out[where] = self._map[rows]
+            if isinstance(where, slice):
+                # The rows exist; "clip" only lets `take` write straight into `out`.
+                self._map.take(rows, axis=0, out=out, mode="clip")
+            else:
+                out[where] = self._map.take(rows, axis=0)
             return
         size = self._length * self._dtype.itemsize
         places = range(len(rows)) if isinstance(where, slice) else where.tolist()
@@ -78,15 +82,22 @@ class OpenShard:
         """The kind of every token, uint8 [n, S], of rows (int64 [n]) of this shard."""
         if self._num_kinds == 1:
             return np.zeros((len(rows), self._length), np.uint8)
-        return _kinds(self._index, rows, self._length, self._dtype.itemsize, self._num_kinds)
+        item = self._dtype.itemsize
+        if self._packed:
+            ends = rows * self._length * item, (rows * self._length + self._length - 1) * item
+            spans = _sequences_of(self._index, *ends, self._length)
+        else:
+            spans = _sequences_of_documents(self._index, rows, self._length * item)
+        return _kinds(self._index, rows, *spans, self._length, item, self._num_kinds)
 
 
 @dataclass(frozen=True)
 class _Index:
-    """A mapped .idx: byte offsets and kinds of its sequences (views into the map)."""
+    """A mapped .idx: byte offsets and kinds of its sequences, first sequences of its documents (views into the map)."""
 
     path: Path
     pointers: np.ndarray
+    documents: np.ndarray
     modes: np.ndarray
     buffer: mmap.mmap
     pointers_at: int
@@ -132,8 +143,9 @@ def _map_index(shard: Shard) -> _Index:
     finally:
         os.close(handle)
     pointers = np.frombuffer(raw, "<i8", count=header.sequences, offset=header.pointers_at)
+    documents = np.frombuffer(raw, "<i8", count=header.documents + 1, offset=header.documents_at)
     modes = np.frombuffer(raw, "<i1", count=header.sequences, offset=header.modes_at)
-    return _Index(path, pointers, modes, raw, header.pointers_at)
+    return _Index(path, pointers, documents, modes, raw, header.pointers_at)
 
 
 def check_pair(shard: Shard, here: Domain, dtype: np.dtype) -> None:
@@ -172,10 +184,18 @@ def _ends(idx_path: Path, header: IndexHeader) -> tuple[int, int, int]:
     return _INT64.unpack(first)[0], _INT64.unpack(last)[0], struct.unpack("<i", length)[0]
 
 
-def _kinds(index: _Index, rows: np.ndarray, length: int, item: int, num_kinds: int) -> np.ndarray:
-    """As `OpenShard.kinds`; `item` is the size of a token in bytes."""
+def _kinds(
+    index: _Index,
+    rows: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    length: int,
+    item: int,
+    num_kinds: int,
+) -> np.ndarray:
+    """The kind of every token, uint8 [n, length], of rows that begin in sequence `first` and end in `last` (int64 [n]);
+    `item` is the size of a token in bytes."""
     row_start = rows * length
-    first, last = _sequences_of(index, row_start * item, (row_start + length - 1) * item, length)
     counts = last - first + 1
     # Every row's sequences one after another: numbers first, first + 1, ..., last of row 0, then of row 1, ...
     ends = np.cumsum(counts)
@@ -191,7 +211,22 @@ def _kinds(index: _Index, rows: np.ndarray, length: int, item: int, num_kinds: i
             f"wanted rising pointers and modes 0 to {num_kinds - 1}. The file is damaged: run `python -m data_prep "
             f"check` on the folder, then copy or build it again."
         )
-    return np.repeat(modes, stop - begin).astype(np.uint8).reshape(len(rows), length)
+    return np.repeat(modes.view(np.uint8), stop - begin).reshape(len(rows), length)
+
+
+def _sequences_of_documents(
+    index: _Index, rows: np.ndarray, row_bytes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and last sequence (int64 [n] each) of rows that are whole documents: the .idx says where those begin."""
+    first, stop = index.documents[rows], index.documents[rows + 1]
+    inside = (first >= 0) & (first < stop) & (stop <= len(index.pointers))
+    if not inside.all() or (index.pointers[first] != rows * row_bytes).any():
+        raise ValueError(
+            f"{index.path}: documents that do not begin where rows do; wanted one document of {row_bytes} bytes for "
+            f"each row. The file is damaged or of another domain: run `python -m data_prep check` on the folder, then "
+            f"copy or build it again."
+        )
+    return first, stop - 1
 
 
 def _sequences_of(

@@ -48,7 +48,7 @@ def codecs(sample_data, tmp_path_factory) -> dict[str, list[str]]:
         out = folder / f"codebook-{codes}.safetensors"
         run(
             "train-codebook", "--raw", sample_data / "labelled" / "tinyimagenet10-train-000000.tar",
-            "--out", out, "--codes", codes, "--steps", 60, "--batch", 8, "--hidden", 16,
+            "--out", out, "--codes", codes, "--steps", 60, "--batch", 16, "--hidden", 16,
         )  # fmt: skip
         made[f"codebook-{codes}"] = ["--codebook", str(out)]
     return made

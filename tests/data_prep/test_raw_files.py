@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.raw_files import Entry, close_all, from_line, list_items, read_entry
+from data_prep.raw_files import (
+    Entry,
+    _ending,
+    close_all,
+    from_line,
+    from_lines,
+    list_items,
+    read_batches,
+    read_entry,
+)
 
 ENDINGS = frozenset({".jpg"})
 
@@ -152,13 +161,71 @@ def test_no_tar_at_all(tmp_path):
     assert "damaged after 0 items" in entry.reason
 
 
-@pytest.mark.parametrize("name", ["x.zip", "nothing"])
+@pytest.mark.parametrize("name", ["x.zip", "nothing", "nothing.tar"])
 def test_other_paths_are_refused(tmp_path, name):
     (tmp_path / "x.zip").write_bytes(b"PK")
     with pytest.raises(
         ValueError, match="wanted a folder of pictures, a .tar, or a folder of .tar files"
     ):
         list(list_items(tmp_path / name, ENDINGS))
+
+
+def test_lines_of_a_listing():
+    entries = [
+        Entry('a "tar"\n.tar', 512, 10**15, "späße\\\t.jpg"),
+        Entry("x", 0, 0, "\udcff.jpg", 'a reason, with "quotes"'),
+        Entry("x", 0, 0, "x.tar", "cut off", damaged=True),
+    ]
+    lines = [entry.line() for entry in entries]
+    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+    assert [from_line(line) for line in lines] == from_lines(b"".join(lines)) == entries
+    assert from_lines(b"") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.JPG", ".jpg", "a/.jpg", "..jpg", "a..jpg", "a.jpg/b", "a.b/jpg", "jpg", "a.", "a/..jpg"],
+)
+def test_endings_are_those_of_the_standard_library(name):
+    assert _ending(name) == os.path.splitext(name)[1].lower()
+
+
+def test_items_are_read_together_as_one_by_one(tmp_path):
+    """Members of a tar in one go, in any order, among files, refused entries, and ones that are no longer whole."""
+    random = np.random.default_rng(0)
+    make_tar(
+        tmp_path / "x.tar",
+        [(f"{n}.jpg", random.bytes(random.integers(0, 3000))) for n in range(700)]
+        + [("large.jpg", random.bytes(3 << 20)), ("larger.jpg", random.bytes(5 << 20))]
+        + [(f"z{n}.jpg", b"%d" % n) for n in range(20)],
+    )
+    (tmp_path / "y.jpg").write_bytes(b"alone")
+    (tmp_path / "link.jpg").symlink_to("y.jpg")
+    entries = list(list_items(tmp_path, ENDINGS))
+    entries += [Entry(str(tmp_path / "gone.jpg"), 0, 5, "gone.jpg")]
+    entries += [entries[7]._replace(offset=1 << 40), *reversed(entries[:50]), entries[3]]
+    limit = 4 << 20
+    good, bad = [], []
+    for batch, refused in read_batches(entries, limit):
+        assert len(batch) + len(refused) <= 256
+        good += batch
+        bad += [(entry, str(error)) for entry, error in refused]
+    opened, alone, reasons = {}, [], []
+    for entry in entries:
+        try:
+            alone.append((entry, read_entry(entry, limit, opened)))
+        except ValueError as error:
+            reasons.append((entry, str(error)))
+    close_all(opened)
+    assert good == alone
+    assert bad == reasons
+    assert [entry.key for entry, _ in bad] == [
+        "link.jpg",
+        "x.tar/larger.jpg",
+        "gone.jpg",
+        entries[7].key,
+        "link.jpg",
+    ]
 
 
 def fuzz_tar(tmp_path: Path, times: int) -> None:

@@ -1,0 +1,256 @@
+"""Pictures with their captions: which pairs there are, and the bytes and texts of each.
+
+    a .tar, or a folder of them       webdataset and img2dataset: key.jpg beside key.txt and/or key.json, one after
+                                      another
+    a folder                          the same, as files
+    a .tsv                            a header with the columns `image` and `caption`, no quoting; `image` is a path
+                                      below the TSV's folder, with or without its ending
+
+A .txt is one caption. Of a .json, `captions` (a list) and `caption` count. What several of them say of one picture is
+put together, equal captions once; each caption with its picture is one pair.
+"""
+
+import itertools
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_prep.caption_table import CAPTION, IMAGE, plan_table, table_rows
+from data_prep.domain import Piece, Refusal
+from data_prep.pictures import EXTENSIONS, MAX_BYTES
+from data_prep.raw_files import Entry, close_all, from_line, list_items, read_entry
+
+_TEXTS = frozenset({".txt", ".json"})
+# Pictures in one piece of work: with five captions each 8 MB of tokens at 32x32.
+_PIECE = 256
+# The longest of five million published captions has some thousand characters; more is no caption.
+MAX_CAPTION = 1 << 16
+_MAX_JSON = 1 << 20
+# What one picture may have; COCO has up to 7.
+MAX_CAPTIONS = 100
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture file's bytes and what is said of it; `key` names it in the raw data."""
+
+    key: str
+    picture: bytes
+    captions: tuple[str, ...]
+
+    def pair_key(self, number: int) -> str:
+        """The name of the picture with its caption `number`."""
+        return f"{self.key}#{number}"
+
+    def refused(self, reason: str) -> Iterator[Refusal]:
+        """One refusal for every pair, for a picture that cannot be used."""
+        return (Refusal(self.pair_key(n), reason) for n in range(len(self.captions)))
+
+
+def plan_pairs(raw: Path, listing: Path) -> list[Piece]:
+    """Cut the pairs below `raw` into pieces; of folders and tars every file is written to `listing`."""
+    if raw.suffix.lower() == ".tsv":
+        return plan_table(raw)
+    pieces: list[Piece] = []
+    damage: list[Refusal] = []
+    start = offset = 0
+    with listing.open("wb") as stream:
+        names = itertools.groupby(list_items(raw, EXTENSIONS | _TEXTS), _name)
+        for count, (_, entries) in enumerate(names, start=1):
+            for entry in entries:
+                offset += stream.write(entry.line())
+                if entry.damaged:
+                    damage.append(Refusal(entry.key, entry.reason, damaged=True))
+            if count % _PIECE == 0:
+                pieces.append(Piece(str(listing), start, offset, tuple(damage)))
+                start, damage = offset, []
+    if offset == 0:
+        raise ValueError(
+            f"{raw}: holds no pictures with captions; wanted key.jpg beside key.txt or key.json, in a folder or .tar, "
+            f"or a .tsv with the columns {IMAGE} and {CAPTION}. Give --raw the path of such data."
+        )
+    if start != offset:
+        pieces.append(Piece(str(listing), start, offset, tuple(damage)))
+    return pieces
+
+
+def read_pairs(piece: Piece) -> Iterator[Captioned | Refusal]:
+    """The pictures of one piece that have captions, and why others have not."""
+    opened: dict[str, BinaryIO] = {}
+    try:
+        if piece.source.lower().endswith(".tsv"):
+            yield from _from_table(piece, opened)
+            return
+        for _, entries in itertools.groupby(_listed(piece), _name):
+            yield from _together(entries, opened)
+    finally:
+        close_all(opened)
+
+
+def _name(entry: Entry) -> str:
+    """What the files of one pair have in common."""
+    return os.path.splitext(entry.key)[0]
+
+
+def _listed(piece: Piece) -> Iterator[Entry]:
+    with open(piece.source, "rb") as stream:
+        stream.seek(piece.start)
+        while stream.tell() < piece.stop:
+            yield from_line(stream.readline())
+
+
+# --- files that belong together
+
+
+def _together(
+    entries: Iterable[Entry], opened: dict[str, BinaryIO]
+) -> Iterator[Captioned | Refusal]:
+    """The picture among `entries`, files of one name, with the captions of the others."""
+    picture, last, refused = None, "", False
+    captions: dict[str, None] = {}  # in their order, each once
+    for entry in entries:
+        last = entry.key
+        for found in _of_file(entry, picture, opened):
+            if isinstance(found, Refusal):
+                refused = True
+                yield found
+            elif isinstance(found, Entry):
+                picture = found
+            elif found in captions or len(captions) < MAX_CAPTIONS:
+                captions[found] = None
+            else:
+                yield Refusal(entry.key, f"the picture has {MAX_CAPTIONS} captions before this one")
+    if picture is not None and captions:
+        yield from _with_picture(picture, tuple(captions), opened)
+    elif not refused:
+        # What was refused has said already why the pair is not whole.
+        missing = "a picture without a caption" if picture else "no picture beside it"
+        yield Refusal(picture.key if picture else last, missing)
+
+
+def _of_file(
+    entry: Entry, picture: Entry | None, opened: dict[str, BinaryIO]
+) -> Iterator[str | Entry | Refusal]:
+    """The captions in a file, or the entry itself if it is a picture."""
+    ending = os.path.splitext(entry.key)[1].lower()
+    if entry.reason:
+        yield Refusal(entry.key, entry.reason, entry.damaged)
+    elif ending in _TEXTS:
+        try:
+            data = read_entry(entry, MAX_CAPTION if ending == ".txt" else _MAX_JSON, opened)
+            stated = [data] if ending == ".txt" else _in_json(data)
+        except ValueError as error:
+            yield Refusal(entry.key, str(error))
+            return
+        for caption in stated:
+            try:
+                yield _caption(caption)
+            except ValueError as error:
+                yield Refusal(entry.key, str(error))
+    elif picture is not None:
+        yield Refusal(entry.key, f"a second picture of this name beside {picture.key}")
+    else:
+        yield entry
+
+
+def _with_picture(
+    entry: Entry, captions: tuple[str, ...], opened: dict[str, BinaryIO]
+) -> Iterator[Captioned | Refusal]:
+    try:
+        yield Captioned(entry.key, read_entry(entry, MAX_BYTES, opened), captions)
+    except ValueError as error:
+        yield from Captioned(entry.key, b"", captions).refused(str(error))
+
+
+def _in_json(data: bytes) -> list[Any]:
+    """Whatever stands under `captions` and `caption`; ValueError if nothing can."""
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_utf8(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"broken JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"JSON that holds a {type(found).__name__}; wanted an object")
+    several, one = found.get("captions"), found.get("caption")
+    if several is not None and not isinstance(several, list):
+        raise ValueError(f"JSON whose `captions` is a {type(several).__name__}; wanted a list")
+    return [*(several or []), *([] if one is None else [one])]
+
+
+def _caption(found: Any, what: str = "a caption") -> str:
+    """A caption without white space around it; ValueError says why `found` is none."""
+    if not isinstance(found, str | bytes):
+        raise ValueError(f"{what} of type {type(found).__name__}; wanted text")
+    if len(found) > MAX_CAPTION:
+        raise ValueError(f"{what} of {len(found)} characters; at most {MAX_CAPTION} are read")
+    try:
+        text = found.decode("utf-8-sig") if isinstance(found, bytes) else found
+        text.encode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} that is {_not_utf8(error)}") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} with half a surrogate pair") from None
+    if "\0" in text:
+        raise ValueError(f"{what} with a NUL character")
+    if not text.strip():
+        raise ValueError(f"{what} that is empty")
+    return text.strip()
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+
+
+# --- lines of a table
+
+
+def _from_table(piece: Piece, opened: dict[str, BinaryIO]) -> Iterator[Captioned | Refusal]:
+    """Lines that follow each other and name one picture are read together, so that it is read once."""
+    root = os.path.realpath(os.path.dirname(piece.source))
+    for image, together in itertools.groupby(map(_row, table_rows(piece)), _image):
+        captions: dict[str, None] = {}
+        for row in together:
+            if isinstance(row, Refusal):
+                yield row
+            else:
+                captions[row[1]] = None
+        if image is not None:
+            yield from _with_picture(_find_picture(root, image), tuple(captions), opened)
+
+
+def _row(row: tuple[str, bytes, bytes] | Refusal) -> tuple[str, str] | Refusal:
+    """(image, caption) of a line as text."""
+    if isinstance(row, Refusal):
+        return row
+    key, image, caption = row
+    try:
+        return _caption(image, "a path"), _caption(caption)
+    except ValueError as error:
+        return Refusal(key, str(error))
+
+
+def _image(row: tuple[str, str] | Refusal) -> str | None:
+    return None if isinstance(row, Refusal) else row[0]
+
+
+def _find_picture(root: str, image: str) -> Entry:
+    """The file that `image` names, with or without its ending; an entry with a reason if there is none."""
+    parts = image.split("/")
+    if image.startswith("/") or ".." in parts:
+        return Entry(root, 0, 0, image, "a path that points outside the folder of the table")
+    named = os.path.join(root, *parts)
+    for path in (named, *(named + ending for ending in sorted(EXTENSIONS))):
+        try:
+            found = os.lstat(path)
+        except OSError:  # not there, or a name that no file can have
+            continue
+        if stat.S_ISREG(found.st_mode) and os.path.realpath(path) == os.path.normpath(path):
+            return Entry(path, 0, found.st_size, image)
+        if not stat.S_ISDIR(found.st_mode):
+            return Entry(path, 0, 0, image, "not a plain file (link, device, socket or pipe)")
+    return Entry(named, 0, 0, image, "no such picture below the folder of the table")
