@@ -259,7 +259,7 @@ def _train_codebook(options: argparse.Namespace) -> str:
     from data_prep.codebook_training import train
 
     return train(
-        options.raw, options.out, codes=options.codes, steps=options.steps, batch=options.batch,
+        str(options.raw), options.out, codes=options.codes, steps=options.steps, batch=options.batch,
         hidden=options.hidden, seed=options.seed,
     )  # fmt: skip
 

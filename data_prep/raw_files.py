@@ -7,15 +7,18 @@ Whatever is not a plain file (links, devices) or carries a name that points else
 import json
 import os
 import stat
-import tarfile
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+
+from data_prep.tar_files import Member, TarDamage, members
+
+_quoted = json.encoder.encode_basestring_ascii
+# Items are handed over in batches of at most so many items and, beyond one item, so many bytes.
+_BATCH_ITEMS, _BATCH_BYTES = 256, 1 << 22
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One raw item: `size` bytes at `offset` of `file`; `key` names it; a `reason` means that it is refused.
 
     `damaged`: not one item but a tar, of which an unknown number of items is lost.
@@ -29,8 +32,11 @@ class Entry:
     damaged: bool = False
 
     def line(self) -> bytes:
-        """This entry as one line of a listing."""
-        return json.dumps(astuple(self)).encode() + b"\n"
+        """This entry as one line of a listing, in JSON."""
+        if self.reason:
+            return json.dumps(self).encode() + b"\n"
+        place = f"{self.offset}, {self.size}"
+        return f"[{_quoted(self.file)}, {place}, {_quoted(self.key)}]\n".encode()
 
 
 def from_line(line: bytes) -> Entry:
@@ -38,11 +44,16 @@ def from_line(line: bytes) -> Entry:
     return Entry(*json.loads(line))
 
 
+def from_lines(lines: bytes) -> list[Entry]:
+    """The entries of many lines."""
+    return [Entry(*each) for each in json.loads(b"[%b]" % lines.rstrip().replace(b"\n", b","))]
+
+
 def list_items(raw: Path, extensions: frozenset[str]) -> Iterator[Entry]:
     """Every item below `raw` (a folder, a tar, a folder with tars) whose name ends in one of `extensions`."""
     if raw.is_dir():
         yield from _list_folder(raw, "", extensions)
-    elif _ending(raw.name) == ".tar":
+    elif raw.is_file() and _ending(raw.name) == ".tar":
         yield from _list_tar(str(raw), raw.name, extensions)
     elif raw.is_file() and _ending(raw.name) in extensions:
         yield Entry(str(raw), 0, raw.stat().st_size, raw.name)
@@ -55,6 +66,9 @@ def list_items(raw: Path, extensions: frozenset[str]) -> Iterator[Entry]:
 
 
 def _ending(name: str) -> str:
+    dot = name.rfind(".")
+    if dot > 0 and name[dot - 1] not in "./":
+        return name[dot:].lower() if "/" not in name[dot:] else ""
     return os.path.splitext(name)[1].lower()
 
 
@@ -81,55 +95,37 @@ def _list_folder(folder: Path, prefix: str, extensions: frozenset[str]) -> Itera
 
 def _list_tar(path: str, key: str, extensions: frozenset[str]) -> Iterator[Entry]:
     """The members of one tar, by reading its headers only; damage becomes one entry that says so."""
-    length = os.stat(path).st_size
     count = 0
-    try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
-            for member in tar:
-                # tarfile remembers every member; forget them, or a tar of millions fills the memory.
-                tar.members.clear()  # type: ignore[attr-defined]
+    with open(path, "rb", buffering=0) as stream:
+        length = os.fstat(stream.fileno()).st_size
+        try:
+            for member in members(stream.fileno(), length):
                 entry = _tar_entry(path, key, length, member, extensions)
                 if entry is not None:
                     count += 1
                     yield entry
-            end = tar.offset
-        if not _ends_properly(path, end):
-            reason = f"the tar file is cut off after {count} items (no end mark): copy it again"
+        except TarDamage as error:
+            how = "cut off" if error.cut else "damaged"
+            reason = f"the tar file is {how} after {count} items ({error}): copy it again"
             yield Entry(path, 0, 0, key, reason, damaged=True)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        reason = f"the tar file is damaged after {count} items ({error}): copy it again"
-        yield Entry(path, 0, 0, key, reason, damaged=True)
-
-
-def _ends_properly(path: str, end: int) -> bool:
-    """Is there a block of zeros where the last member ends? tarfile takes a torn header for the end, silently."""
-    with open(path, "rb") as stream:
-        stream.seek(end)
-        return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _tar_entry(
-    path: str, key: str, length: int, member: tarfile.TarInfo, extensions: frozenset[str]
+    path: str, tar_key: str, length: int, member: Member, extensions: frozenset[str]
 ) -> Entry | None:
-    name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    key = f"{key}/{name}"
-    if member.isdir():
+    name, kind, offset, size = member
+    if kind == "5":
         return None
-    if name.startswith("/") or ".." in name.split("/"):
+    key = f"{tar_key}/{name}"
+    if name.startswith("/") or (".." in name and ".." in name.split("/")):
         return Entry(path, 0, 0, key, "a tar member whose name points outside the archive")
-    if not member.isreg() or member.issparse():
-        return Entry(
-            path,
-            0,
-            0,
-            key,
-            f"a tar member that is no plain file (type {member.type.decode('latin1')!r})",
-        )
+    if kind != "0":
+        return Entry(path, 0, 0, key, f"a tar member that is no plain file (type {kind!r})")
     if _ending(name) not in extensions:
         return None
-    if member.offset_data + member.size > length:
+    if offset + size > length:
         return Entry(path, 0, 0, key, "cut off: the tar file ends inside this member")
-    return Entry(path, member.offset_data, member.size, key)
+    return Entry(path, offset, size, key)
 
 
 def read_entry(entry: Entry, limit: int, opened: dict[str, BinaryIO]) -> bytes:
@@ -153,6 +149,81 @@ def read_entry(entry: Entry, limit: int, opened: dict[str, BinaryIO]) -> bytes:
     if len(data) != entry.size:
         raise ValueError(f"cut off: {len(data)} bytes of {entry.size}")
     return data
+
+
+def read_batches(
+    entries: Iterable[Entry], limit: int
+) -> Iterator[tuple[list[tuple[Entry, bytes]], list[tuple[Entry, ValueError]]]]:
+    """`read_entry` of many, in order: batches of (entry, its bytes), and of (entry, why it cannot be read).
+
+    Neighbours in one tar are read at once.
+    """
+    opened: dict[str, BinaryIO] = {}
+    try:
+        for batch in _batches(entries):
+            good: list[tuple[Entry, bytes]] = []
+            bad: list[tuple[Entry, ValueError]] = []
+            for run in _neighbours(batch):
+                _read_run(run, limit, opened, good, bad)
+            yield good, bad
+    finally:
+        close_all(opened)
+
+
+def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    batch: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if batch and (len(batch) == _BATCH_ITEMS or size + entry.size > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(entry)
+        size += entry.size
+    if batch:
+        yield batch
+
+
+def _neighbours(batch: list[Entry]) -> Iterator[list[Entry]]:
+    """Runs of entries of one file, each at most `_BATCH_BYTES` from its first byte to its last."""
+    run: list[Entry] = []
+    for entry in batch:
+        if run and not (
+            entry.file == run[0].file
+            and run[-1].offset <= entry.offset
+            and entry.offset + entry.size <= run[0].offset + _BATCH_BYTES
+            and not (entry.reason or run[0].reason)
+        ):
+            yield run
+            run = []
+        run.append(entry)
+    if run:
+        yield run
+
+
+def _read_run(
+    run: list[Entry],
+    limit: int,
+    opened: dict[str, BinaryIO],
+    good: list[tuple[Entry, bytes]],
+    bad: list[tuple[Entry, ValueError]],
+) -> None:
+    start = run[0].offset
+    size = max(entry.offset + entry.size for entry in run) - start
+    if len(run) > 1 and max(entry.size for entry in run) <= limit:
+        try:
+            data = read_entry(run[0]._replace(size=size), size, opened)
+        except ValueError:
+            pass  # one by one, to see which of them it is
+        else:
+            good += [
+                (each, data[each.offset - start : each.offset - start + each.size]) for each in run
+            ]
+            return
+    for entry in run:
+        try:
+            good.append((entry, read_entry(entry, limit, opened)))
+        except ValueError as error:
+            bad.append((entry, error))
 
 
 def close_all(opened: dict[str, BinaryIO]) -> None:

@@ -4,22 +4,26 @@ A row is one picture: its centre square, R x R, in raster order, red, green and 
 of 0 to 255 (Henighan et al. 2020, section 2 and Table 1).
 """
 
-import hashlib
 from collections.abc import Iterator
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, TokenRange
+from data_prep.domain import Block, Domain, Notes, Piece, Refusal, Shown, TokenRange
 
-RAW = "a folder of pictures, a .tar (class/x.jpg or webdataset key.jpg), or a folder of .tar files"
+RAW = (
+    "a folder of pictures, a .tar (class/x.jpg or webdataset key.jpg), a folder of .tar files, or META.tsv:PHOTOS "
+    "(YFCC100M's table and the folder or tars of its photographs)"
+)
 PATIENCE = 120.0
-# 2^20 pictures a shard: 200 MB at 8x8, 3.2 GB at 32x32; a hundred shards for 10^8 pictures.
-CHUNKS_PER_SHARD = 1024
-# Pictures in one piece of work: about a second of photographs at 340 to 1,100 a second and core.
-_PIECE = 1024
+# 2^20 small pictures a shard (200 MB at 8x8, 3.2 GB at 32x32), or about 170,000 photographs: 600 shards for 10^8.
+CHUNKS_PER_SHARD = 256
+CODEC = ""
+DEDUPLICATE = True
+# One piece of work: so many pictures, or files of so many bytes, whichever comes first; less than a second.
+_PIECE, _PIECE_BYTES = 4096, 1 << 26
 
 
 def _image_domain(side: int) -> Domain:
@@ -41,22 +45,26 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
     """Write what there is below `raw` to `listing`, one line an item, and cut it into pieces of byte ranges."""
     from data_prep.pictures import EXTENSIONS
     from data_prep.raw_files import list_items
+    from data_prep.yfcc import list_photos, split_raw
 
     if rows is not None:
         raise ValueError(
             f"--rows {rows}: pictures are all taken; wanted no --rows for {domain.name}. Leave it out."
         )
+    joined = split_raw(raw)
+    entries = list_photos(*joined, listing.parent) if joined else list_items(Path(raw), EXTENSIONS)
     pieces: list[Piece] = []
-    start = offset = 0
+    start = offset = count = size = 0
     damage: list[Refusal] = []
     with listing.open("wb") as stream:
-        for count, entry in enumerate(list_items(Path(raw), EXTENSIONS), start=1):
+        for entry in entries:
             offset += stream.write(entry.line())
+            count, size = count + 1, size + entry.size
             if entry.damaged:
                 damage.append(Refusal(entry.key, entry.reason, damaged=True))
-            if count % _PIECE == 0:
+            if count == _PIECE or size >= _PIECE_BYTES:
                 pieces.append(Piece(str(listing), start, offset, tuple(damage)))
-                start, damage = offset, []
+                start, count, size, damage = offset, 0, 0, []
     if offset == 0:
         raise ValueError(
             f"{raw}: holds no pictures; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
@@ -67,36 +75,41 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
     return pieces
 
 
-def read(domain: Domain, piece: Piece, seed: int) -> Iterator[Item | Refusal]:
-    """Decode the pictures of one piece; `seed` is not needed. The split goes by the file's bytes, so that the same
-    picture is in the same split at every size."""
-    from data_prep.pictures import MAX_BYTES, decode
-    from data_prep.raw_files import close_all, from_line, read_entry
+def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterator[Block | Refusal]:
+    """Decode the pictures of one piece; `seed` is not needed."""
+    return read_pixels(piece, domain.grid[0][1])
 
-    side = domain.grid[0][1]
-    opened: dict[str, BinaryIO] = {}
+
+def read_pixels(piece: Piece, side: int) -> Iterator[Block | Refusal]:
+    """The pictures of one piece in blocks of [n, 3 * side^2] pixel values, and what is refused. The split goes by the
+    file's bytes, so that the same picture is in the same split at every size."""
+    from data_prep.pictures import MAX_BYTES, decode_many
+    from data_prep.raw_files import from_lines, read_batches
+
     with open(piece.source, "rb") as stream:
         stream.seek(piece.start)
-        while stream.tell() < piece.stop:
-            entry = from_line(stream.readline())
-            try:
-                data = read_entry(entry, MAX_BYTES, opened)
-                tokens = decode(data, side).reshape(-1)
-            except ValueError as error:
-                yield Refusal(entry.key, str(error), entry.damaged)
-                continue
-            yield Item(
-                Document(entry.key, ((0, tokens),)), hashlib.blake2b(data, digest_size=16).digest()
-            )
-    close_all(opened)
+        entries = from_lines(stream.read(piece.stop - piece.start))
+    for found, unreadable in read_batches(entries, MAX_BYTES):
+        for entry, error in unreadable:
+            yield Refusal(entry.key, str(error), entry.damaged)
+        squares, refused = decode_many([data for _, data in found], side)
+        for place, error in refused.items():
+            yield Refusal(found[place][0].key, str(error))
+        if refused:
+            good = [place for place in range(len(found)) if place not in refused]
+            found, squares = [found[place] for place in good], squares[good]
+        if found:
+            keys = tuple(entry.key for entry, _ in found)
+            contents = tuple(blake2b(data, digest_size=16).digest() for _, data in found)
+            yield Block(0, squares.reshape(len(found), -1), keys, contents)
 
 
-def render(domain: Domain, tokens: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def render(domain: Domain, tokens: np.ndarray, kinds: np.ndarray, codec: Path | None) -> Shown:
     """One row back as a picture, uint8 [R, R, 3]."""
     side = domain.grid[0][1]
-    return tokens.reshape(side, side, 3).astype(np.uint8)
+    return Shown(picture=tokens.reshape(side, side, 3).astype(np.uint8))
 
 
-def notes(domain: Domain, raw: str) -> Notes:
-    """Pillow's version decides the pixels, to the last bit of a JPEG."""
-    return Notes({"pillow": version("pillow"), "numpy": version("numpy")})
+def notes(domain: Domain, raw: str, codec: Path | None) -> Notes:
+    """What decides the pixels, to the last bit: libjpeg-turbo is part of simplejpeg and of Pillow."""
+    return Notes({name: version(name) for name in ("simplejpeg", "pillow", "numpy")})

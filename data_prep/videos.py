@@ -1,0 +1,339 @@
+"""One video file -> clips of 16 small frames, as a person sees them. The only place where videos are decoded.
+
+A clip is 16 frames of 64 x 64 RGB at `RATE` frames a second: for each of 16 times, the decoded frame that is nearest
+(the earlier one of two), so that a slow video repeats frames and a fast one leaves some out. Times count from the first
+frame. Clips follow each other without a gap; of a long video at most `MOST_CLIPS` are taken, evenly spaced.
+
+The centre square of each frame is cut out, shrunk by averaging areas (swscale's AREA), and turned as the file's display
+matrix says. Pixels that are not square count as wide as they are shown.
+"""
+
+import io
+import os
+import stat
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from heapq import heappop, heappush
+from typing import Any
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.stream import Disposition
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from data_prep.raw_files import Entry
+
+EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+SIDE = 64
+FRAMES = 16
+RATE = 30
+MOST_CLIPS = 64
+# 8K video has 33 million pixels; a header that claims more is no video. Nor is a strip of 64 : 1.
+MAX_PIXELS = 1 << 26
+MAX_ASPECT = 64
+# Two hours at 30 a second, four minutes of work; what lies behind is not looked at.
+MAX_FRAMES = 216_000
+# Codecs reorder few frames, and four of the largest are 400 MB.
+_REORDERED = 4
+# Of an mp4, looked at to see where it ends; a fragmented one has some for every second.
+_MOST_BOXES = 100_000
+# FULL_CHR_H_INT: colour at full width, 10 dB better where 64 pixels are all of it. The last two: the same bits on every
+# processor. Measured to cost nothing.
+_AREA = (
+    Interpolation.AREA
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+)
+# What PyAV raises for hostile input; OSError for a disk that fails.
+_DAMAGE = (av.FFmpegError, OSError, MemoryError, ArithmeticError, RuntimeError)
+
+
+def clips(stream: io.RawIOBase) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 [16, 64, 64, 3]) of each clip of the video in `stream`, a seekable file. Number 0 starts with the
+    video, and the clip that would follow directly is number 1, whether it is taken or not.
+
+    ValueError says why there is none, or, after all whole clips, what was damaged behind them.
+    """
+    form, damage = _container(stream)
+    count = 0
+    try:
+        # The demuxer is named, never guessed: a playlist in disguise would open other files.
+        with av.open(stream, format=form, metadata_errors="replace") as container:
+            video = _video(container)
+            numbers = _numbers(container, video)
+            times = (Fraction(n * FRAMES + k, RATE) for n in numbers for k in range(FRAMES))
+            frames = _decoded(container, video, damage)
+            clip: list[np.ndarray] = []
+            shrink = _Shrink(video.sample_aspect_ratio)
+            for picture in _nearest(_timed(frames, video), times, shrink):
+                clip.append(picture)
+                if len(clip) == FRAMES:
+                    yield numbers[count], np.stack(clip)
+                    count, clip = count + 1, []
+    except _DAMAGE as error:
+        damage.append(_words(error))
+    if damage:
+        raise ValueError(f"damaged or cut off after {count} whole clips: {damage[0]}")
+    if not count:
+        raise ValueError(f"too short: {len(clip)} frames at {RATE} a second; one clip is {FRAMES}")
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+
+
+def _video(container: Any) -> Any:
+    """The first video stream. The cover picture of a sound file is none, though FFmpeg calls it one."""
+    for stream in container.streams.video:
+        if not Disposition.attached_pic & stream.disposition:
+            if stream.codec_context is None:
+                raise ValueError("no decoder for its codec")
+            # Workers share the cores; threads would only add copies of frames.
+            stream.codec_context.thread_count = 1
+            _check_size(stream.codec_context.width, stream.codec_context.height)
+            return stream
+    raise ValueError("no video stream")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * max(1, min(width, height)):
+        raise ValueError(
+            f"frames of {width} x {height} pixels; at most {MAX_PIXELS} and {MAX_ASPECT} : 1 are read"
+        )
+
+
+def _numbers(container: Any, video: Any) -> range | list[int]:
+    """Which clips to take; the header's word on how long the video is decides only how they are spaced."""
+    seconds = Fraction(container.duration or 0, av.time_base)
+    if video.duration and video.time_base:
+        seconds = Fraction(video.duration) * video.time_base
+    fits = int(seconds * RATE) // FRAMES
+    if fits <= MOST_CLIPS:
+        return range(MOST_CLIPS)
+    return [index * fits // MOST_CLIPS for index in range(MOST_CLIPS)]
+
+
+def _decoded(container: Any, video: Any, damage: list[str]) -> Iterator[Any]:
+    """The frames in the order of showing; where they end too early, `damage` hears why."""
+    try:
+        for count, frame in enumerate(container.decode(video)):
+            if count == MAX_FRAMES:
+                damage.append(f"only the first {MAX_FRAMES} frames of a video are read")
+                return
+            yield frame
+    except _DAMAGE as error:
+        damage.append(_words(error))
+
+
+def _timed(frames: Iterable[Any], video: Any) -> Iterator[tuple[Fraction, Any]]:
+    """(seconds since the first frame, frame), rising; a frame that is not later than the one before is left out."""
+    tick = Fraction(video.time_base or Fraction(1, RATE))
+    first = last = None
+    for stamp, frame in _in_order(_stamped(frames, 1 / (tick * (video.average_rate or RATE)))):
+        if first is None or last is None:
+            first = stamp
+        elif stamp <= last:
+            continue
+        last = stamp
+        yield (stamp - first) * tick, frame
+
+
+def _stamped(frames: Iterable[Any], step: Fraction) -> Iterator[tuple[Fraction, Any]]:
+    """Each frame with its own stamp; one without any comes a step after the one before."""
+    stamp = -step
+    for frame in frames:
+        given = frame.dts if frame.pts is None else frame.pts
+        stamp = stamp + step if given is None else Fraction(given)
+        yield stamp, frame
+
+
+def _in_order(stamped: Iterable[tuple[Fraction, Any]]) -> Iterator[tuple[Fraction, Any]]:
+    """Decoders give frames in the order of showing, but AVI stamps them in the order of decoding: so the n-th frame
+    gets the n-th smallest stamp."""
+    held: deque[Any] = deque()
+    stamps: list[Fraction] = []
+    for stamp, frame in stamped:
+        held.append(frame)
+        heappush(stamps, stamp)
+        if len(held) > _REORDERED:
+            yield heappop(stamps), held.popleft()
+    while held:
+        yield heappop(stamps), held.popleft()
+
+
+def _nearest(
+    frames: Iterable[tuple[Fraction, Any]],
+    times: Iterator[Fraction],
+    shrink: Callable[[Any], np.ndarray],
+) -> Iterator[np.ndarray]:
+    """For each of the rising `times` the nearest frame, small. The last frame counts for half a step of `RATE`."""
+    before: tuple[Fraction, Any] | None = None
+    time = next(times, None)
+    for now, frame in frames:
+        while before is not None and time is not None and time <= (before[0] + now) / 2:
+            yield shrink(before[1])
+            time = next(times, None)
+        if time is None:
+            return
+        before = now, frame
+    while before is not None and time is not None and time <= before[0] + Fraction(1, 2 * RATE):
+        yield shrink(before[1])
+        time = next(times, None)
+
+
+class _Shrink:
+    """The centre square of a frame, small and upright, uint8 [64, 64, 3]. Remembers what it set up for one size of
+    frame, and the last frame, which may be asked for again. `shape`: width of a pixel by its height, None if unknown.
+    """
+
+    def __init__(self, shape: Fraction | None) -> None:
+        self._shape = shape if shape and 1 / MAX_ASPECT < shape < MAX_ASPECT else Fraction(1)
+        self._reformatter = VideoReformatter()
+        self._crop: tuple[Any, Graph] | None = None
+        self._last: tuple[Any, np.ndarray] | None = None
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        if self._last is None or self._last[0] is not frame:
+            self._last = frame, self._shrink(frame)
+        return self._last[1]
+
+    def _shrink(self, frame: Any) -> np.ndarray:
+        _check_size(frame.width, frame.height)
+        small = self._reformatter.reformat(
+            self._square(frame), SIDE, SIDE, "rgb24", interpolation=_AREA, threads=1
+        )
+        return np.rot90(small.to_ndarray(), round(frame.rotation / 90))
+
+    def _square(self, frame: Any) -> Any:
+        """The part of a frame that is shown as its centre square; FFmpeg's crop moves pointers, not pixels."""
+        key = frame.width, frame.height, frame.format.name
+        if self._crop is None or self._crop[0] != key:
+            edge = min(frame.width * self._shape, Fraction(frame.height))
+            width, height = max(1, round(edge / self._shape)), max(1, round(edge))
+            graph = Graph()
+            graph.link_nodes(
+                graph.add_buffer(
+                    width=frame.width,
+                    height=frame.height,
+                    format=frame.format,
+                    time_base=Fraction(1, RATE),
+                ),
+                graph.add("crop", f"{width}:{height}:exact=1"),
+                graph.add("buffersink"),
+            ).configure()
+            self._crop = key, graph
+        self._crop[1].push(frame)
+        return self._crop[1].pull()
+
+
+# --- files
+
+
+class Window(io.RawIOBase):
+    """`size` bytes at `offset` of an open file, as a file of its own: a video inside a tar is read where it lies."""
+
+    def __init__(self, handle: int, offset: int, size: int) -> None:
+        self._handle, self._offset, self._size, self._at = handle, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = (0, self._at, self._size)[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self._size - self._at))
+        data = os.pread(self._handle, wanted, self._offset + self._at)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@contextmanager
+def open_entry(entry: Entry) -> Iterator[Window]:
+    """The bytes of one raw item as a file; ValueError if it may not or cannot be read."""
+    if entry.reason:
+        raise ValueError(entry.reason)
+    if not entry.size:
+        raise ValueError("empty file")
+    try:
+        # O_NONBLOCK: a pipe put in a file's place since the listing must not hang us.
+        handle = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("not a plain file (device, socket or pipe)")
+        if found.st_size < entry.offset + entry.size:
+            raise ValueError(f"cut off: {found.st_size - entry.offset} bytes of {entry.size}")
+        yield Window(handle, entry.offset, entry.size)
+    finally:
+        os.close(handle)
+
+
+def _container(stream: io.RawIOBase) -> tuple[str, list[str]]:
+    """FFmpeg's name of the container that the first bytes show, and damage: whether the file ends before it does."""
+    size = stream.seek(0, os.SEEK_END)
+    head = _at(stream, 0, 64)
+    if not head:
+        raise ValueError("empty file")
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+        form, end = "mov", _mp4_end(stream, size)
+    elif head[:4] == b"\x1a\x45\xdf\xa3":
+        form, end = "matroska", _matroska_end(stream)
+    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        form, end = "avi", 8 + int.from_bytes(head[4:8], "little")
+    else:
+        raise ValueError(f"no mp4, mov, mkv, webm or avi: starts with {head[:12]!r}")
+    stream.seek(0)
+    return form, [f"{size} bytes of {end}"] if end > size else []
+
+
+def _at(stream: io.RawIOBase, place: int, size: int) -> bytes:
+    stream.seek(place)
+    return stream.read(size) or b""
+
+
+def _mp4_end(stream: io.RawIOBase, size: int) -> int:
+    """Where the last box ends: size uint32 and type, then its 64-bit size if the first is 1 (ISO 14496-12, 4.2)."""
+    place = 0
+    for _ in range(_MOST_BOXES):
+        if place + 16 > size:
+            break
+        length, _, long = struct.unpack(">I4sQ", _at(stream, place, 16))
+        length = long if length == 1 else length
+        if length < 8:  # 0: to the end of the file; anything else is for the demuxer to judge
+            break
+        place += length
+    return place
+
+
+def _matroska_end(stream: io.RawIOBase) -> int:
+    """Where the Segment ends, which follows the EBML header (RFC 8794, 9599); 0 where it does not say."""
+    place = 4
+    for last in (False, True):
+        head = _at(stream, place, 8)
+        width = 9 - head[0].bit_length() if head and head[0] else 9
+        if len(head) < width:
+            return 0
+        value = int.from_bytes(head[:width], "big") & ((1 << 7 * width) - 1)
+        place += width
+        if value == (1 << 7 * width) - 1:  # live streams: unknown
+            return 0
+        place += value + (0 if last else 4)
+    return place
