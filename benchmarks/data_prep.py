@@ -3,9 +3,9 @@
     python -m benchmarks.data_prep [--case PART_OF_NAME] [--rounds N]
 
 The two sides alternate in one process; rates are per second of CPU time of this process, so that
-other work on the machine weighs less. The peers need `pip install webdataset opencv-python-headless vector-quantize-pytorch`
-beside the project's own requirements. Prints a table: rates (medians of the rounds), their ratio
-with its spread, and the bar.
+other work on the machine weighs less. Beside the project's own requirements the peers need
+`pip install webdataset opencv-python-headless vector-quantize-pytorch`. Prints a table: rates
+(medians of the rounds), their ratio with its spread, and the bar.
 """
 
 import argparse

@@ -95,7 +95,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Item:
-    """A raw item that became a document. Equal items have equal `content`, 16 bytes of a hash.
+    """A raw item that became a document. Equal items have equal `content`; it and `group` are hashes of 16 bytes.
 
     The split is decided by `group` where it is given (all captions of one picture go together), else by `content`.
     """

@@ -18,6 +18,7 @@ from data_prep.domain import Domain, Piece, Refusal, domain, family
 from data_prep.manifest import SPLITS, Setting, file_sha256
 from data_prep.shards import write_file
 from data_prep.workers import Progress
+from data_prep.yfcc import split_raw
 
 FRACTIONS = (0.96, 0.02, 0.02)
 
@@ -49,12 +50,18 @@ class Request:
             (split, share) for split, share in zip(SPLITS, self.fractions, strict=True) if share > 0
         )
 
+    def _resolved_raw(self) -> str:
+        """`raw` with whole paths, so that the same command from another folder is seen to be another."""
+        if self.raw.partition(":")[0] == "generator":
+            return self.raw
+        joined = split_raw(self.raw)
+        return ":".join(str(Path(part).resolve()) for part in joined or (self.raw,))
+
     @property
     def settings(self) -> dict[str, Setting]:
         """What another command must agree in to be the same build."""
-        generated = self.raw.partition(":")[0] == "generator"
         return {
-            "raw": self.raw if generated else str(Path(self.raw).resolve()),
+            "raw": self._resolved_raw(),
             "split": self.split,
             "rows": self.rows,
             "seed": self.seed,

@@ -1,6 +1,7 @@
 """Building whole datasets: splits, resume, parts, two builds at once, refused items."""
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from PIL import Image
 
 from data_prep.build import build
 from data_prep.check import check
-from data_prep.chunks import split_of
+from data_prep.chunks import splits_of
 from data_prep.dataset import TokenDataset
 from data_prep.manifest import load_manifest
 from data_prep.pictures import decode
@@ -82,7 +83,9 @@ def test_workers_and_parts_give_the_same_bytes(tmp_path, picture_folder):
         manifest = build(request(picture_folder), tmp_path / "parts", How(part=part, parts=3))
         assert (manifest is not None) == (part == 0), "finished when the last part is"
     one = shards(tmp_path / "one")
-    assert len(one) == 2 * 3 * 3, "6 chunks, 2 a shard, 3 splits"
+    assert [name for name in one if name.startswith("train") and name.endswith(".idx")] == [
+        f"train-0000{number}.idx" for number in range(3)
+    ], "6 chunks, 2 a shard"
     assert one == shards(tmp_path / "two") == shards(tmp_path / "parts")
 
 
@@ -112,9 +115,23 @@ def test_splits_are_stable_when_items_are_added(tmp_path, picture_folder):
 
 def test_split_shares():
     shares = (("train", 0.96), ("valid", 0.02), ("test", 0.02))
-    found = [split_of(str(number).encode(), shares) for number in range(20_000)]
-    assert found.count("train") / 20_000 == pytest.approx(0.96, abs=0.006)
-    assert found.count("valid") / 20_000 == pytest.approx(0.02, abs=0.004)
+    contents = [
+        hashlib.blake2b(str(number).encode(), digest_size=16).digest() for number in range(20_000)
+    ]
+    found = splits_of(contents, shares)
+    # Binomial: five standard deviations are 0.007 and 0.005.
+    assert (found == 0).mean() == pytest.approx(0.96, abs=0.007)
+    assert (found == 1).mean() == pytest.approx(0.02, abs=0.005)
+    assert (found == 2).mean() == pytest.approx(0.02, abs=0.005)
+    assert [splits_of([each], shares)[0] for each in contents[:50]] == found[:50].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "split"),
+    [(bytes(16), 0), (b"\xff" * 16, 2), (b"\x7f\xff" + bytes(14), 0), (b"\x80" + bytes(15), 1)],
+)
+def test_the_ends_of_the_range_of_a_hash(content, split):
+    assert splits_of([content], (("train", 0.5), ("valid", 0.25), ("test", 0.25)))[0] == split
 
 
 def test_one_split_after_another(tmp_path, picture_folder):

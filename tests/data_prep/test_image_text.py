@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 
 from data_prep.build import build
-from data_prep.chunks import split_of
+from data_prep.chunks import splits_of
 from data_prep.dataset import TokenDataset
 from data_prep.domain import Item, Piece, Refusal, domain
 from data_prep.domains import image_text
@@ -106,7 +106,8 @@ def test_all_captions_of_a_picture_go_to_one_split(tmp_path, tokenizer):
     for name in NAMES:
         for item in items(name, raw, tokenizer):
             key = item.document.key.split("#")[0]
-            assert splits.setdefault(key, split_of(item.group, shares)) == split_of(item.group, shares)  # fmt: skip
+            (split,) = splits_of([item.group], shares)
+            assert splits.setdefault(key, split) == split
     assert len(splits) == 40
     assert set(splits.values()) == {"train", "valid"}
 
