@@ -1,6 +1,6 @@
 """One training step, ours (DeepSpeed + megatron-core) against a plain-PyTorch GPT.
 
-    python benchmarks/train_step.py [--threads N] [--rounds N] [--precision fp32|bf16]
+    python -m benchmarks.train_step [--threads N] [--rounds N] [--precision fp32|bf16]
 
 Same shape, data type, batch, loss and optimizer; the two alternate in one process, so that noise
 from other work on the machine meets both. The peer is written as one would write it in an
