@@ -43,7 +43,7 @@ def test_the_commands_have_the_words_that_the_readme_lists():
     for package, words in listed:
         command = [sys.executable, "-m", package, "--help"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        offered = set(re.findall(r"^    ([\w-]+) ", done.stdout, re.M))
+        offered = set(re.findall(r"^    ([\w-]+)(?: |$)", done.stdout, re.M))
         assert offered == set(words.split(" | ")), package
 
 
