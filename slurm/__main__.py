@@ -12,7 +12,17 @@ from launch.study import expand, load_study
 from slurm.cluster import cluster_names
 from slurm.ledger import end, held, live_runs, submissions
 from slurm.status import RunStatus, as_json, as_table, causes, look
-from slurm.submit import Round, Target, describe, plan, say, start_missing, target, unfinished
+from slurm.submit import (
+    Round,
+    Target,
+    describe,
+    plan,
+    refuse_other_study,
+    say,
+    start_missing,
+    target,
+    unfinished,
+)
 
 ALL_DONE, FAILED, BAD_INPUT, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -62,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _submit(arguments: argparse.Namespace) -> int:
     of = target(arguments.study, arguments.cluster, arguments.data, arguments.results)
+    refuse_other_study(of)
     number = len(of.runs)
     left = unfinished(of)
     if not left:

@@ -92,7 +92,7 @@ def unfinished(of: Target) -> list[RunConfig]:
 
 def start_missing(of: Target, tried: frozenset[str] = frozenset()) -> Round:
     """Start jobs for every run that needs one and was not `tried`. Safe to call at any time."""
-    _refuse_other_study(of)
+    refuse_other_study(of)
     with submit_lock(of.folder):
         _keep_study(of)
         past = submissions(of.folder)
@@ -134,7 +134,7 @@ def describe(of: Target, packed: Sequence[PackedJob]) -> list[str]:
 # --- the study's folder ---
 
 
-def _refuse_other_study(of: Target) -> None:
+def refuse_other_study(of: Target) -> None:
     """A results folder holds one study. More runs may join it; runs that began may not leave it."""
     mine = {run.run_id for run in of.runs}
     begun = {path.parent.name for path in of.folder.glob(f"*/{CONFIG_FILE}")}

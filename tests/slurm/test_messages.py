@@ -94,14 +94,15 @@ def test_a_damaged_run_is_run_again(submit, study, tmp_path):
     assert f"    {run.run_id}\n" in out
 
 
-def test_another_study_of_the_name_is_refused(submit, study, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_another_study_of_the_name_is_refused(submit, study, tmp_path, options):
     run = runs_of(study)[0]
     folder = tmp_path / "results" / "tiny"
     (folder / run.run_id).mkdir(parents=True)
     (folder / run.run_id / "config.json").write_text("{}")
     (folder / "study.toml").write_text(study.read_text())
     write_study(study, ((1, 64),))
-    status, _, err = submit()
+    status, _, err = submit(*options)
     assert status == 2
     assert f"study 'tiny' has begun in {folder} with 1 runs that are not in this file" in err
     assert f"for example {run.run_id} (study file there: sha256 " in err
