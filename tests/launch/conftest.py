@@ -14,7 +14,7 @@ from tests.launch.small import train_alone
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
-    """image-8x8: 164 training rows of 192 tokens, smooth enough to be learned from."""
+    """image-8x8: about 160 training rows of 192 tokens, smooth enough to be learned from."""
     folder = tmp_path_factory.mktemp("pictures")
     raw = folder / "raw"
     raw.mkdir()

@@ -37,9 +37,9 @@ def test_the_ranks_share_the_batch_that_one_rank_would_have(world_size, pictures
 def test_the_first_epoch_sees_every_row_once(pictures):
     run = config()
     dataset = open_dataset(pictures, "train", run)
-    assert dataset.num_rows % BATCH == 0, "164 rows: 41 steps are one epoch"
     batches = TrainingBatches(dataset, run, 0, 1)
-    seen = torch.cat([batches.at(step, CPU).tokens for step in range(dataset.num_rows // BATCH)])
+    steps = -(-dataset.num_rows // BATCH)  # the last of them may begin the next epoch
+    seen = torch.cat([batches.at(step, CPU).tokens for step in range(steps)])[: dataset.num_rows]
     every = dataset.rows(np.arange(dataset.num_rows)).tokens
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, every.tolist()))
 

@@ -45,13 +45,13 @@ def undisturbed(tmp_path_factory, data) -> dict[str, list[float]]:
     assert done.out.count("finished") == 2
     assert "2 runs: 0 finished, 2 started now" in done.err
     for run in runs_of(terminal.study):
-        assert f"{run.run_id}: finished (step {run.train_steps} of" in done.err
+        assert f"{run.run_id}: finished (step {run.train_steps:,} of" in done.err
         assert read_result(terminal.folder / run.run_id).provenance[-1]["threads"] == "1"
     again_is_quick(terminal)
     return losses(terminal)
 
 
-LONG = 5e5  # tokens: some ten seconds of training, so that there is time to interfere
+LONG = 1.5e6  # tokens: some twenty seconds of training, so that there is time to interfere
 
 
 def again_is_quick(terminal: Terminal) -> None:
@@ -153,7 +153,7 @@ def test_a_failing_run_does_not_stop_the_others(terminal, data):
 
 def test_a_run_that_somebody_trains_by_hand_is_waited_for(terminal, data):
     """`launch run` without `slurm`: its lock is respected, and what it leaves undone is done."""
-    write_study(terminal.study, ((1, 16),), tokens=2 * LONG)
+    write_study(terminal.study, ((1, 16),), tokens=LONG)
     (run,) = runs_of(terminal.study)
     words = ["run", str(terminal.study), "--data", str(data), "--results", str(terminal.results)]
     by_hand = subprocess.Popen([sys.executable, "-m", "launch", *words], stderr=subprocess.DEVNULL)
