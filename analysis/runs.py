@@ -175,8 +175,24 @@ def _recipe(run: RunResult) -> str:
         "trunk",
         "keep_steps",
     }
-    recipe = {name: value for name, value in run.config.items() if name not in left_out}
+    recipe = _stated({name: value for name, value in run.config.items() if name not in left_out})
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# Choices that older runs did not have, and what they then did.
+_ALWAYS_WERE = {
+    "blend": [], "attention": "dense", "positions": "plain", "attention_window": 0,
+    "position_axes": [],
+}  # fmt: skip
+
+
+def _stated(table: dict) -> dict:
+    """A configuration without the choices that say what older runs did unasked."""
+    return {
+        name: _stated(value) if isinstance(value, dict) else value
+        for name, value in table.items()
+        if name not in _ALWAYS_WERE or _ALWAYS_WERE[name] != value
+    }
 
 
 def _unusable(run: RunResult, split: str) -> str | None:

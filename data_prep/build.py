@@ -11,6 +11,7 @@
 killed continues from what is there, and `--part K/M` builds, each doing every M-th shard, meet in the same folder.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ from data_prep.plan import (
     check_request,
     codec_name,
     lock,
+    lock_division,
     plan_shards,
     record_path,
     same_settings,
@@ -42,6 +44,7 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
     here = domain(request.domain)
     finished = already_built(request, out, here)
     if finished:
+        _clear(request, out)
         return finished
     if out.is_file():
         raise ValueError(
@@ -50,7 +53,11 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
     out.mkdir(parents=True, exist_ok=True)
     # Parts work side by side; a part twice, or a whole build beside anything else, would be in each other's way.
     part = f"part-{how.part + 1}-of-{how.parts}"
-    with lock(out, "build", shared=how.parts > 1), lock(out, part, shared=False):
+    with (
+        lock(out, "build", shared=how.parts > 1),
+        lock_division(out, how.parts),
+        lock(out, part, shared=False),
+    ):
         work = out / ".build" / request.label
         (work / "merged").mkdir(parents=True, exist_ok=True)
         _copy_codec(request, out)
@@ -67,6 +74,14 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
             return already_built(request, out, here) or finish(
                 request, here, out, work, len(plans), how
             )
+
+
+def _clear(request: Request, out: Path) -> None:
+    """Remove what a build that was killed after its manifest was written has left."""
+    work = out / ".build" / request.label
+    if work.is_dir():
+        with contextlib.suppress(ValueError), lock(out, "build", shared=False):
+            shutil.rmtree(work)
 
 
 def _copy_codec(request: Request, out: Path) -> None:

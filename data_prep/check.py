@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.domain import Domain, domain
-from data_prep.manifest import ShardRecord, check_domain, load_manifest
+from data_prep.manifest import ShardRecord, check_domain, codec_path, load_manifest
 from data_prep.shard_reader import check_size
 from data_prep.shards import HEADER, IndexHeader, read_header
 
@@ -23,6 +23,7 @@ def check(folder: Path, tell: Callable[[int, int], None] = lambda done, total: N
     manifest = load_manifest(folder)
     here = domain(manifest.domain)
     check_domain(folder, manifest, here)
+    codec_path(folder, manifest)
     records = [record for shards in manifest.splits.values() for record in shards]
     for done, record in enumerate(records):
         tell(done, len(records))

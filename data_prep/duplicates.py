@@ -69,24 +69,26 @@ def load_keys(prefix: Path) -> list[str]:
 
 def find_duplicates(prefixes: dict[int, Path]) -> Iterator[Duplicate]:
     """Every document of these shards (number -> prefix) whose content an earlier one has."""
-    maps = {
-        number: np.memmap(path, _ENTRY, "r")
-        for number, prefix in prefixes.items()
-        if (path := _beside(prefix, ".contents.npy")).stat().st_size
-    }
-    total = sum(len(entries) for entries in maps.values())
+    paths = {number: _beside(prefix, ".contents.npy") for number, prefix in prefixes.items()}
+    sizes = {number: path.stat().st_size // _ENTRY.itemsize for number, path in paths.items()}
+    total = sum(sizes.values())
     ranges = max(1, -(-total // _TOGETHER))
     # Digests are uniform, so ranges of their first number hold about equally many.
     bounds = [(1 << 64) * index // ranges for index in range(ranges + 1)]
-    starts = dict.fromkeys(maps, 0)
+    starts = dict.fromkeys(paths, 0)
     for bound in bounds[1:]:
         parts, shards = [], []
-        for number, entries in maps.items():
-            start = starts[number]
-            stop = len(entries)
+        for number, path in paths.items():
+            start, stop = starts[number], sizes[number]
+            if start == stop:
+                continue
+            entries = np.memmap(
+                path, _ENTRY, "r"
+            )  # one file open at a time, however many there are
             if bound < 1 << 64:
                 stop = int(np.searchsorted(entries["high"], np.uint64(bound)))
             parts.append(np.array(entries[start:stop]))
+            del entries
             shards.append(np.full(stop - start, number, np.int64))
             starts[number] = stop
         if parts:

@@ -3,7 +3,7 @@
 Nothing here is remembered: killed anywhere, it starts over from the merged shards.
 """
 
-import functools
+import itertools
 import json
 import os
 import shutil
@@ -106,20 +106,21 @@ def _list_duplicates(
     prefixes: dict[int, Path], dropped: dict[int, list[int]], ledger: TextIO
 ) -> int:
     """Fill `dropped` (shard -> documents) and write a line for each duplicate; how many there are."""
-    count = 0
-
-    @functools.lru_cache(maxsize=8)
-    def keys(number: int) -> list[str]:
-        return load_keys(prefixes[number])
-
-    for each in find_duplicates(prefixes):
-        dropped[each.shard].append(each.document)
-        shard, document = each.first
-        reason = f"a duplicate of {keys(shard)[document]}"
-        line = {"key": keys(each.shard)[each.document], "reason": reason, "duplicate": True}
-        ledger.write(json.dumps(line) + "\n")
-        count += 1
-    return count
+    found = sorted(find_duplicates(prefixes), key=lambda each: each.first)
+    firsts: dict[tuple[int, int], str] = {}
+    # They come in the order of their digests; shard by shard, the keys of each are read twice in all.
+    for shard, group in itertools.groupby(found, key=lambda each: each.first[0]):
+        keys = load_keys(prefixes[shard])
+        firsts |= {each.first: keys[each.first[1]] for each in group}
+    found.sort(key=lambda each: (each.shard, each.document))
+    for shard, group in itertools.groupby(found, key=lambda each: each.shard):
+        keys = load_keys(prefixes[shard])
+        for each in group:
+            dropped[shard].append(each.document)
+            reason = f"a duplicate of {firsts[each.first]}"
+            line = {"key": keys[each.document], "reason": reason, "duplicate": True}
+            ledger.write(json.dumps(line) + "\n")
+    return len(found)
 
 
 @dataclass

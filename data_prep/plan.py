@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -174,6 +174,20 @@ def lock(out: Path, name: str, shared: bool, wait: bool = False) -> Iterator[Non
         ) from None
     finally:
         os.close(handle)
+
+
+@contextmanager
+def lock_division(out: Path, parts: int) -> Iterator[None]:
+    """Hold the folder for builds in so many parts; ValueError while parts of another division are being built."""
+    mine = f"parts-of-{parts}"
+    with ExitStack() as held:
+        with lock(out, "division", shared=False, wait=True):
+            for path in sorted((out / ".build").glob("parts-of-*.lock")):
+                if path.stem != mine:
+                    with lock(out, path.stem, shared=False):
+                        pass
+            held.enter_context(lock(out, mine, shared=True))
+        yield
 
 
 def plan_shards(

@@ -65,6 +65,7 @@ def members(file: int, length: int) -> Iterator[Member]:
                 continue
             header = window[at : at + BLOCK]
             if header == _END:
+                _refuse_more(file, place + at, length)
                 return
             member, at = reader.read(header, place, at + BLOCK)
             if member is not None:
@@ -72,6 +73,17 @@ def members(file: int, length: int) -> Iterator[Member]:
             count += 1
         place += at
         size = min(2 * size, _LARGEST_READ) if count * 4096 >= size else _SMALLEST_READ
+
+
+def _refuse_more(file: int, place: int, length: int) -> None:
+    """Behind the end mark there may be nothing but zeros: members of a tar that was appended would be lost."""
+    while place < length:
+        rest = os.pread(file, min(_LARGEST_READ, length - place), place)
+        if not rest:
+            return  # it is shorter by now; what its members hold is all there
+        if rest.count(0) != len(rest):
+            raise TarDamage("data behind the end mark")
+        place += len(rest)
 
 
 def _padded(size: int) -> int:

@@ -214,6 +214,8 @@ def read_progress(folder: Path) -> tuple[bool, np.ndarray]:
         return False, np.empty(0)
     with _naming(path), _open(path, "r") as file:
         table = file["train"]
+        if table.dtype != TRAIN_COLUMNS:
+            raise TypeError(f"/train holds {table.dtype}, wanted {TRAIN_COLUMNS}")
         return "finished" in file.attrs and _flag(file), table[-RECENT_ROWS:]
 
 

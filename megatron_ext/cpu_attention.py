@@ -14,8 +14,12 @@ rest holds zeros), Q = 4 queries.
 """
 
 import concurrent.futures
+import functools
+import hashlib
 import math
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -23,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-QUERIES = 4
 QUERIES = 4
 
 _F = np.float32
@@ -35,7 +38,11 @@ _C0, _C1, _C2, _C3, _C4, _C5, _C6 = (_F(math.log(2) ** k / math.factorial(k)) fo
 
 # Sums may be taken in any order, which vector instructions need. "No NaN" is not promised: a run
 # that diverges must show it.
-_OPTIONS = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "nogil": True, "cache": True}
+_OPTIONS = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "nogil": True}
+# Layout "A": strides as they come, so that one signature serves every view that megatron-core hands over.
+_TENSOR, _SUMS = numba.types.Array(numba.float32, 4, "A"), numba.types.Array(numba.float32, 3, "A")
+_FORWARD = (*[numba.int64] * 2, numba.float32, numba.int64, *[_TENSOR] * 4, _SUMS)
+_BACKWARD = (*_FORWARD, *[_TENSOR] * 4)
 
 
 class CpuCausal(torch.autograd.Function):
@@ -57,7 +64,7 @@ class CpuCausal(torch.autograd.Function):
         context_SBHD = torch.empty(query_SBHD.shape)
         log_sum_BHS = torch.empty((batch, heads, length))
         inputs = (query_SBHD, key_SBHD, value_SBHD, context_SBHD, log_sum_BHS)
-        _run(_forward, batch * heads, scale, window, *inputs)
+        _run(_compiled(_forward, _FORWARD), batch * heads, scale, window, *inputs)
         ctx.save_for_backward(*inputs)
         ctx.scale, ctx.window = scale, window
         return context_SBHD.view(length, batch, heads * channels)
@@ -68,7 +75,8 @@ class CpuCausal(torch.autograd.Function):
         grad_SBHD = grad_SBE.reshape(inputs[0].shape)
         grads = [torch.empty(inputs[0].shape) for _ in range(3)]
         batch, heads, _ = inputs[-1].shape
-        _run(_backward, batch * heads, ctx.scale, ctx.window, *inputs, grad_SBHD, *grads)
+        kernel = _compiled(_backward, _BACKWARD)
+        _run(kernel, batch * heads, ctx.scale, ctx.window, *inputs, grad_SBHD, *grads)
         return grads[0], grads[1], grads[2], None, None
 
 
@@ -76,7 +84,7 @@ def _run(kernel: Any, pairs: int, scale: float, window: int, *tensors: Tensor) -
     """Call `kernel` for every (row, head), shared among as many threads as PyTorch may use."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
     threads = min(torch.get_num_threads(), pairs)
-    if threads == 1:
+    if threads <= 1:
         kernel(0, pairs, _F(scale), window, *arrays)
         return
     bounds = [pairs * i // threads for i in range(threads + 1)]
@@ -86,6 +94,26 @@ def _run(kernel: Any, pairs: int, scale: float, window: int, *tensors: Tensor) -
     ]
     for job in jobs:
         job.result()
+
+
+@functools.cache
+def _compiled(function: Callable, signature: tuple) -> Callable:
+    """The machine code of one kernel: from this user's cache, or compiled now, which takes some seconds.
+
+    The cache is a folder of this very source, so no other version's code can be met in it, and every
+    process writes the same there. A cache that is broken, full or cannot be written costs the time
+    to compile and nothing else.
+    """
+    before = numba.config.CACHE_DIR
+    base = Path(before) if before else Path(__file__).with_name("__pycache__")
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    try:
+        numba.config.CACHE_DIR = str(base / f"cpu_attention-{source[:16]}")
+        return numba.njit(signature, cache=True, **_OPTIONS)(function)
+    except Exception:  # numba's cache raises almost anything; without it nothing is lost but time
+        return numba.njit(signature, **_OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 _pools: dict[int, concurrent.futures.ThreadPoolExecutor] = {}
@@ -98,7 +126,6 @@ def _threads() -> concurrent.futures.ThreadPoolExecutor:
     return _pools[os.getpid()]
 
 
-@numba.njit(**_OPTIONS)
 def _forward(first, last, scale, window, query, key, value, context, log_sum):
     length, _, heads, channels = query.shape
     padded, stride = _padded(channels, length)
@@ -137,7 +164,6 @@ def _forward(first, last, scale, window, query, key, value, context, log_sum):
                     context[i, row, head, d] = sums_QP[i - start, d] / totals_Q[i - start]
 
 
-@numba.njit(**_OPTIONS)
 def _backward(
     first, last, scale, window, query, key, value, context, log_sum, grad,
     grad_query, grad_key, grad_value,

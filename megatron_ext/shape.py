@@ -55,7 +55,7 @@ class ModelShape:
                     "the ladder entry or the domain."
                 )
         axes = self.position_axes
-        whole = isinstance(axes, tuple) and all(isinstance(size, int) for size in axes)
+        whole = isinstance(axes, tuple) and all(isinstance(n, int) and n > 0 for n in axes)
         if not whole or (axes and math.prod(axes) != self.seq_length):
             raise ValueError(
                 f"shape.position_axes = {axes!r}; wanted sizes whose product is "

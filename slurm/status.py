@@ -119,7 +119,7 @@ def _read(folder: Path) -> tuple[bool, np.ndarray]:
 def _progress(rows: np.ndarray, run: RunConfig) -> dict[str, Any]:
     if not len(rows):
         return {"step": 0}
-    seconds = float(np.mean(rows["seconds"]))
+    seconds = float(np.median(rows["seconds"]))
     step = int(rows["step"][-1])
     return {
         "step": step,

@@ -6,10 +6,14 @@
     RAW               what `--raw` may be, for `python -m data_prep list`
     PATIENCE          longest silence of a worker, in seconds, before it counts as hung
     CHUNKS_PER_SHARD  how many pieces make one shard
+    DEDUPLICATE       whether items of equal content are written once
+    CODEC             "", "tokenizer" or "codebook": what the build must be given
     plan(domain, raw, rows, listing) -> list[Piece]    cut the raw input into pieces that workers do alone
-    read(domain, piece, seed) -> Iterator[Item | Refusal]
-    render(domain, tokens, kinds) -> str | picture   one row back, for `show` and the preview
-    notes(domain, raw) -> Notes                      versions and whether the build can be repeated bit for bit
+    read(domain, piece, seed, codec) -> Iterator[Item | Block | Refusal]
+    render(domain, tokens, kinds, codec) -> Shown    one row back, for `show` and the preview
+    notes(domain, raw, codec) -> Notes               versions and whether the build can be repeated bit for bit
+    check_codec(domain, codec)                       only with CODEC: ValueError if the file does not fit
+    with_vocabulary(domain, pieces) -> Domain        only with a tokenizer: the domain called NAME-vPIECES
 
 and imports nothing heavy until one of these functions is called.
 """

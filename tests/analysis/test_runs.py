@@ -1,12 +1,13 @@
 """Results folders: which runs count, which are left out and why, what is refused."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from analysis.points import keep_efficient, seed_noise
-from analysis.runs import Counting, curve_points, final_points, read_runs, warmup_tokens
+from analysis.runs import Counting, _recipe, curve_points, final_points, read_runs, warmup_tokens
 from launch.results import read_result
 from tests.analysis.planted import PlantedRun, Surface, ladder, write_run, write_study
 
@@ -21,6 +22,18 @@ def study(tmp_path, *more):
 
 def reasons(folder):
     return {each.point: each.reason for each in read_runs(folder).left_out}
+
+
+def test_runs_from_before_a_choice_was_there_are_of_one_recipe():
+    old = {"shape": {"num_layers": 2}, "model": {"family": "henighan"}, "domain": "x"}
+    new = {
+        "shape": {"num_layers": 2, "attention_window": 0, "position_axes": []},
+        "model": {"family": "henighan", "attention": "dense", "positions": "plain"},
+        "domain": "x", "blend": [],
+    }  # fmt: skip
+    sparse = {**new, "shape": {**new["shape"], "attention_window": 24}}
+    recipes = [_recipe(SimpleNamespace(config=each)) for each in (old, new, sparse)]
+    assert recipes[0] == recipes[1] != recipes[2]
 
 
 def test_one_final_point_for_each_run_at_its_lowest_loss(tmp_path):

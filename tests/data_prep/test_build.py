@@ -22,7 +22,7 @@ from data_prep.chunks import splits_of
 from data_prep.dataset import TokenDataset
 from data_prep.manifest import load_manifest
 from data_prep.pictures import decode
-from data_prep.plan import How, Request, lock
+from data_prep.plan import How, Request, lock, lock_division
 
 HALVES = (0.5, 0.25, 0.25)
 
@@ -111,6 +111,27 @@ def test_splits_are_stable_when_items_are_added(tmp_path, picture_folder):
     after = all_rows(tmp_path / "after")
     for split, rows in all_rows(tmp_path / "before").items():
         assert {row.tobytes() for row in rows} <= {row.tobytes() for row in after[split]}
+
+
+def test_parts_of_two_divisions_do_not_build_side_by_side(tmp_path, picture_folder):
+    """1/2 and 1/3 would write the same chunks at the same time."""
+    out = tmp_path / "out"
+    build(request(picture_folder), out, How(part=0, parts=2))
+    with lock_division(out, 2):
+        with pytest.raises(ValueError, match="another build is writing here"):
+            build(request(picture_folder), out, How(part=0, parts=3))
+        build(request(picture_folder), out, How(part=1, parts=2))
+    assert "right" in check(out)
+
+
+def test_what_a_kill_behind_the_manifest_leaves_is_removed(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    build(request(picture_folder), out, How())
+    left = out / ".build" / "all"
+    left.mkdir()
+    (left / "listing.jsonl").write_text("old")
+    build(request(picture_folder), out, How())
+    assert not left.exists()
 
 
 def test_split_shares():

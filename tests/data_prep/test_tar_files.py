@@ -281,3 +281,20 @@ def test_memory_is_flat(tmp_path):
         assert sum(1 for _ in members(stream.fileno(), path.stat().st_size)) == 400
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
+
+
+def test_members_behind_the_end_mark_are_not_lost_in_silence(tmp_path):
+    """Two tars in one file, as `cat` makes them: tar itself stops at the first one's end mark."""
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            add(tar, f"{name}.jpg", b"x" * 700)
+    both = tmp_path / "both.tar"
+    both.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    with both.open("rb") as stream:
+        found = members(stream.fileno(), both.stat().st_size)
+        assert next(found).name == "a.jpg"
+        with pytest.raises(TarDamage, match="data behind the end mark"):
+            next(found)
+    padded = tmp_path / "padded.tar"
+    padded.write_bytes((tmp_path / "a.tar").read_bytes() + bytes(3_000_000))
+    assert [member.name for member in ours(padded)] == ["a.jpg"]

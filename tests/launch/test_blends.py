@@ -9,6 +9,7 @@ import torch
 from data_prep.dataset import TokenDataset
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.folder import data_identity
+from launch.plan import print_plan
 from launch.results import read_result
 from launch.run import DONE, run_all
 from launch.strict import validate
@@ -77,6 +78,16 @@ def test_evaluations_do_not_depend_on_the_seed_of_the_run(both):
     ]
     assert np.array_equal(*chosen)
     assert BATCH < len(chosen[0]) <= 8
+
+
+def test_the_plan_counts_the_epochs_of_each_dataset(both, capsys):
+    run = config(steps=40, blend=BLEND)
+    print_plan([run], both)
+    rows = [TokenDataset(both / name, "train").num_rows for name in ("one", "two")]
+    epochs = [
+        f"{40 * BATCH * share / count:.2f}" for share, count in zip((0.75, 0.25), rows, strict=True)
+    ]
+    assert " / ".join(epochs) in capsys.readouterr().out
 
 
 def test_weights_and_names_make_another_run(both):

@@ -1,5 +1,9 @@
 """Both ways through our core attention, against the formula written out in float64."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -228,3 +232,42 @@ def test_the_scale_can_be_given():
     given = made(query, key, value)
     wanted = naive(query.double(), key.double(), value.double(), 0.125)
     assert (given - wanted).abs().max() <= 84 * SINGLE * value.abs().max()
+
+
+COMPILE = """
+import sys, torch
+from pathlib import Path
+from megatron_ext.cpu_attention import CpuCausal
+torch.manual_seed(0)
+x = torch.randn(9, 1, 2, 4)
+print(CpuCausal.apply(x, x, x, 0.5, 9).double().sum().item())
+"""
+
+
+def in_a_new_process(cache: Path) -> str:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-c", COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_broken_or_unwritable_cache_costs_time_alone(tmp_path):
+    cache = tmp_path / "cache"
+    wanted = in_a_new_process(cache)
+    kept = [path for path in cache.rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept} == {".nbi", ".nbc"}
+    assert {path.relative_to(cache).parts[0] for path in kept} == {next(cache.iterdir()).name}, (
+        "one folder, of this source"
+    )
+    for path in kept:
+        path.write_bytes(b"")
+    assert in_a_new_process(cache) == wanted
+    (tmp_path / "file").write_text("no folder")
+    assert in_a_new_process(tmp_path / "file") == wanted
+
+
+def test_an_empty_batch():
+    empty = torch.empty(5, 0, 2, 4, requires_grad=True)
+    compiled(empty, empty, empty).sum().backward()
+    assert empty.grad.shape == empty.shape

@@ -116,7 +116,7 @@ def test_position_tables_of_a_grid():
     assert plain.params_total - factorised.params_total == (24 - 9) * 8
 
 
-@pytest.mark.parametrize("axes", [(5, 2), (24, 0), 24, (2.0, 12)])
+@pytest.mark.parametrize("axes", [(5, 2), (24, 0), 24, (2.0, 12), (-4, -6)])
 def test_axes_that_do_not_fold_the_row_are_refused(axes):
     with pytest.raises(
         ValueError, match=r"shape.position_axes = .*; wanted sizes whose product is seq_length = 24"
