@@ -99,7 +99,12 @@ def _add_codebook(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures a step (64)")
     parser.add_argument("--hidden", type=int, default=128, metavar="N", help="channels (128)")
+    parser.add_argument(
+        "--entries", type=int, metavar="N", help="entries (4096, or 1024 with 32 codes)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--workers", type=int, default=1, metavar="N",
+                        help="processes that read and threads that train (1: the same file each time)")  # fmt: skip
     parser.set_defaults(run=_train_codebook)
 
 
@@ -260,7 +265,7 @@ def _train_codebook(options: argparse.Namespace) -> str:
 
     return train(
         str(options.raw), options.out, codes=options.codes, steps=options.steps, batch=options.batch,
-        hidden=options.hidden, seed=options.seed,
+        hidden=options.hidden, seed=options.seed, entries=options.entries, workers=options.workers,
     )  # fmt: skip
 
 

@@ -24,6 +24,11 @@ MAX_PIXELS = 400_000_000
 # Pillow raises from twice its own limit on, when it opens a picture, and only warns below that.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 MAX_BYTES = 1 << 28
+# What Pillow decodes whole, several copies of it at 4 to 8 bytes a pixel: the largest cameras have 150 million.
+MAX_WHOLE = 160_000_000
+# Each scan of a progressive JPEG goes over all of its pixels; encoders write 6 to 20. Hostile files have thousands.
+MAX_SCANS = 200
+_SCAN = b"\xff\xda"
 # A JPEG is decoded at a scale that leaves this many times the wanted side: enough for 37 dB (docs/data.md has what
 # others would give), and little enough for the commonest photographs, of 500 x 375, to reach 32 pixels from 1/8 scale.
 OVERSAMPLING = 1.4
@@ -120,6 +125,8 @@ def _decode_plain(data: bytes, side: int) -> tuple[np.ndarray, _Frame] | None:
     if layout is None or side > min(layout.height, layout.width):
         return None
     if layout.height * layout.width > MAX_PIXELS or (layout.tagged and _turned(data)):
+        return None
+    if data.count(_SCAN) > MAX_SCANS:
         return None
     frame = _frame(layout.height, layout.width, side)
     try:
@@ -239,6 +246,8 @@ def _decode_any(data: bytes, side: int, fast: bool) -> np.ndarray:
     """Any format, by Pillow; all of its errors as ValueErrors."""
     if not data:
         raise ValueError("empty file")
+    if data.startswith(b"\xff\xd8") and (scans := data.count(_SCAN)) > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans; at most {MAX_SCANS} are decoded")
     try:
         with warnings.catch_warnings():
             # Pillow warns of half of MAX_PIXELS; the rest are remarks on odd metadata.
@@ -260,6 +269,10 @@ def _decode_with_pillow(data: bytes, side: int, fast: bool) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         if fast:
             _draft(image, side)
+        if image.width * image.height > MAX_WHOLE:
+            raise ValueError(
+                f"too large to decode: {image.width} x {image.height} pixels; at most {MAX_WHOLE} in all"
+            )
         image.load()
         upright = _upright(image)
         rgb = _to_rgb(upright)

@@ -62,7 +62,7 @@ def target(study_file: Path, cluster: str, data: Path, results: Path) -> Target:
     """Read everything that a person wrote. Raises `ValueError` for what is wrong with it."""
     study = load_study(study_file)
     runs = expand(study, study_file)
-    if not data.exists() and not Path(f"{data}.idx").exists():
+    if not data.is_dir():
         raise ValueError(
             f"--data {data}: no such folder; wanted the {study.domain} dataset of this study. Build "
             f"it with: python -m data_prep build {study.domain} --raw PATH --out {data}"

@@ -300,7 +300,11 @@ JPEG = encode(Image.effect_noise((200, 200), 80).convert("RGB"), "JPEG")
         ),
         (png_claiming(100_000, 100_000), "too large to decode"),
         (png_claiming(20_000, 20_001), "too large to decode"),
-        (png_claiming(15_000, 15_000), "not a readable picture: OSError: .*(truncated|broken)"),
+        (
+            png_claiming(15_000, 15_000),
+            "too large to decode: 15000 x 15000 pixels; at most 160000000",
+        ),
+        (png_claiming(12_000, 12_000), "not a readable picture: OSError: .*(truncated|broken)"),
         (
             encode(Image.fromarray(np.full((9, 9), 70_000, np.int32)), "TIFF"),
             "32-bit pixels from 70000 to 70000",
@@ -359,3 +363,27 @@ def test_real_photographs_come_within_34_db(sample_data, side):
             ratios.append(10 * np.log10(255**2 / max(1e-9, (error**2).mean())))
     assert len(ratios) == 68
     assert np.median(ratios) > 34
+
+
+def test_a_jpeg_of_too_many_scans_is_refused():
+    """Each scan goes over the whole picture: 150 KB of them would keep a worker busy for minutes."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    many = data[:-2] + data[last:-2] * 300 + data[-2:]
+    assert decode(data, 8).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match=r"a JPEG of 3\d\d scans; at most 200 are decoded"):
+        decode(many, 8)
+    found, problems = decode_many([data, many], 8)
+    assert list(problems) == [1]
+    assert np.array_equal(found[0], decode(data, 8))
+
+
+def test_pixels_that_must_all_be_decoded_have_a_limit(monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_WHOLE", 99 * 100)
+    buffer = io.BytesIO()
+    Image.new("L", (100, 100)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="too large to decode: 100 x 100 pixels; at most 9900"):
+        decode(buffer.getvalue(), 8)
