@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory, data) -> dict[str, list[float]]:
     return losses(terminal)
 
 
-LONG = 1.5e6  # tokens: some twenty seconds of training, so that there is time to interfere
+LONG = 3e6  # tokens: some forty seconds of training: the two jobs of a study may start far apart
 
 
 def again_is_quick(terminal: Terminal) -> None:
@@ -76,7 +76,7 @@ def test_killed_jobs_then_ctrl_c_then_cancel_then_done(terminal, undisturbed):
     for pid in terminal.trainers():
         os.kill(pid, signal.SIGKILL)
     answer = terminal.finish(waiting)
-    assert time.monotonic() - killed < 10
+    assert time.monotonic() - killed < 60  # it does not wait for what will never come
     assert answer.status == 1
     assert "its job ended without a word: killed from outside, or out of memory" in answer.out
     assert "_log.out)" in answer.out
