@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory, data) -> dict[str, list[float]]:
     return losses(terminal)
 
 
-LONG = 3e6  # tokens: some forty seconds of training: the two jobs of a study may start far apart
+LONG = 1.5e6  # tokens: some twenty seconds of training, so that there is time to interfere
 
 
 def again_is_quick(terminal: Terminal) -> None:
