@@ -50,6 +50,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return run_all(chosen, arguments.data, arguments.results)
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    from launch.verify import verify
+
+    return verify(arguments.world_size)
+
+
 def _finished(run: RunConfig, arguments: argparse.Namespace) -> bool:
     try:
         return finished_on(run, run_folder(arguments.results, run), arguments.data)
@@ -96,6 +102,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, required=True, metavar="DIR")
     run.add_argument("--run", action="append", metavar="RUN_ID", help="only this run; repeatable")
     run.set_defaults(command=_run)
+    verify = commands.add_parser(
+        "verify",
+        help="train a tiny model in every TP x ZeRO x DP combination here and compare the losses",
+        description="What to run first on a new machine. Exit status 1 if any combination differs "
+        "from one rank without ZeRO.",
+    )
+    verify.add_argument(
+        "--world-size",
+        type=int,
+        metavar="K",
+        help="ranks; default: every GPU here, else 2 processes",
+    )
+    verify.set_defaults(command=_verify)
     return parser
 
 

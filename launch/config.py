@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from launch.schedule import LearningRateRule, Schedule, peak_learning_rate
 from launch.strict import Strict
@@ -72,10 +72,36 @@ class Checkpoint(Strict):
 
 
 class Parallel(Strict):
-    """How a run is spread over devices; changes rounding at most, so it is not in the digest."""
+    """How a run is spread over devices; changes rounding at most, so it is not in the digest.
 
-    zero_stage: Literal[0, 1] = 0
+    The ranks that are left after tensor parallelism are data parallel. ZeRO spreads over these the
+    optimizer (1), the gradients too (2), the weights too (3) (Rajbhandari et al. 2020).
+    `sequence_parallel` splits rows over the tensor-parallel ranks where the layers are not split
+    (Korthikanti et al. 2022, section 4.2); `activation_checkpointing` keeps only the input of each
+    layer and computes the rest again (section 3); `offload_optimizer` keeps the optimizer's state
+    in the host's memory.
+    """
+
+    tensor_model_parallel_size: PositiveInt = 1
+    sequence_parallel: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 0
     train_micro_batch_size_per_gpu: PositiveInt | None = None  # None: as large as the batch allows
+    activation_checkpointing: bool = False
+    offload_optimizer: bool = False
+
+    @model_validator(mode="after")
+    def _together(self) -> "Parallel":
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ValueError(
+                "sequence_parallel = true with tensor_model_parallel_size = 1; wanted at least 2 ranks "
+                "to split rows over. Raise tensor_model_parallel_size, or leave sequence_parallel out"
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError(
+                "offload_optimizer = true with zero_stage = 0; wanted ZeRO, which does the offloading. "
+                "Set zero_stage = 1, or leave offload_optimizer out"
+            )
+        return self
 
 
 class Source(Strict):

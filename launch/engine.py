@@ -1,17 +1,14 @@
 """`RunConfig` -> DeepSpeed's configuration -> a DeepSpeed engine around megatron-core's model.
 
-The only module that imports deepspeed. DeepSpeed's configuration is an output of ours, written in
+The module that runs DeepSpeed (`safe_load` reads its files). DeepSpeed's configuration is an output of ours, written in
 one function, never an input.
 """
 
 import contextlib
 import ctypes
 import gc
-import logging
 import math
 import os
-import pickle
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,29 +19,31 @@ import torch.distributed
 
 from launch.batches import Batch
 from launch.config import RunConfig
-from megatron_ext.loss import token_losses
-from megatron_ext.model import LanguageModel, build_model
-from megatron_ext.parallel import data_parallel_size, deepspeed_adapter, start_process_groups
+from launch.safe_load import SafeCheckpointEngine
+from launch.universal import Universal, load_universal
+from megatron_ext.model import LanguageModel, build_model, is_split
+from megatron_ext.parallel import (
+    data_parallel_group,
+    data_parallel_rank,
+    data_parallel_size,
+    deepspeed_adapter,
+    start_process_groups,
+    tensor_parallel_group,
+    tensor_parallel_rank,
+    tensor_parallel_size,
+)
 from megatron_ext.quiet import quiet
 
-# DeepSpeed looks for a compiler, a launcher and GPUs when imported, and tells at length.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 with quiet():
     import deepspeed
     import deepspeed.comm
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
 
 # Tokens in a micro-batch if nobody says: enough to keep a device busy, little enough to fit.
 MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 
 
 def start_process() -> torch.device:
-    """Make this process ready to train: device, process groups, DeepSpeed. Safe to call twice."""
+    """Make this process ready to train: device, process group, DeepSpeed. Safe to call twice."""
     # DeepSpeed calls torch's collectives by names that torch has since replaced.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     _keep_freed_memory()
@@ -85,16 +84,18 @@ class Engine:
     """One run's model and optimizer, inside DeepSpeed. `close` frees them, for the next run."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
+        start_process_groups(config.parallel.tensor_model_parallel_size)
         self.config = config
         self.device = device
         self.world_size = data_parallel_size()
         self.micro_batch = micro_batch_size(config, self.world_size, device)
         model = build_model(
             config.shape,
-            precision=config.precision,
             seed=config.seed,
             init_std=config.model.init_std,
             device=device,
+            sequence_parallel=config.parallel.sequence_parallel,
+            recompute=config.parallel.activation_checkpointing,
         )
         self._parameters = list(
             model.parameters()
@@ -111,7 +112,7 @@ class Engine:
         if self.world_size == 1 and config.parallel.zero_stage == 0:
             # Nothing to add over one rank, but DeepSpeed would wait for gloo to do it.
             self._deepspeed.enable_backward_allreduce = False
-        self._deepspeed.checkpoint_engine = _SafeCheckpointEngine(self._deepspeed._config)
+        self._deepspeed.checkpoint_engine = SafeCheckpointEngine(self._deepspeed._config)
 
     @property
     def model(self) -> LanguageModel:
@@ -138,7 +139,7 @@ class Engine:
         scale = micro_batches * self.world_size / count
         for start in range(0, len(batch.tokens), self.micro_batch):
             part = batch.rows(slice(start, start + self.micro_batch))
-            loss_sum = token_losses(*self._deepspeed(part.tokens, part.counted)).sum()
+            loss_sum = self._deepspeed(part.tokens, part.counted).sum()
             self._deepspeed.backward(loss_sum * scale)
             total += loss_sum.detach()
             if start + self.micro_batch < len(batch.tokens):
@@ -150,18 +151,29 @@ class Engine:
         return StepResult(loss=self._sum_over_ranks(total) / count, grad_norm=grad_norm)
 
     def _clip(self) -> float | None:
-        """Clip and measure, where DeepSpeed does not: without ZeRO in fp32 it records no norm."""
+        """Clip and measure, where DeepSpeed does not, or counts parts of other ranks not at all."""
         if _deepspeed_clips(self.config):
             return None
         limit = self.config.optimizer.clip_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self._parameters, limit).item()
+        if tensor_parallel_size() == 1:
+            return torch.nn.utils.clip_grad_norm_(self._parameters, limit).item()
+        # Parts differ from rank to rank; what every rank holds whole counts once.
+        first = tensor_parallel_rank() == 0
+        counted = [
+            p.grad for p in self._parameters if p.grad is not None and (first or is_split(p))
+        ]
+        square = torch.stack([grad.float().square().sum() for grad in counted]).sum()
+        torch.distributed.all_reduce(square, group=tensor_parallel_group())
+        norm = square.sqrt()
+        torch.nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
+        return norm.item()
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> torch.Tensor:
         """The loss of every token [B, S] of a batch, counted or not, in nats."""
         self._deepspeed.eval()
         losses = [
-            token_losses(*self.model(tokens)).view(tokens.T.shape).T
+            self.model(tokens).view(tokens.T.shape).T
             for tokens in batch.tokens.split(self.micro_batch)
         ]
         self._deepspeed.train()
@@ -194,15 +206,21 @@ class Engine:
             ) from error
         return state
 
+    def load_universal(self, folder: Path) -> None:
+        """Continue from a checkpoint that is not of any one topology (`launch.universal`). Collective."""
+        universal = Universal(folder, tensor_parallel_rank(), tensor_parallel_size())
+        with quiet():
+            load_universal(self._deepspeed, universal, data_parallel_rank())
+
     def add_over_ranks(self, tensors: tuple[torch.Tensor, ...]) -> None:
         """Sum each tensor over the data-parallel ranks, in place."""
         if self.world_size > 1:
             for tensor in tensors:
-                torch.distributed.all_reduce(tensor)
+                torch.distributed.all_reduce(tensor, group=data_parallel_group())
 
     def agree(self, *numbers: int) -> tuple[int, ...]:
         """The largest of each number over all ranks."""
-        if self.world_size == 1:
+        if torch.distributed.get_world_size() == 1:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.int32, device=self.device)
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
@@ -219,7 +237,7 @@ class Engine:
     def _sum_over_ranks(self, value: torch.Tensor) -> float:
         if self.world_size > 1:
             value = value.detach().clone()
-            torch.distributed.all_reduce(value)
+            torch.distributed.all_reduce(value, group=data_parallel_group())
         return value.item()
 
 
@@ -271,7 +289,10 @@ def _forget_warm_up_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _deepspeed_clips(config: RunConfig) -> bool:
-    return config.parallel.zero_stage > 0 or config.precision == "bf16"
+    """Without ZeRO it measures no norm in fp32, and in bf16 only what the first rank holds."""
+    parallel = config.parallel
+    unsplit_bf16 = config.precision == "bf16" and parallel.tensor_model_parallel_size == 1
+    return parallel.zero_stage > 0 or unsplit_bf16
 
 
 def _deepspeed_config(config: RunConfig, micro_batch: int, world_size: int) -> dict[str, Any]:
@@ -283,32 +304,18 @@ def _deepspeed_config(config: RunConfig, micro_batch: int, world_size: int) -> d
         "gradient_accumulation_steps": config.batch.train_batch_size // (micro_batch * world_size),
         "gradient_clipping": clip,
         "bf16": {"enabled": bf16},
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_optimization": _zero_config(config),
+        # Micro-batches add up in fp32 where DeepSpeed can: not without ZeRO.
+        "data_types": {"grad_accum_dtype": "fp32" if config.parallel.zero_stage else None},
         "zero_allow_untested_optimizer": True,  # PyTorch's fused AdamW: no C++ op to build
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
 
 
-_PLAIN_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
-
-
-class _SafeCheckpointEngine(TorchCheckpointEngine):
-    """DeepSpeed unpickles checkpoints with full trust; this reads tensors and plain values only.
-
-    ZeRO stores three of its own small classes, which are allowed by name. Anything else in a
-    checkpoint, code included, is refused.
-    """
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        try:
-            with torch.serialization.safe_globals(_PLAIN_CLASSES):
-                return torch.load(path, map_location=map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
-            named = re.search(r"GLOBAL ['\"]?([\w.]+)", str(error))
-            reason = f"it holds {named[1]}" if named else "it is no such archive"
-            raise ValueError(
-                f"{path}: refused to load, {reason}; wanted tensors and plain values only. "
-                "A checkpoint that holds other objects could run code: do not trust where it came "
-                "from, remove it, and the run continues from the one before."
-            ) from None
+def _zero_config(config: RunConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.parallel.zero_stage}
+    if config.parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return zero

@@ -12,7 +12,7 @@ import torch
 from launch import checkpoint
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
-from launch.console import say
+from launch.console import first_rank, say
 from launch.engine import Engine
 from launch.evaluation import evaluate, evaluation_table, position_means
 from launch.folder import data_identity, refuse_other_data
@@ -63,9 +63,8 @@ def train(
         batches = TrainingBatches(train_set, config, data_parallel_rank(), engine.world_size)
         step = _resume(engine, folder, identity)
         evaluation_steps = set(config.evaluation_steps())
-        first_rank = data_parallel_rank() == 0
         writer = None
-        if first_rank:
+        if first_rank():
             results = _open_results(engine, folder, step, identity)
             writer = opened.enter_context(results)
 
@@ -114,7 +113,7 @@ def train(
 
             now = time.monotonic()
             due = now - last_save >= 60 * config.checkpoint.interval_minutes
-            stopping, save_now = engine.agree(stop.number, int(first_rank and due))
+            stopping, save_now = engine.agree(stop.number, int(first_rank() and due))
             stop.agree(stopping)
             if stopping or save_now or step in config.keep_steps or step == config.train_steps:
                 if writer:
@@ -157,9 +156,9 @@ def _resume(engine: Engine, folder: Path, identity: str) -> int:
     if found is not None:
         refuse_other_data(folder, found.data_identity, identity)
         _refuse_other_run(found, engine.config)
-        checkpoint.load(engine, found)
+        checkpoint.load(engine, found, folder)
         say(f"{engine.config.run_id}: continues after step {found.step} ({found.path})")
-    if data_parallel_rank() == 0:
+    if first_rank():
         # A trunk's measurements up to there are this run's, to the last bit.
         checkpoint.restore_results(folder, found)
     return found.step if found else 0
@@ -183,7 +182,8 @@ def _open_results(engine: Engine, folder: Path, step: int, identity: str) -> Res
         provenance=provenance(
             data_identity=identity,
             device=str(engine.device),
-            world_size=engine.world_size,
+            world_size=torch.distributed.get_world_size(),
+            tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
             train_micro_batch_size_per_gpu=engine.micro_batch,
             zero_stage=config.parallel.zero_stage,
             resumed_at_step=step,

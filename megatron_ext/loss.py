@@ -9,9 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_ext.quiet import quiet
 
-def token_losses(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-    """The loss of each token [K], in nats, in float32 whatever the model computes in."""
+with quiet():
+    from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+
+
+def token_losses(logits_KV: Tensor, targets_K: Tensor, *, split: bool = False) -> Tensor:
+    """The loss of each token [K], in nats, in float32 whatever the model computes in.
+
+    `split`: this rank holds its part of the vocabulary alone, as large as every other rank's.
+    """
+    if split:
+        return vocab_parallel_cross_entropy(logits_KV.float(), targets_K)
     return F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
 
 

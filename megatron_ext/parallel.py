@@ -18,8 +18,12 @@ with quiet():
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 
-def start_process_groups() -> None:
-    """Join the other ranks (or stand alone) and make megatron-core's groups. Safe to call twice.
+def start_process_groups(tensor_parallel: int = 1) -> None:
+    """Join the other ranks (or stand alone) and make megatron-core's groups. Safe to call again.
+
+    `tensor_parallel` neighbouring ranks share one copy of the model; the rest is data parallelism.
+    Another number than before makes the groups anew: runs of one process may differ in it. Raises
+    `ValueError` where it does not divide the number of ranks.
 
     Under torchrun or srun, `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` are set. Without
     them this is one process, which needs no port: two studies on one machine cannot collide.
@@ -32,8 +36,17 @@ def start_process_groups() -> None:
             os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=1)
+    ranks = torch.distributed.get_world_size()
+    if ranks % tensor_parallel:
+        raise ValueError(
+            f"parallel.tensor_model_parallel_size = {tensor_parallel} does not divide {ranks} ranks; "
+            "wanted whole groups of ranks that share a model. Change one of the two numbers."
+        )
+    if parallel_state.model_parallel_is_initialized():
+        if tensor_parallel_size() == tensor_parallel:
+            return
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
 
 
 def seed_everything(seed: int) -> None:
@@ -49,6 +62,24 @@ def data_parallel_rank() -> int:
 
 def data_parallel_size() -> int:
     return parallel_state.get_data_parallel_world_size()
+
+
+def data_parallel_group() -> torch.distributed.ProcessGroup:
+    """The ranks that hold the same part of the model and read different rows."""
+    return parallel_state.get_data_parallel_group()
+
+
+def tensor_parallel_rank() -> int:
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def tensor_parallel_size() -> int:
+    return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def tensor_parallel_group() -> torch.distributed.ProcessGroup:
+    """The ranks that hold the parts of one copy of the model and read the same rows."""
+    return parallel_state.get_tensor_model_parallel_group()
 
 
 def deepspeed_adapter() -> Any:

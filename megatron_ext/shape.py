@@ -72,6 +72,20 @@ class ModelShape:
         """Rows of the token table and of the output head: the data's tokens and the start token."""
         return self.vocab_size + 1
 
+    def padded_rows(self, ranks: int) -> int:
+        """Rows of the two token tables when they are split over tensor-parallel ranks in equal parts.
+
+        Of the multiples of `ranks`, the first that no other table or matrix has as its rows: an
+        initialiser, which sees a weight alone, then knows which one is padded.
+        """
+        if ranks == 1:
+            return self.embedding_rows
+        taken = {self.seq_length, self.hidden_size, self.ffn_hidden_size, 3 * self.attention_size}
+        padded = -(-self.embedding_rows // ranks) * ranks
+        while padded in taken:
+            padded += ranks
+        return padded
+
     @property
     def position_rows(self) -> int:
         """Rows of the position tables: one for each position, or one for each place on each axis."""

@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 
 ONE_DOOR = {
-    "deepspeed": ["launch/engine.py", "launch/checkpoint.py"],
+    "deepspeed": ["launch/engine.py", "launch/safe_load.py"],
     "megatron": ["megatron_ext/*.py"],
     "h5py": ["launch/results.py"],
     "submitit": ["slurm/*.py"],
@@ -40,6 +40,7 @@ TORCH_FREE = [
     "data_prep/domains/*.py",
     "megatron_ext/shape.py",
     "launch/__main__.py",
+    "launch/checkpoint_files.py",
     "launch/config.py",
     "launch/study.py",
     "launch/schedule.py",

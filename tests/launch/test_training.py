@@ -90,9 +90,7 @@ def test_deepspeed_trains_as_plain_pytorch_does(tables, alone, pictures, mathema
     run = config(8, **tables, optimizer={"learning_rate": 3e-3, "weight_decay": 30.0})
     result = alone(run)
     torch.manual_seed(99)  # whatever came before
-    model = build_model(
-        run.shape, precision="fp32", seed=run.seed, init_std=run.model.init_std, device=CPU
-    )
+    model = build_model(run.shape, seed=run.seed, init_std=run.model.init_std, device=CPU)
     matrices, vectors = (
         [p for p in model.parameters() if (p.ndim > 1) == two] for two in (True, False)
     )
@@ -104,7 +102,7 @@ def test_deepspeed_trains_as_plain_pytorch_does(tables, alone, pictures, mathema
         batch = batches.at(step, CPU)
         for group in optimizer.param_groups:
             group["lr"] = row["learning_rate"]
-        loss = torch.nn.functional.cross_entropy(*model(batch.tokens, batch.counted))
+        loss = torch.nn.functional.cross_entropy(*model.logits(batch.tokens, batch.counted))
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

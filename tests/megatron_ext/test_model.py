@@ -20,8 +20,8 @@ def shape(family="henighan", layers=2, width=32, length=24, vocabulary=11):
     )
 
 
-def build(of: ModelShape, seed=0, precision="fp32", init_std=0.02) -> LanguageModel:
-    return build_model(of, precision=precision, seed=seed, init_std=init_std, device=CPU)
+def build(of: ModelShape, seed=0, init_std=0.02) -> LanguageModel:
+    return build_model(of, seed=seed, init_std=init_std, device=CPU)
 
 
 def rows(of: ModelShape, count=3, seed=0):
@@ -32,7 +32,7 @@ def rows(of: ModelShape, count=3, seed=0):
 
 def losses(model, tokens):
     """[B, S]"""
-    return token_losses(*model(tokens)).view(tokens.T.shape).T
+    return model(tokens).view(tokens.T.shape).T
 
 
 @pytest.mark.parametrize("family", ["henighan", "henighan-multimodal", "kaplan"])
@@ -72,11 +72,11 @@ def test_a_sparse_model_sees_what_its_masks_allow():
         "henighan", num_layers=2, hidden_size=32, seq_length=24, vocab_size=11, attention_window=6
     )
     model, tokens = build(of, init_std=0.5), rows(of, 1)
-    before, _ = model(tokens)
+    before, _ = model.logits(tokens)
     for changed in range(23):
         other = tokens.clone()
         other[0, changed] = (other[0, changed] + 1) % 11
-        moved = (model(other)[0] != before).any(-1)
+        moved = (model.logits(other)[0] != before).any(-1)
         seen = changed + 1  # the token is the input of the next position
         band = {q for q in range(24) if 0 <= q - seen < 6}
         reached = {q for q in range(24) for mid in band if q >= mid and (q - mid) % 6 == 0}
@@ -104,7 +104,7 @@ def test_flops_equal_what_torch_counts(family, length, monkeypatch):
     of = shape(family, 2, 32, length)
     model, tokens = build(of), rows(of)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        token_losses(*model(tokens)).sum().backward()
+        model(tokens).sum().backward()
     # Two products forward and four backward, 2 FLOPs for each key and channel.
     per_key = of.num_layers * 2 * (2 + 4) * of.attention_size * tokens.numel()
     dense_instead = per_key * (length - (length + 1) / 2)
@@ -129,7 +129,7 @@ def test_the_head_is_counted_over_the_datas_vocabulary_and_counted_tokens():
 def test_the_first_token_is_predicted_from_the_start_token_alone():
     of = shape()
     model = build(of)
-    logits, targets = model(rows(of, 5))
+    logits, targets = model.logits(rows(of, 5))
     first = logits.view(of.seq_length, 5, of.vocab_size)[0]
     assert torch.equal(first, first[:1].expand_as(first)), "the same for every row"
     assert torch.equal(targets.view(of.seq_length, 5).T, rows(of, 5))
@@ -156,22 +156,21 @@ def test_the_start_token_is_an_input_of_its_own():
 def test_no_prediction_sees_its_own_token_or_later_ones(length):
     of = shape(length=length)
     model, tokens = build(of), rows(of)
-    before = model(tokens)[0].view(length, 3, -1)
+    before = model.logits(tokens)[0].view(length, 3, -1)
     for position in (0, length // 2, length - 1):
         changed = tokens.clone()
         changed[:, position] = (changed[:, position] + 1) % of.vocab_size
-        after = model(changed)[0].view(length, 3, -1)
+        after = model.logits(changed)[0].view(length, 3, -1)
         assert torch.equal(before[: position + 1], after[: position + 1])
         if position + 1 < length:
             assert not torch.equal(before[position + 1], after[position + 1])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_weights_are_a_function_of_shape_seed_and_spread(precision):
+def test_the_weights_are_a_function_of_shape_seed_and_spread():
     of = shape()
-    one = build(of, precision=precision).state_dict()
+    one = build(of).state_dict()
     torch.rand(1000)  # whatever was drawn in between
-    again, other = build(of, precision=precision).state_dict(), build(of, seed=1).state_dict()
+    again, other = build(of).state_dict(), build(of, seed=1).state_dict()
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
     wide = build(of, init_std=0.2).state_dict()
@@ -186,8 +185,8 @@ def test_counted_tokens_alone_give_the_logits_of_those_tokens():
     of = shape()
     model, tokens = build(of), rows(of, 4)
     counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.3
-    all_logits, all_targets = model(tokens)
-    some_logits, some_targets = model(tokens, counted)
+    all_logits, all_targets = model.logits(tokens)
+    some_logits, some_targets = model.logits(tokens, counted)
     chosen = counted.T.flatten()
     assert torch.equal(some_targets, all_targets[chosen])
     # Dots of 32 numbers, perhaps in another order: 2 x 32 u of magnitudes below 1.
@@ -210,7 +209,7 @@ def test_counted_tokens_alone_give_the_logits_of_those_tokens():
 
 def test_no_counted_token_gives_nothing():
     of = shape()
-    logits, targets = build(of)(rows(of), torch.zeros(3, of.seq_length, dtype=torch.bool))
+    logits, targets = build(of).logits(rows(of), torch.zeros(3, of.seq_length, dtype=torch.bool))
     assert logits.shape == (0, of.vocab_size)
     assert targets.shape == (0,)
 
@@ -229,7 +228,7 @@ def test_a_model_in_bfloat16_predicts_as_in_float32():
     of = shape()
     tokens = rows(of)
     exact = losses(build(of), tokens)
-    rounded = losses(build(of, precision="bf16").bfloat16(), tokens)
+    rounded = losses(build(of).bfloat16(), tokens)
     assert rounded.dtype == torch.float32
     # Logits below 1, each rounded to 2^-9 several times: well below 2^-6 nats.
     assert (rounded - exact).abs().max() < 2.0**-6

@@ -1,0 +1,146 @@
+"""The folder of one checkpoint: what is in it, whether it is whole, how it appears. No torch.
+
+checkpoints/step-<n>/       appears by rename, once every rank has written and hashed its files
+    *.pt                    DeepSpeed's files: model, optimizer
+    universal/              instead of them, where `launch reshard` wrote it
+    config.json             the run's configuration
+    metrics.h5              what the run had measured by then
+    checkpoint.json         step, the run's digest, the data's identity, size and sha256 of each file
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from launch.strict import Strict
+
+CHECKPOINTS = "checkpoints"
+DESCRIPTION = "checkpoint.json"
+
+
+class FileRecord(Strict):
+    bytes: int
+    sha256: str
+
+
+class Description(Strict):
+    """`checkpoint.json`; `world_size` counts the data-parallel ranks."""
+
+    step: int
+    config_digest: str
+    data_identity: str
+    zero_stage: int
+    world_size: int
+    tensor_parallel: int = 1
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    step: int
+    config_digest: str
+    data_identity: str
+    zero_stage: int
+    world_size: int
+    tensor_parallel: int = 1
+
+    @property
+    def topology(self) -> tuple[int, int, int]:
+        return self.tensor_parallel, self.world_size, self.zero_stage
+
+
+def verify(path: Path, part: int = 0, parts: int = 1) -> Checkpoint:
+    """Check size and hash of every file, or of every `parts`-th one.
+
+    Raises `ValueError` that names the first broken file.
+    """
+    advice = (
+        "It is passed over and kept as `broken-step-...`; the next older checkpoint, or the beginning, "
+        "is used instead."
+    )
+    try:
+        description = Description.model_validate_json((path / DESCRIPTION).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ValueError(
+            f"{path / DESCRIPTION}: not readable as a checkpoint's description "
+            f"({str(error).splitlines()[0]}); wanted what was saved. {advice}"
+        ) from None
+    if description.step != step_number(path):
+        raise ValueError(
+            f"{path / DESCRIPTION}: step {description.step}; wanted {step_number(path)}, as its folder "
+            f"says. {advice}"
+        )
+    for name, wanted in list(description.files.items())[part::parts]:
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != wanted.bytes:
+            found = "missing" if size is None else f"{size} bytes"
+            raise ValueError(f"{file}: {found}; wanted {wanted.bytes} bytes. {advice}")
+        digest = _sha256(file)
+        if digest != wanted.sha256:
+            raise ValueError(
+                f"{file}: sha256 {digest[:12]}...; wanted {wanted.sha256[:12]}... {advice}"
+            )
+    return Checkpoint(path=path, **description.model_dump(exclude={"files"}))
+
+
+def publish(state: Path, whole: Checkpoint, files: dict[str, FileRecord]) -> None:
+    """Describe the files of the folder `state`, push them to the disk, and rename it to `whole.path`."""
+    fields = {name: value for name, value in asdict(whole).items() if name != "path"}
+    description = Description(**fields, files=dict(sorted(files.items())))
+    (state / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
+    _sync(state / DESCRIPTION)
+    _sync(state)
+    # A run that was stopped comes by steps that it has saved before; those may be broken.
+    shutil.rmtree(whole.path, ignore_errors=True)
+    os.replace(state, whole.path)
+    _sync(whole.path.parent)
+
+
+def hashed(files: Sequence[Path], folder: Path) -> dict[str, FileRecord]:
+    """Size and sha256 of each, by its path inside `folder`; all are on the disk then."""
+    records = {}
+    for file in files:
+        _sync(file)
+        record = FileRecord(bytes=file.stat().st_size, sha256=_sha256(file))
+        records[str(file.relative_to(folder))] = record
+    return records
+
+
+def step_name(step: int) -> str:
+    return f"step-{step}"
+
+
+def steps_of(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; what else lies there is somebody else's."""
+    named = re.compile(r"step-(0|[1-9][0-9]*)")
+    found = (folder / CHECKPOINTS).glob("step-*")
+    return sorted(
+        (path for path in found if named.fullmatch(path.name) and path.is_dir()), key=step_number
+    )
+
+
+def step_number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

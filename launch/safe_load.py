@@ -1,0 +1,54 @@
+"""Reading DeepSpeed's checkpoint files without running what they may hold.
+
+DeepSpeed unpickles with full trust. Here tensors, plain values and three of DeepSpeed's own small
+classes, which are allowed by name, come through; anything else, code included, is refused.
+"""
+
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ext.quiet import quiet
+
+# DeepSpeed looks for a compiler, a launcher and GPUs when imported, and tells at length. This is the
+# first of our modules to import it.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+with quiet():
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+_PLAIN_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
+
+
+def load_file(path: Path | str, *, map_location: Any = "cpu", mmap: bool = True) -> Any:
+    """What `torch.save` wrote; tensors stay on the disk until they are used (`mmap`).
+
+    Raises `ValueError` that names the file and the class for anything but tensors and plain values.
+    """
+    try:
+        with torch.serialization.safe_globals(_PLAIN_CLASSES):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ['\"]?([\w.]+)", str(error))
+        reason = f"it holds {named[1]}" if named else "it is no such archive"
+        raise ValueError(
+            f"{path}: refused to load, {reason}; wanted tensors and plain values only. "
+            "A checkpoint that holds other objects could run code: do not trust where it came "
+            "from, remove it, and the run continues from the one before."
+        ) from None
+
+
+class SafeCheckpointEngine(TorchCheckpointEngine):
+    """DeepSpeed's own checkpoint files, read by `load_file`."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return load_file(path, map_location=map_location, mmap=False)

@@ -1,0 +1,93 @@
+"""Any way to spread a model gives the same numbers, resumes to the same bits, and becomes any other."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from launch.verify import LARGEST, Case, _collected, _compare, cases, verify
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_combination_of_two_ranks_agrees(capsys):
+    assert verify(2) == 0
+    table = capsys.readouterr().out
+    combinations = list(cases(1)) + list(cases(2))
+    assert len(combinations) == 8 + 24, (
+        "8 alone; ZeRO 0-3 x precision, with TP 1, TP 2, and TP 2 by rows"
+    )
+    assert table.count(" ok\n") + table.count(" ok ") == len(combinations)
+    assert f"{len(combinations)} of {len(combinations)} combinations agree" in table
+
+
+def test_a_difference_is_seen():
+    assert _compare([2.0, 1.0], [2.0, 1.0], 1e-5) == ("0.0e+00", "ok")
+    assert _compare([2.0, 1.00002], [2.0, 1.0], 1e-5) == ("2.0e-05", "WRONG: wanted at most 1e-05")
+    assert _compare([2.0, float("nan")], [2.0, 1.0], 1e-5)[1].startswith("WRONG")
+    assert _compare("rank 1 ended early", [1.0], 1e-5) == ("-", "FAILED: rank 1 ended early")
+
+
+def test_a_rank_that_ends_is_named(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"]) as process:
+        process.wait()
+        process.exitcode = process.returncode
+        first, second, *_ = cases(1)
+        (tmp_path / "0.json").write_text("[1.5]")
+        found = list(_collected([first, second], tmp_path, [process]))
+    assert found == [(first, [1.5]), (second, "rank 0 ended early")]
+
+
+@pytest.mark.parametrize("size", [-1, 3, 17, 32])
+def test_an_impossible_number_of_ranks_is_refused(size):
+    with pytest.raises(ValueError, match=f"--world-size {size}: wanted a divisor of 16"):
+        verify(size)
+
+
+def spread(folder: Path, ranks: int, chosen: list[Case], sources: int) -> list[dict]:
+    """The results of `topologies.main` on so many ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks), "-m", "tests.launch.topologies", str(folder)]
+    command += [json.dumps([asdict(case) for case in chosen]), str(sources)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+def assert_all_agree(results: list[dict]) -> None:
+    """Resumed: to the bit. From another topology: the same sums in another order, as in `verify`."""
+    for result in results:
+        assert result["resumed"] == result["undisturbed"], result["case"]
+        bound = LARGEST["bf16" if "bf16" in result["case"] else "fp32"]
+        wanted = [loss for loss, _ in result["undisturbed"][-3:]]
+        for source, losses in result["from"].items():
+            assert [loss for loss, _ in losses] == pytest.approx(wanted, rel=bound), (
+                f"{result['case']} from {source}"
+            )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_ranks_resume_exactly_and_reshard(precision, tmp_path):
+    """TP 1 and 2 x ZeRO 0 to 3: each resumed, and continued from the checkpoint of the next."""
+    chosen = [
+        Case(2, tensor_parallel, tensor_parallel == 2, stage, precision)
+        for tensor_parallel, stage in product((1, 2), (0, 1, 2, 3))
+    ]
+    assert_all_agree(spread(tmp_path, 2, chosen, sources=1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_topology_becomes_every_other(precision, ranks, tmp_path):
+    """With two ranks in each direction, every cut of ZeRO meets every cut of TP."""
+    sizes = [size for size in (1, 2, 4) if size <= ranks]
+    chosen = [
+        Case(ranks, tensor_parallel, False, stage, precision)
+        for tensor_parallel, stage in product(sizes, (0, 1, 2, 3))
+    ]
+    assert_all_agree(spread(tmp_path, ranks, chosen, sources=len(chosen) - 1))

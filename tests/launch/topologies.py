@@ -1,0 +1,82 @@
+"""Run by every rank of a group: save, resume and reshard in each way to spread a model.
+
+Prints one JSON line per rank to the file it is given: for each topology the losses of an undisturbed
+run, of one that stopped and resumed, and of some that began from other topologies' checkpoints.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from launch import checkpoint
+from launch.batches import Batch
+from launch.config import RunConfig
+from launch.engine import Engine, start_process
+from launch.results import METRICS_FILE
+from launch.verify import ROWS, Case, run_of
+from megatron_ext.parallel import data_parallel_rank
+
+STOP_AFTER, STEPS = 2, 5
+
+
+def batch(engine: Engine, step: int) -> Batch:
+    shape = engine.config.shape
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, shape.vocab_size, (ROWS, shape.seq_length), generator=generator)
+    share = ROWS // engine.world_size
+    mine = tokens[data_parallel_rank() * share :][:share]
+    return Batch(mine, torch.zeros_like(mine, dtype=torch.uint8), None)
+
+
+def train(engine: Engine, first: int, last: int) -> list[tuple[float, float]]:
+    results = [engine.train_step(batch(engine, step), 3e-3) for step in range(first, last)]
+    return [(result.loss, result.grad_norm) for result in results]
+
+
+def whole_run(config: RunConfig, folder: Path) -> dict[str, list]:
+    """Undisturbed with a checkpoint on the way; then resumed from it in a new engine."""
+    engine = Engine(config, torch.device("cpu"))
+    before = train(engine, 0, STOP_AFTER)
+    checkpoint.save(engine, folder, STOP_AFTER, "data")
+    after = train(engine, STOP_AFTER, STEPS)
+    engine.close()
+    return {"undisturbed": before + after, "resumed": before + continued(config, folder, folder)}
+
+
+def continued(config: RunConfig, source: Path, folder: Path) -> list[tuple[float, float]]:
+    engine = Engine(config, torch.device("cpu"))
+    found = checkpoint.newest(source)
+    assert found is not None and found.step == STOP_AFTER
+    checkpoint.load(engine, found, folder)
+    losses = train(engine, STOP_AFTER, STEPS)
+    engine.close()
+    return losses
+
+
+def main(out: Path, cases: list[Case], sources: int) -> None:
+    """Each case also continues from the checkpoints of the `sources` cases that follow it."""
+    start_process()
+    results = []
+    folders = [out / str(number) for number in range(len(cases))]
+    for case, folder in zip(cases, folders, strict=True):
+        if torch.distributed.get_rank() == 0:
+            (folder / "checkpoints").mkdir(parents=True)
+            (folder / METRICS_FILE).write_bytes(b"what was measured")
+        torch.distributed.barrier()
+        results.append({"case": str(case), **whole_run(run_of(case), folder)})
+    for number, (case, folder, result) in enumerate(zip(cases, folders, results, strict=True)):
+        others = [(number + away) % len(cases) for away in range(1, sources + 1)]
+        result["from"] = {
+            str(cases[other]): continued(run_of(case), folders[other], folder) for other in others
+        }
+    if torch.distributed.get_rank() == 0:
+        (out / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    chosen = [Case(**fields) for fields in json.loads(sys.argv[2])]
+    main(Path(sys.argv[1]), chosen, int(sys.argv[3]))
