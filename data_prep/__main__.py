@@ -7,6 +7,7 @@ Nothing heavy is imported before it is known what is asked.
 import argparse
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +20,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        result = options.run(options)
+        print(options.run(options), flush=True)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does. Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, RuntimeError) as error:
         print(f"python -m data_prep {options.command}: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command continues from here", file=sys.stderr)
         return 130
-    print(result)
     return 0
 
 
@@ -57,10 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser(
         "check", help="read every byte of a dataset; name the first bad shard"
     )
-    checking.add_argument("dir", type=Path, metavar="DIR")
+    checking.add_argument("dir", type=Path, metavar="DIR", help="or the PREFIX of a .bin/.idx pair")
+    checking.add_argument("--domain", metavar="NAME", help="what a bare PREFIX holds")
     checking.set_defaults(run=_check)
     showing = commands.add_parser("show", help="one row back as text or PNG")
-    showing.add_argument("dir", type=Path, metavar="DIR")
+    showing.add_argument("dir", type=Path, metavar="DIR", help="or the PREFIX of a .bin/.idx pair")
+    showing.add_argument("--domain", metavar="NAME", help="what a bare PREFIX holds")
     showing.add_argument(
         "--row", type=int, required=True, metavar="I", help="number of the row, from 0"
     )
@@ -68,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument(
         "--out", type=Path, metavar="FILE", help="where to write (default: text to the terminal)"
     )
+    _add_codec(showing, "of a bare PREFIX: ")
     showing.set_defaults(run=_show)
     _add_tokenizer(commands.add_parser("train-tokenizer", help="text -> a SentencePiece tokenizer"))
     _add_codebook(
@@ -80,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", required=True, type=Path, metavar="PATH", help="what `text` takes")
+    parser.add_argument(
+        "--captions", action="store_true", help="--raw is what `text-to-image` takes"
+    )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="the .model to write"
     )
@@ -142,12 +152,32 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunks-per-shard", type=int, default=None, metavar="N", help="smaller shards, more parts"
     )
-    codec = parser.add_mutually_exclusive_group()
-    codec.add_argument("--tokenizer", dest="codec", type=Path, metavar="FILE",
-                       help="what train-tokenizer wrote (text and caption domains)")  # fmt: skip
-    codec.add_argument("--codebook", dest="codec", type=Path, metavar="FILE",
-                       help="what train-codebook wrote (image-codes and video-codes)")  # fmt: skip
+    _add_codec(parser)
     parser.set_defaults(run=_build)
+
+
+def _add_codec(parser: argparse.ArgumentParser, when: str = "") -> None:
+    codec = parser.add_mutually_exclusive_group()
+    codec.add_argument("--tokenizer", type=Path, metavar="FILE",
+                       help=f"{when}what train-tokenizer wrote (text and caption domains)")  # fmt: skip
+    codec.add_argument("--codebook", type=Path, metavar="FILE",
+                       help=f"{when}what train-codebook wrote (image-codes and video-codes)")  # fmt: skip
+
+
+def _codec(options: argparse.Namespace, domain: str) -> Path | None:
+    """The tokenizer or codebook that is given; ValueError if it is not what `domain` takes."""
+    from data_prep.domain import family
+
+    wanted = family(domain).CODEC
+    for kind in ("tokenizer", "codebook"):
+        given: Path | None = getattr(options, kind)
+        if given is not None and kind != wanted:
+            advice = f"Give --{wanted} FILE instead" if wanted else "Leave it out"
+            raise ValueError(
+                f"--{kind} {given}: domain {domain} takes {'a ' + wanted if wanted else 'none'}; wanted no --{kind}. "
+                f"{advice}."
+            )
+    return options.tokenizer or options.codebook
 
 
 def _list(options: argparse.Namespace) -> str:
@@ -175,7 +205,7 @@ def _build(options: argparse.Namespace) -> str:
     request = Request(
         options.domain, options.raw, options.split, options.rows, options.seed,
         _fractions(options.fractions) if options.fractions else FRACTIONS, options.chunks_per_shard,
-        options.codec,
+        _codec(options, options.domain),
     )  # fmt: skip
     part, parts = _part(options.part)
     before = already_built(request, options.out, domain(options.domain))
@@ -201,8 +231,20 @@ def _remarks(manifest: "Manifest", out: Path) -> list[str]:
     remarks = []
     if record.duplicates:
         remarks.append(f"{record.duplicates} duplicates left out; see {out / 'refused.jsonl'}")
+    for split, count in record.shared.items():
+        mine = "/".join(record.splits)
+        remarks.append(
+            f"about {count} documents of split {mine} are in split {split} too: a loss on one of them says little of "
+            f"new data. Take them out of one of the two, or build all splits with one command, which divides by content"
+        )
     if record.refused:
         remarks.append(f"{record.refused} items refused; see {out / 'refused.jsonl'}")
+    if record.passed_over:
+        endings = sorted(record.passed_over.items(), key=lambda each: (-each[1], each[0]))
+        named = ", ".join(f"{count} {ending}" for ending, count in endings[:5])
+        more = ", ..." if len(endings) > 5 else ""
+        total = sum(record.passed_over.values())
+        remarks.append(f"{total} files passed over, not of domain {manifest.domain}: {named}{more}")
     remarks += [f"{key}: damaged; what it has lost is missing here" for key in record.damaged]
     for split in record.splits:
         if not manifest.rows(split):
@@ -245,19 +287,20 @@ def _check(options: argparse.Namespace) -> str:
     from data_prep.progress import bar
 
     with bar("shards") as tell:
-        return check(options.dir, tell)
+        return check(options.dir, tell, options.domain)
 
 
 def _show(options: argparse.Namespace) -> str:
-    from data_prep.look import show
+    from data_prep.show import show
 
-    return show(options.dir, options.split, options.row, options.out)
+    codec = _codec(options, options.domain) if options.domain else None
+    return show(options.dir, options.split, options.row, options.out, options.domain, codec)
 
 
 def _train_tokenizer(options: argparse.Namespace) -> str:
     from data_prep.tokenizers import train
 
-    return train(options.raw, options.out, options.vocabulary)
+    return train(options.raw, options.out, options.vocabulary, options.captions)
 
 
 def _train_codebook(options: argparse.Namespace) -> str:

@@ -80,6 +80,17 @@ class BlendSampler:
             self._cycle[:rest], minlength=len(self._turns)
         ).astype(np.int64)
 
+    def distinct_rows(self, count: int) -> np.ndarray:
+        """Row numbers, int64, sorted, of about `count` samples of which no row comes twice: for evaluation, where
+        repeats would make the standard error too small. Each dataset gives the rows of its first turns among `count`
+        samples, or all that it has: then there are fewer, and the others weigh more."""
+        taken = np.minimum(self.counts(count), np.diff(self._starts))
+        rows = [
+            start + sampler.rows(0, int(own))
+            for start, sampler, own in zip(self._starts, self._samplers, taken, strict=False)
+        ]
+        return np.sort(np.concatenate(rows))
+
     def epochs(self, samples: int) -> tuple[float, ...]:
         """How often each dataset has been gone through after `samples` samples: 2.5 is halfway into the third time."""
         return tuple((self.counts(samples) / np.diff(self._starts)).tolist())

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from data_prep.chunks import make_chunk, merge, refusals
 from data_prep.domain import Domain, domain, family
-from data_prep.finish import finish
+from data_prep.files import write_file
+from data_prep.finish_build import finish
 from data_prep.manifest import NAME, Manifest, check_domain, file_sha256, load_manifest
 from data_prep.plan import (
     How,
@@ -32,7 +33,6 @@ from data_prep.plan import (
     record_path,
     same_settings,
 )
-from data_prep.shards import write_file
 from data_prep.workers import run_tasks
 
 
@@ -61,18 +61,11 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
         work = out / ".build" / request.label
         (work / "merged").mkdir(parents=True, exist_ok=True)
         _copy_codec(request, out)
-        plans = plan_shards(request, here, out, work, how.parts > 1, how.accept_damaged)
-        _make_shards(
-            here,
-            out,
-            work,
-            [plan for plan in plans if plan.number % how.parts == how.part],
-            request,
-            how,
-        )
+        plans, shards = plan_shards(request, here, out, work, how)
+        _make_shards(here, out, work, plans, request, how)
         with lock(out, "finish", shared=False, wait=True):
             return already_built(request, out, here) or finish(
-                request, here, out, work, len(plans), how
+                request, here, out, work, shards, how
             )
 
 

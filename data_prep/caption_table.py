@@ -1,10 +1,12 @@
 """A table of pictures and captions (.tsv): its columns, cut into pieces by bytes, the lines of one piece.
 
-Tab-separated, no quoting, the names of the columns in the first line. A piece holds the lines that begin in it, so
-nothing needs to be read to cut a table of any size.
+Tab-separated, no quoting, the names of the columns in the first line. Pieces are cut at lines, near places that are
+known beforehand, so little needs to be read to cut a table of any size.
 """
 
 import difflib
+import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -33,26 +35,36 @@ def plan_table(path: Path) -> list[Piece]:
         raise ValueError(
             f"{path}: holds {size} bytes and no line below its header; wanted pairs. Give --raw a table that has some."
         )
-    return [
-        Piece(str(path), begin, min(begin + _PIECE_BYTES, size))
-        for begin in range(start, size, _PIECE_BYTES)
-    ]
+    cuts = [start, *_cuts(path, start, size), size]
+    return [Piece(str(path), begin, end) for begin, end in itertools.pairwise(cuts)]
+
+
+def _cuts(path: Path, start: int, size: int) -> Iterator[int]:
+    """Where the first line behind each multiple of `_PIECE_BYTES` begins; a line that is longer is in one piece."""
+    last = start
+    with path.open("rb") as stream:
+        for border in range(start + _PIECE_BYTES, size, _PIECE_BYTES):
+            if border <= last:
+                continue
+            # The byte before tells whether a line begins right at the border.
+            stream.seek(border - 1)
+            _skip_line(stream)
+            last = stream.tell()
+            if last < size:
+                yield last
 
 
 def table_rows(piece: Piece) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
-    """(key, image, caption) of every line that begins in the piece, or why it is none; empty lines are passed over."""
+    """(key, image, caption) of every line in the piece, or why it is none; empty lines are passed over."""
     path = Path(piece.source)
     with path.open("rb") as stream:
         image, caption, width = _columns(path, stream)
-        # The byte before tells whether a line begins at the start of the piece.
-        stream.seek(piece.start - 1)
-        _skip_line(stream, piece.stop)
+        stream.seek(piece.start)
         while (offset := stream.tell()) < piece.stop and (line := stream.readline(LONGEST_LINE)):
             key = f"{path.name}, byte {offset}"
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                _skip_line(stream, piece.stop)
                 yield Refusal(key, f"a line of {LONGEST_LINE} bytes or more")
-                continue
+                return  # longer than a piece should be, so it is the last one in this
             fields = line.rstrip(b"\r\n").split(b"\t")
             if len(fields) == width:
                 yield key, fields[image], fields[caption]
@@ -60,12 +72,15 @@ def table_rows(piece: Piece) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
                 yield Refusal(key, f"{len(fields)} columns; the header has {width}")
 
 
-def _skip_line(stream: IO[bytes], stop: int) -> None:
-    """Go on to the next line, or to the first place behind `stop`: what begins there is another piece's."""
-    while stream.tell() < stop:
-        part = stream.readline(LONGEST_LINE)
-        if not part or part.endswith(b"\n"):
+def _skip_line(stream: IO[bytes]) -> None:
+    """Go on to the next line."""
+    size = 1 << 12  # few lines are longer; those that are may be of gigabytes
+    while block := stream.read(size):
+        end = block.find(b"\n") + 1
+        if end:
+            stream.seek(end - len(block), os.SEEK_CUR)
             return
+        size = min(2 * size, 1 << 20)
 
 
 def _columns(path: Path, stream: IO[bytes]) -> tuple[int, int, int]:

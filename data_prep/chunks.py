@@ -1,13 +1,12 @@
 """The unit of work of a build: one piece of raw input -> one file of tokens, already divided among the splits.
 
-A chunk file (.npz) holds for each split its tokens, the length and kind of every sequence, the number of sequences of
-every document and its content digest and key, and the refused items as JSON lines. It appears by rename, so a chunk
-that is there is whole, and a build that was killed continues behind it. `merge` turns the chunks of one shard into the
-shard of each split.
+A chunk file (.npz) holds blocks: for each split its tokens, the length and kind of every sequence, the number of
+sequences of every document and its content digest and key, and the refused items as JSON lines. It appears by rename,
+so a chunk that is there is whole, and a build that was killed continues behind it. `merge` turns the chunks of one
+shard into the shard of each split.
 """
 
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,14 @@ import numpy as np
 
 from data_prep.domain import Block, Domain, Item, Piece, Refusal, domain, family
 from data_prep.duplicates import save_contents
+from data_prep.files import replacing
 from data_prep.manifest import ShardRecord, record_of
-from data_prep.shards import ShardWriter, write_file
-from data_prep.workers import Beat
+from data_prep.shards import ShardWriter
+from data_prep.watch import Watch
 
 _FIELDS = ("tokens", "lengths", "modes", "parts")
+# A block of a chunk file is full with so many tokens or items; most chunks are one block.
+_BLOCK_TOKENS, _BLOCK_ITEMS = 1 << 24, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -80,33 +82,84 @@ def splits_of(contents: Sequence[bytes], fractions: tuple[tuple[str, float], ...
     return np.searchsorted(ends, first / 2.0**64, side="right")
 
 
-def make_chunk(chunk: Chunk, attempt: int, beat: Beat) -> tuple[int, int]:
+def make_chunk(chunk: Chunk, watch: Watch) -> tuple[int, int]:
     """Worker's side: read, divide, save. Returns (documents, refused items)."""
     here, module = domain(chunk.domain), family(chunk.domain)
-    gathered = {split: _Gathered() for split, _ in chunk.fractions}
-    refused: list[str] = []
     # A problem that hangs or crashes its worker must not come again at the next attempt.
-    seed = int.from_bytes(hashlib.sha256(f"{chunk.seed} {attempt}".encode()).digest()[:8], "big")
-    for found in module.read(here, chunk.piece, seed, chunk.codec):
-        if isinstance(found, Block):
-            beat(len(found.keys))
-            for split, chosen in _divide(found, chunk.fractions):
-                gathered[split].add_block(found, chosen)
-            continue
-        beat(1)
-        if isinstance(found, Refusal):
-            line = {"key": found.key, "reason": found.reason}
-            refused.append(json.dumps(line | ({"damaged": True} if found.damaged else {})))
-        else:
-            (number,) = splits_of([found.group or found.content], chunk.fractions)
-            gathered[chunk.fractions[number][0]].add(found)
-    arrays = {"refused": np.frombuffer("\n".join(refused).encode(), np.uint8)}
-    for split, documents in gathered.items():
-        arrays |= _arrays(split, documents, here, module.DEDUPLICATE)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(chunk.path, buffer.getvalue())
-    return sum(len(documents.parts) for documents in gathered.values()), len(refused)
+    seed = int.from_bytes(
+        hashlib.sha256(f"{chunk.seed} {watch.attempt}".encode()).digest()[:8], "big"
+    )
+    splits = tuple(split for split, _ in chunk.fractions)
+    with replacing(chunk.path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        out = _Output(archive, here, splits, module.DEDUPLICATE)
+        for found in module.read(here, chunk.piece, seed, chunk.codec, watch):
+            if isinstance(found, Block):
+                watch.beat(len(found.keys))
+                for split, chosen in _divide(found, chunk.fractions):
+                    out.add_block(split, found, chosen)
+                continue
+            watch.beat(1)
+            if isinstance(found, Refusal):
+                out.refuse(found)
+            else:
+                (number,) = splits_of([found.group or found.content], chunk.fractions)
+                out.add(splits[number], found)
+        watch.end()
+        out.flush()
+    return out.documents, out.refused
+
+
+class _Output:
+    """A chunk file in the making. What is gathered goes to disk in blocks, so that a piece of any size, such as a
+    compressed file, needs no more memory than one of them."""
+
+    def __init__(
+        self, archive: zipfile.ZipFile, here: Domain, splits: tuple[str, ...], deduplicate: bool
+    ) -> None:
+        self._archive, self._here, self._deduplicate = archive, here, deduplicate
+        self._splits = splits
+        self.documents = self.refused = self._blocks = 0
+        self._begin_block()
+
+    def _begin_block(self) -> None:
+        self._gathered = {split: _Gathered() for split in self._splits}
+        self._refused: list[str] = []
+        self._tokens = self._items = 0
+
+    def add(self, split: str, item: Item) -> None:
+        self._gathered[split].add(item)
+        self._count(1, sum(tokens.size for _, tokens in item.document.parts))
+
+    def add_block(self, split: str, block: Block, chosen: np.ndarray) -> None:
+        self._gathered[split].add_block(block, chosen)
+        self._count(len(chosen), len(chosen) * block.tokens.shape[1])
+
+    def _count(self, documents: int, tokens: int) -> None:
+        self.documents += documents
+        self._items, self._tokens = self._items + documents, self._tokens + tokens
+        self._flush_if_full()
+
+    def refuse(self, found: Refusal) -> None:
+        line = {"key": found.key, "reason": found.reason}
+        self._refused.append(json.dumps(line | ({"damaged": True} if found.damaged else {})))
+        self.refused += 1
+        self._items += 1
+        self._flush_if_full()
+
+    def _flush_if_full(self) -> None:
+        if self._tokens >= _BLOCK_TOKENS or self._items >= _BLOCK_ITEMS:
+            self.flush()
+
+    def flush(self) -> None:
+        arrays = {"refused": np.frombuffer("\n".join(self._refused).encode(), np.uint8)}
+        for split, documents in self._gathered.items():
+            arrays |= _arrays(split, documents, self._here, self._deduplicate)
+        for name, values in arrays.items():
+            member = f"{self._blocks}.{name}.npy"
+            with self._archive.open(member, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, values, allow_pickle=False)
+        self._blocks += 1
+        self._begin_block()
 
 
 def _divide(
@@ -142,7 +195,8 @@ def _arrays(
 def refusals(path: Path) -> list[dict[str, Any]]:
     """The refused items of one chunk file: key, reason, and `damaged` where true."""
     with _load(path) as arrays:
-        return [json.loads(line) for line in arrays["refused"].tobytes().decode().splitlines()]
+        blocks = [arrays[f"{number}.refused"].tobytes() for number in _blocks_of(arrays)]
+    return [json.loads(line) for block in blocks for line in block.decode().splitlines()]
 
 
 def merge(
@@ -177,10 +231,11 @@ def _contents(split: str, paths: list[Path]) -> tuple[np.ndarray, bytes]:
     contents, keys = [], []
     for path in paths:
         with _load(path) as arrays:
-            digests = arrays[f"{split}.contents"].tobytes()
-            contents.append(np.frombuffer(digests, "<u8").reshape(-1, 2))
-            if digests:
-                keys.append(arrays[f"{split}.keys"].tobytes() + b"\0")
+            for number in _blocks_of(arrays):
+                digests = arrays[f"{number}.{split}.contents"].tobytes()
+                contents.append(np.frombuffer(digests, "<u8").reshape(-1, 2))
+                if digests:
+                    keys.append(arrays[f"{number}.{split}.keys"].tobytes() + b"\0")
     return np.concatenate(contents), b"".join(keys)
 
 
@@ -201,26 +256,35 @@ def _merge_split(
 def _blocks(
     split: str, paths: list[Path], wanted: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(tokens, lengths, modes, parts) of each chunk that has some; stops with the document that reaches `wanted`
+    """(tokens, lengths, modes, parts) of each block that has some; stops with the document that reaches `wanted`
     tokens."""
-    for path in paths:
-        if wanted is not None and wanted <= 0:
-            return
-        with _load(path) as arrays:
-            tokens, lengths, modes, parts = (arrays[f"{split}.{name}"] for name in _FIELDS)
+    for tokens, lengths, modes, parts in _all_blocks(split, paths):
         if wanted is not None:
+            if wanted <= 0:
+                return
             sequence_ends, document_ends = np.cumsum(lengths), np.cumsum(parts)
-            enough = (
-                int(np.searchsorted(sequence_ends[document_ends - 1], wanted)) + 1
-                if len(parts)
-                else 0
-            )
+            ends = sequence_ends[document_ends - 1]
+            enough = int(np.searchsorted(ends, wanted)) + 1 if len(parts) else 0
             parts = parts[:enough]
             lengths, modes = lengths[: parts.sum()], modes[: parts.sum()]
             tokens = tokens[: lengths.sum()]
             wanted -= tokens.size
         if tokens.size:
             yield tokens, lengths, modes, parts
+
+
+def _all_blocks(
+    split: str, paths: list[Path]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    for path in paths:
+        with _load(path) as arrays:
+            for number in _blocks_of(arrays):
+                tokens, *counts = (arrays[f"{number}.{split}.{name}"] for name in _FIELDS)
+                yield tokens, counts[0], counts[1], counts[2]
+
+
+def _blocks_of(arrays: "np.lib.npyio.NpzFile") -> range:
+    return range(sum(name.endswith(".refused") for name in arrays.files))
 
 
 def _load(path: Path) -> "np.lib.npyio.NpzFile":

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_prep.shards import write_file
+from data_prep.files import write_file
 
 SIDE = 64
 # Length of an entry, as in the paper's experiments.

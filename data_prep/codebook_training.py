@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_prep.codebook import STANDARD, WIDTH, Codebook, Facts, Lookup, Network, scaled, threads
+from data_prep.files import beside, check_writable, write_file
 from data_prep.progress import bar
-from data_prep.shards import write_file
 from data_prep.training_pictures import sample_pictures
 from data_prep.workers import Progress
 
@@ -90,7 +90,7 @@ def train(
         held_out=held_out, torch=torch.__version__,
     )  # fmt: skip
     codebook, shown = _judge(network, facts, pictures[:held_out])
-    write_file(out.with_name(out.name + ".png"), shown)
+    write_file(beside(out, ".png"), shown)
     codebook.save(out)
     return _sentence(out, codebook.facts, refused)
 
@@ -103,11 +103,7 @@ def _check(facts: Facts, out: Path, steps: int, batch: int, workers: int) -> Non
             f"--steps {steps}, --batch {batch}, --workers {workers}: wanted at least 1 step, 1 worker, and a batch of "
             f"{least} pictures, as many vectors as there are entries. For instance: --steps 20000 --batch {4 * least}"
         )
-    if out.is_dir() or not out.parent.is_dir():
-        found = "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
-        raise ValueError(
-            f"--out {out}: {found}; wanted a file to write, in a folder that is there. Choose another path."
-        )
+    check_writable(out)
 
 
 def _fit(network: Network, pictures: np.ndarray, steps: int, batch: int, seed: int) -> Network:

@@ -5,11 +5,13 @@ stream of tokens and its rows are consecutive cuts of it. Either way row r of a 
 tokens are found by arithmetic; only the *kinds* of a row need the .idx, and that by binary search.
 
 Opening reads the manifest and the files' sizes and nothing else, so a dataset of any size opens at once. Shards are
-opened when first touched (`data_prep/shard_reader.py`), and at most `MAX_FILES` files stay open.
+opened when first touched (`data_prep/shard_reader.py`), and at most `MAX_FILES` files of all datasets stay open.
 """
 
 import hashlib
+import itertools
 import resource
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,44 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.domain import Domain, domain
+from data_prep.files import beside
 from data_prep.manifest import Manifest, check_domain, load_manifest
-from data_prep.shard_reader import OpenShard, Shard, check_pair, check_size
-from data_prep.shards import read_header
+from data_prep.shard_index import check_index, map_index
+from data_prep.shard_reader import OpenShard, Shard, check_pair, check_size, find_prefix
 
 # Half of the files that a process may have open are left to others.
 MAX_FILES = min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
+class _OpenShards:
+    """What is open in this process, the least recently used first: the datasets of a blend share one limit."""
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[tuple[int, int], OpenShard] = OrderedDict()
+        self._files = 0
+
+    def find(self, key: tuple[int, int]) -> OpenShard | None:
+        """The shard (dataset, number) if it is open."""
+        found = self._shards.get(key)
+        if found is not None:
+            self._shards.move_to_end(key)
+        return found
+
+    def keep(self, key: tuple[int, int], shard: OpenShard) -> None:
+        """Keep a shard open, and let others go if too many files are."""
+        self._shards[key] = shard
+        self._files += shard.files
+        while self._files > MAX_FILES and len(self._shards) > 1:
+            self._files -= self._shards.popitem(last=False)[1].files
+
+    def close(self, dataset: int) -> None:
+        """Let go of the shards of a dataset that is no more."""
+        for key in [key for key in self._shards if key[0] == dataset]:
+            self._files -= self._shards.pop(key).files
+
+
+_open = _OpenShards()
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -43,12 +77,13 @@ class TokenDataset:
     def __init__(self, path: Path | str, split: str, domain: str | None = None) -> None:
         self.split = split
         path = Path(path)
-        if path.is_dir() or not _file(path, ".idx").exists():
+        if not find_prefix(path, domain):
             self.domain, self._shards, manifest = _open_folder(path, split, domain)
             self.identity = manifest.identity(split)
             self.codec = manifest.codec.sha256 if manifest.codec else ""
             self._dtype = self.domain.dtype
         else:
+            assert domain is not None
             self.domain, shard, self.identity, self._dtype = _open_prefix(path, domain)
             self._shards, self.codec = (shard,), ""
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
@@ -56,7 +91,8 @@ class TokenDataset:
         self._check_ids = (
             np.iinfo(self._dtype).min < 0 or np.iinfo(self._dtype).max >= self.domain.vocab_size
         )
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._number = next(_numbers)
+        weakref.finalize(self, _open.close, self._number).atexit = False
         self._checked: set[int] = set()
         self.num_rows = int(self._starts[-1])
         self.num_tokens = self.num_rows * self.domain.seq_length
@@ -76,15 +112,19 @@ class TokenDataset:
                 f"{self.num_rows - 1}. Ask for rows that exist."
             )
         tokens = np.empty((len(indices), self.domain.seq_length), self._dtype)
-        kinds = np.zeros(tokens.shape, np.uint8)
-        for number, where in self._by_shard(indices):
+        shards = self._by_shard(indices)
+        several = self._several_kinds
+        kinds = (np.empty if several else np.zeros)(tokens.shape, np.uint8)
+        for number, where in shards:
             opened = self._opened(number)
             local = indices[where] - self._starts[number]
             opened.read(local, where, tokens)
-            if self._several_kinds:
-                kinds[where] = opened.kinds(local)
             if self._check_ids:
                 _check_ids(self._shards[number].prefix, tokens[where], self.domain)
+            if several and len(shards) == 1:
+                return RowBatch(tokens, opened.kinds(local))  # nothing to put together
+            if several:
+                kinds[where] = opened.kinds(local)
         return RowBatch(tokens, kinds)
 
     def _by_shard(self, indices: np.ndarray) -> list[tuple[int, np.ndarray | slice]]:
@@ -104,22 +144,17 @@ class TokenDataset:
 
     def _opened(self, number: int) -> OpenShard:
         """Shard `number`, open; the least recently used one is let go when too many are."""
-        opened = self._open.get(number)
+        key = self._number, number
+        opened = _open.find(key)
         if opened is not None:
-            self._open.move_to_end(number)
             return opened
         shard = self._shards[number]
         if number not in self._checked:
             check_pair(shard, self.domain, self._dtype)
             self._checked.add(number)
-        opened = self._open[number] = OpenShard(shard, self.domain, self._dtype)
-        if len(self._open) * (2 if self._several_kinds else 1) > MAX_FILES:
-            self._open.popitem(last=False)
+        opened = OpenShard(shard, self.domain, self._dtype)
+        _open.keep(key, opened)
         return opened
-
-
-def _file(prefix: Path, ending: str) -> Path:
-    return prefix.with_name(prefix.name + ending)
 
 
 def _open_folder(
@@ -133,11 +168,7 @@ def _open_folder(
         )
     manifest = load_manifest(path)
     here = domain(manifest.domain)
-    check_domain(path, manifest, here)
-    if name not in (None, here.name):
-        raise ValueError(
-            f"{path}: holds domain {here.name!r}; wanted {name!r}. Point at a dataset of that domain."
-        )
+    check_domain(path, manifest, here, name)
     if split not in manifest.splits:
         raise ValueError(
             f"{path}: split {split!r} is not there; wanted one of {', '.join(manifest.splits)}. "
@@ -153,27 +184,24 @@ def _folder_shards(path: Path, split: str, manifest: Manifest) -> tuple[Shard, .
         for each in manifest.splits[split]
     )
     for shard in shards:
-        check_size(_file(shard.prefix, ".bin"), shard.bin_bytes, "the manifest")
-        check_size(_file(shard.prefix, ".idx"), shard.idx_bytes, "the manifest")
+        check_size(beside(shard.prefix, ".bin"), shard.bin_bytes, "the manifest")
+        check_size(beside(shard.prefix, ".idx"), shard.idx_bytes, "the manifest")
     return shards
 
 
-def _open_prefix(path: Path, name: str | None) -> tuple[Domain, Shard, str, np.dtype]:
+def _open_prefix(path: Path, name: str) -> tuple[Domain, Shard, str, np.dtype]:
     """A .bin/.idx pair without a manifest, its domain given by the caller."""
-    if name is None:
-        raise ValueError(
-            f"{path}: a bare .bin/.idx pair, domain not given; wanted the name of its domain. "
-            f"Pass domain=..., one that `python -m data_prep list` shows."
-        )
-    here, bin_path, idx_path = domain(name), _file(path, ".bin"), _file(path, ".idx")
-    header = read_header(idx_path)
+    here, bin_path, idx_path = domain(name), beside(path, ".bin"), beside(path, ".idx")
+    index = map_index(idx_path)
     if not bin_path.is_file():
         check_size(bin_path, 0, f"{idx_path.name} beside it (or more)")
     size = bin_path.stat().st_size
-    tokens = size // header.dtype.itemsize
+    tokens = size // index.header.dtype.itemsize
     shard = Shard(path, tokens // here.seq_length, tokens, size, idx_path.stat().st_size)
-    check_pair(shard, here, header.dtype)
-    return here, shard, _sampled_digest(bin_path, idx_path), header.dtype
+    check_pair(shard, here, index.header.dtype)
+    # Whoever wrote it had other rules: all of the index is read once, so that no row is of another length or kind.
+    check_index(index, here, size)
+    return here, shard, _sampled_digest(bin_path, idx_path), index.header.dtype
 
 
 def _sampled_digest(*paths: Path) -> str:
@@ -189,9 +217,10 @@ def _sampled_digest(*paths: Path) -> str:
 
 
 def _check_ids(prefix: Path, tokens: np.ndarray, here: Domain) -> None:
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= here.vocab_size:
+    # As unsigned numbers negative ones are too large.
+    if int(tokens.view(f"<u{tokens.itemsize}").max()) >= here.vocab_size:
+        low, high = tokens.min(), tokens.max()
         raise ValueError(
-            f"{_file(prefix, '.bin')}: token ids from {low} to {high}; wanted 0 to {here.vocab_size - 1} "
+            f"{beside(prefix, '.bin')}: token ids from {low} to {high}; wanted 0 to {here.vocab_size - 1} "
             f"(domain {here.name}). The file belongs to another domain or is damaged: check or rebuild it."
         )

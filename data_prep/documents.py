@@ -7,6 +7,7 @@
 Plain files are cut into stretches that workers read alone, at the beginning of lines; compressed ones are one stretch.
 """
 
+import codecs
 import gzip
 import io
 import json
@@ -22,6 +23,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import zstandard
 
 from data_prep.domain import Piece, Refusal
+from data_prep.folders import PassedOver, walk
+from data_prep.listing import Listed, cut_listing
+from data_prep.watch import Watch
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -37,6 +41,7 @@ FIELD = "text"
 _BITE = 1 << 8
 _ENDINGS = tuple(kind + packed for kind in (".txt", ".jsonl") for packed in ("", ".gz", ".zst"))
 _COPY = "copy it again"
+_BOM = codecs.BOM_UTF8
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Stretch:
     @property
     def compressed(self) -> bool:
         """Whether the bytes are .gz or .zst, which cannot be entered in the middle."""
-        return self.file.endswith((".gz", ".zst"))
+        return self.file.lower().endswith((".gz", ".zst"))
 
 
 @dataclass(frozen=True)
@@ -65,41 +70,35 @@ class Text:
     text: str
 
 
-def plan_documents(raw: Path, listing: Path) -> list[Piece]:
+def plan_documents(raw: Path, listing: Path, passed_over: PassedOver | None = None) -> list[Piece]:
     """Write the stretches below `raw` to `listing`, one line each, and cut that into pieces of about 4 MiB of text."""
-    pieces: list[Piece] = []
-    start = offset = size = count = 0
-    damage: list[Refusal] = []
-    with listing.open("wb") as stream:
-        for stretch in stretches(raw):
-            offset += stream.write(json.dumps(astuple(stretch)).encode() + b"\n")
-            size += stretch.stop - stretch.start
-            count += 1
-            if stretch.damaged:
-                damage.append(Refusal(stretch.name, stretch.reason, damaged=True))
-            if size >= _STRETCH or count == _MOST_FILES:
-                pieces.append(Piece(str(listing), start, offset, tuple(damage)))
-                start, size, count, damage = offset, 0, 0, []
-    if start != offset:
-        pieces.append(Piece(str(listing), start, offset, tuple(damage)))
-    return pieces
+    found = map(_listed, stretches(raw, passed_over))
+    return cut_listing(found, listing, _MOST_FILES, _STRETCH)
 
 
-def read_piece(piece: Piece) -> Iterator[Text | Refusal]:
-    """The documents of one piece of `plan_documents`, and what is none, with its reason."""
+def _listed(stretch: Stretch) -> Listed:
+    damage = (Refusal(stretch.name, stretch.reason, damaged=True),) if stretch.damaged else ()
+    size = stretch.stop - stretch.start
+    return Listed(json.dumps(astuple(stretch)).encode() + b"\n", size, damage)
+
+
+def read_piece(piece: Piece, watch: Watch | None = None) -> Iterator[Text | Refusal]:
+    """The documents of one piece of `plan_documents`, and what is none, with its reason. `watch` hears of each before
+    it is given away: what becomes of it is its doing."""
     with open(piece.source, "rb") as stream:
         stream.seek(piece.start)
         while stream.tell() < piece.stop:
-            yield from read_stretch(Stretch(*json.loads(stream.readline())))
+            yield from read_stretch(Stretch(*json.loads(stream.readline())), watch)
 
 
 # --- which files there are
 
 
-def stretches(raw: Path) -> Iterator[Stretch]:
-    """Every file below `raw`, sorted, in stretches; ValueError if there is none."""
+def stretches(raw: Path, passed_over: PassedOver | None = None) -> Iterator[Stretch]:
+    """Every file below `raw`, sorted, in stretches; ValueError if there is none. Other files are counted."""
+    passed_over = PassedOver() if passed_over is None else passed_over
     found = False
-    for stretch in _walk(str(raw), raw.name) if raw.is_dir() else _one_file(raw):
+    for stretch in _of_folder(raw, passed_over) if raw.is_dir() else _one_file(raw):
         found = True
         yield stretch
     if not found:
@@ -110,7 +109,7 @@ def stretches(raw: Path) -> Iterator[Stretch]:
 
 
 def _one_file(path: Path) -> Iterator[Stretch]:
-    if path.is_file() and path.name.endswith(_ENDINGS):
+    if path.is_file() and _wanted(path.name):
         yield from _cut(str(path.resolve()), path.name)
         return
     found = "is another kind of file" if path.exists() else "does not exist"
@@ -120,23 +119,16 @@ def _one_file(path: Path) -> Iterator[Stretch]:
     )
 
 
-def _walk(folder: str, name: str) -> Iterator[Stretch]:
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        key = f"{name}/{entry.name}"
-        wanted = entry.name.endswith(_ENDINGS)
-        if entry.is_symlink():
-            if wanted or entry.is_dir():
-                reason = "a symbolic link: give --raw the place that it points to"
-                yield Stretch(entry.path, key, 0, 0, reason=reason)
-        elif entry.is_dir():
-            yield from _walk(entry.path, key)
-        elif wanted and not entry.is_file():
-            reason = "not a plain file (device, socket or pipe)"
-            yield Stretch(entry.path, key, 0, 0, reason=reason)
-        elif wanted:
-            yield from _cut(entry.path, key)
+def _wanted(name: str) -> bool:
+    return name.lower().endswith(_ENDINGS)
+
+
+def _of_folder(raw: Path, passed_over: PassedOver) -> Iterator[Stretch]:
+    for found in walk(str(raw), f"{raw.name}/", _wanted, passed_over):
+        if found.reason:
+            yield Stretch(found.path, found.key, 0, 0, reason=found.reason)
+        else:
+            yield from _cut(found.path, found.key)
 
 
 def _cut(path: str, name: str) -> Iterator[Stretch]:
@@ -171,20 +163,23 @@ def _cut_plain(path: str, name: str) -> Iterator[Stretch]:
 # --- the documents of one stretch
 
 
-def read_stretch(stretch: Stretch) -> Iterator[Text | Refusal]:
+def read_stretch(stretch: Stretch, watch: Watch | None = None) -> Iterator[Text | Refusal]:
     """The documents of one stretch, in order. Damage ends it: what was read before counts."""
+    watch = watch or Watch()
     if stretch.reason:
         yield Refusal(stretch.name, stretch.reason, stretch.damaged)
         return
-    lines = stretch.file.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
+    lines = stretch.file.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
     try:
         with _open(stretch) as stream:
-            for line, block in _blocks(stream, stretch, 0 if lines else PART):
+            for line, block in _blocks(stream, stretch, 0 if lines else PART, watch):
                 if lines and block.isspace():
                     continue
                 key = f"{stretch.name}, line {line}"
                 try:
-                    text = _decode(block, line)
+                    watch.begin(key)
+                    # Some editors mark the beginning of a file as UTF-8; it is no part of the text.
+                    text = _decode(block.removeprefix(_BOM) if line == 1 else block, line)
                     yield Text(key, _check(_field(text) if lines else text))
                 except (ValueError, RecursionError) as error:
                     yield Refusal(key, str(error))
@@ -199,16 +194,18 @@ def _open(stretch: Stretch) -> Iterator[BinaryIO]:
     # O_NONBLOCK: a pipe put in a file's place since the plan must not hang us.
     handle = os.open(stretch.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as stream:
-        if stretch.file.endswith(".gz"):
+        if stretch.file.lower().endswith(".gz"):
             yield io.BufferedReader(gzip.GzipFile(fileobj=stream), 1 << 17)
-        elif stretch.file.endswith(".zst"):
+        elif stretch.file.lower().endswith(".zst"):
             yield io.BufferedReader(_Zstandard(stream), 1 << 17)
         else:
             stream.seek(stretch.start)
             yield stream
 
 
-def _blocks(stream: BinaryIO, stretch: Stretch, least: int) -> Iterator[tuple[int, bytes]]:
+def _blocks(
+    stream: BinaryIO, stretch: Stretch, least: int, watch: Watch
+) -> Iterator[tuple[int, bytes]]:
     """(number of the first line, bytes) of blocks of whole lines: the fewest lines that hold `least` bytes, one at
     least. Of a block longer than LONGEST only the beginning, LONGEST + 1 bytes."""
     line = stretch.line
@@ -226,13 +223,14 @@ def _blocks(stream: BinaryIO, stretch: Stretch, least: int) -> Iterator[tuple[in
         left -= len(block)
         if len(block) > LONGEST and not block.endswith(b"\n"):
             line += 1
-            left -= _skip_line(stream)
+            left -= _skip_line(stream, watch)
 
 
-def _skip_line(stream: BinaryIO) -> int:
+def _skip_line(stream: BinaryIO, watch: Watch) -> int:
     """Go behind the next newline; how many bytes that was."""
     skipped = 0
     while rest := stream.readline(1 << 20):
+        watch.beat(0)
         skipped += len(rest)
         if rest.endswith(b"\n"):
             break

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -84,7 +85,7 @@ class Refusal:
 class Piece:
     """A stretch of raw input that one worker does alone: [start, stop) of `source`, in bytes or rows of it.
 
-    `damage` is what the plan has already found in it: damaged files only.
+    `damage` is what the plan has already found in it: damaged files, and files of many items that are refused.
     """
 
     source: str
@@ -179,3 +180,23 @@ def domain(name: str) -> Domain:
     base, pieces = _base_name(name)
     found = next(each for each in module.DOMAINS if each.name == base)
     return found if pieces is None else module.with_vocabulary(found, pieces)
+
+
+def check_codec(here: Domain, codec: Path | None) -> None:
+    """ValueError unless `codec` is the tokenizer or codebook that domain `here` takes, or None where it takes none."""
+    wanted = family(here.name).CODEC
+    if wanted and codec is None:
+        raise ValueError(
+            f"domain {here.name}: no --{wanted} is given; wanted the file that turns raw data into tokens. "
+            f"Make one with: python -m data_prep train-{wanted} --raw PATH --out FILE, then add --{wanted} FILE"
+        )
+    if codec and not wanted:
+        raise ValueError(
+            f"--tokenizer or --codebook {codec}: domain {here.name} needs none; wanted none. Leave it out."
+        )
+    if codec:
+        if not codec.is_file():
+            raise ValueError(
+                f"--{wanted} {codec}: no such file; wanted what `train-{wanted}` wrote. Check the path."
+            )
+        family(here.name).check_codec(here, codec)

@@ -10,19 +10,25 @@ import contextlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.domain import domain
+from data_prep.files import beside, sync_folder, write_file
 from data_prep.manifest import ShardRecord, record_of
-from data_prep.shards import HEADER, ShardWriter, read_header, sync_folder, write_file
+from data_prep.shard_index import map_index
+from data_prep.shards import ShardWriter
+from data_prep.watch import Watch
 
 _ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
 # Documents compared at a time: about 150 MB.
 _TOGETHER = 1 << 22
+# Digests that a split's sample holds, about: 8 MB.
+_SAMPLE = 1 << 20
+_LARGEST = (1 << 64) - 1
 # Tokens copied at a time.
 _COPIED = 1 << 24
 
@@ -57,19 +63,19 @@ def save_contents(prefix: Path, contents: np.ndarray, keys: bytes) -> None:
     entries["document"] = np.arange(len(contents))
     # Equal digests stay in the order of the documents.
     entries = entries[np.lexsort((entries["document"], entries["low"], entries["high"]))]
-    write_file(_beside(prefix, ".keys.z"), zlib.compress(keys, 1))
-    write_file(_beside(prefix, ".contents.npy"), entries.tobytes())
+    write_file(beside(prefix, ".keys.z"), zlib.compress(keys, 1))
+    write_file(beside(prefix, ".contents.npy"), entries.tobytes())
 
 
 def load_keys(prefix: Path) -> list[str]:
     """The keys of the shard's documents, in order."""
-    keys = zlib.decompress(_beside(prefix, ".keys.z").read_bytes())
+    keys = zlib.decompress(beside(prefix, ".keys.z").read_bytes())
     return [key.decode("utf-8", "backslashreplace") for key in keys.split(b"\0")[:-1]]
 
 
 def find_duplicates(prefixes: dict[int, Path]) -> Iterator[Duplicate]:
     """Every document of these shards (number -> prefix) whose content an earlier one has."""
-    paths = {number: _beside(prefix, ".contents.npy") for number, prefix in prefixes.items()}
+    paths = {number: beside(prefix, ".contents.npy") for number, prefix in prefixes.items()}
     sizes = {number: path.stat().st_size // _ENTRY.itemsize for number, path in paths.items()}
     total = sum(sizes.values())
     ranges = max(1, -(-total // _TOGETHER))
@@ -113,29 +119,30 @@ def _repeated(entries: np.ndarray, shards: np.ndarray) -> Iterator[Duplicate]:
         )  # fmt: skip
 
 
-def place(task: Placement, attempt: int, beat: Callable[[int], None]) -> ShardRecord | None:
+def place(task: Placement, watch: Watch) -> ShardRecord | None:
     """Put one shard into the dataset folder; its record, or None if nothing but duplicates was in it."""
-    beat(1)
     if task.dropped:
-        return _copy_without(task)
+        return _copy_without(task, watch)
     # The index comes last: a pair that is there is whole.
     for ending in (".bin", ".idx"):
-        _link(_beside(task.merged, ending), _beside(task.final, ending))
+        _link(beside(task.merged, ending), beside(task.final, ending))
     sync_folder(task.final.parent)
     return task.record
 
 
-def _copy_without(task: Placement) -> ShardRecord | None:
+def _copy_without(task: Placement, watch: Watch) -> ShardRecord | None:
     """The documents that are not dropped, block by block."""
     here = domain(task.domain)
     if len(task.dropped) == task.record.documents:
         return None
-    lengths, modes, starts = _index(_beside(task.merged, ".idx"))
+    index = map_index(beside(task.merged, ".idx"))
+    lengths, modes = index.lengths.astype(np.int64), index.modes.astype(np.int64)
+    starts = index.documents
     kept = np.ones(task.record.documents, bool)
     kept[list(task.dropped)] = False
     parts = np.diff(starts)
     ends = np.cumsum(np.add.reduceat(lengths, starts[:-1]))  # tokens up to the end of each document
-    tokens = np.memmap(_beside(task.merged, ".bin"), here.dtype, "r")
+    tokens = np.memmap(beside(task.merged, ".bin"), here.dtype, "r")
     with ShardWriter(task.final, here) as writer:
         done = 0
         while done < len(parts):
@@ -150,23 +157,14 @@ def _copy_without(task: Placement) -> ShardRecord | None:
                     tokens[begin : ends[stop - 1]][of_token], lengths[sequences][of_sequence],
                     modes[sequences][of_sequence], parts[done:stop][chosen],
                 )  # fmt: skip
+            watch.beat(stop - done)
             done = stop
     return record_of(writer.summary, here)
 
 
-def _index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lengths and modes of the sequences, first sequence of each document (and the end), of a shard of ours."""
-    header = read_header(path)
-    raw = path.read_bytes()
-    lengths = np.frombuffer(raw, "<i4", header.sequences, HEADER.size).astype(np.int64)
-    starts = np.frombuffer(raw, "<i8", header.documents + 1, header.documents_at)
-    modes = np.frombuffer(raw, "<i1", header.sequences, header.modes_at).astype(np.int64)
-    return lengths, modes, starts
-
-
 def _link(source: Path, target: Path) -> None:
     """`target` becomes `source`, without copying where the file system can; whole or not at all."""
-    temporary = _beside(target, ".tmp")
+    temporary = beside(target, ".tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
@@ -184,5 +182,41 @@ def _link(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def _beside(prefix: Path, ending: str) -> Path:
-    return prefix.with_name(prefix.name + ending)
+# --- between the builds of one dataset
+
+
+def keep_sample(folder: Path, split: str, prefixes: list[Path]) -> None:
+    """Leave a sample of a split's digests in the dataset, so that a later build of another split can be compared.
+
+    It holds the digests below a bound, about `_SAMPLE` of them: all where there are no more. As digests are hashes, of
+    any two splits the same share of what they have in common is in both samples (Broder 1997, "On the resemblance and
+    containment of documents")."""
+    paths = [beside(prefix, ".contents.npy") for prefix in prefixes]
+    total = sum(path.stat().st_size // _ENTRY.itemsize for path in paths)
+    bound = min(_LARGEST, (1 << 64) * _SAMPLE // max(1, total))
+    found = [np.array([bound], np.uint64)]
+    for path in paths:
+        if path.stat().st_size:
+            high = np.memmap(path, _ENTRY, "r")["high"]
+            found.append(np.array(high[: int(np.searchsorted(high, np.uint64(bound)))]))
+    write_file(_sample_path(folder, split), np.concatenate(found).astype("<u8").tobytes())
+
+
+def shared_documents(folder: Path, split: str, others: Sequence[str]) -> dict[str, int]:
+    """Other split -> about how many different documents of `split` it holds too; only where there are some."""
+    shared = {}
+    mine = np.fromfile(_sample_path(folder, split), "<u8")
+    for other in others:
+        path = _sample_path(folder, other)
+        if path.is_file():
+            theirs = np.fromfile(path, "<u8")
+            bound = min(mine[0], theirs[0])
+            common = np.intersect1d(mine[1:], theirs[1:])
+            count = int((common < bound).sum())
+            if count:
+                shared[other] = round(count * _LARGEST / int(bound))
+    return shared
+
+
+def _sample_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.digests"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pydantic
 
 from data_prep.domain import Domain, TokenRange
-from data_prep.shards import ShardSummary, write_file
+from data_prep.files import write_file
+from data_prep.shards import ShardSummary
 
 NAME = "manifest.json"
 SPLITS = ("train", "valid", "test")
@@ -58,7 +59,8 @@ class BuildRecord(_Record):
     """One `build` command: which splits it made, from what, and what became of every raw item.
 
     `duplicates`: items whose content an earlier item had already. `damaged`: raw files of which an unknown part is
-    missing (--accept-damaged).
+    missing (--accept-damaged). `passed_over`: ending -> files below the raw input that are not of this domain.
+    `shared`: split of another build -> about how many documents it holds too.
     """
 
     splits: tuple[str, ...]
@@ -73,6 +75,8 @@ class BuildRecord(_Record):
     refused: int
     duplicates: int = 0
     damaged: tuple[str, ...] = ()
+    passed_over: dict[str, int] = {}
+    shared: dict[str, int] = {}
 
 
 class CodecRecord(_Record):
@@ -167,8 +171,15 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     write_file(folder / NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
-def check_domain(folder: Path, manifest: Manifest, domain: Domain) -> None:
-    """ValueError if the manifest's rows are not those of `domain` as this version of the project knows it."""
+def check_domain(
+    folder: Path, manifest: Manifest, domain: Domain, wanted: str | None = None
+) -> None:
+    """ValueError if the manifest's rows are not those of `domain` as this version of the project knows it, or of
+    another domain than the one called `wanted`, if that is given."""
+    if wanted not in (None, manifest.domain):
+        raise ValueError(
+            f"{folder}: holds domain {manifest.domain!r}; wanted {wanted!r}. Point at a dataset of that domain."
+        )
     kinds = tuple(TokenRange(k.kind, k.start, k.stop, k.in_loss) for k in manifest.kinds)
     here = (domain.name, domain.vocab_size, domain.seq_length, domain.packed, domain.kinds)
     there = (manifest.domain, manifest.vocab_size, manifest.seq_length, manifest.packed, kinds)

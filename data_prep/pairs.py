@@ -7,22 +7,29 @@
                                       below the TSV's folder, with or without its ending
 
 A .txt is one caption. Of a .json, `captions` (a list) and `caption` count. What several of them say of one picture is
-put together, equal captions once; each caption with its picture is one pair.
+put together, equal captions once: they repeat each other by custom. Each caption with its picture is one pair. Files of
+a pair differ in their last ending only; in a tar they must follow one another. Of a table each line is a pair, equal
+ones too, which then are duplicates.
 """
 
 import itertools
 import json
+import math
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.caption_table import CAPTION, IMAGE, plan_table, table_rows
+from data_prep.documents import Text
 from data_prep.domain import Piece, Refusal
+from data_prep.folders import PassedOver
+from data_prep.listing import Listed, cut_listing
 from data_prep.pictures import EXTENSIONS, MAX_BYTES
-from data_prep.raw_files import Entry, close_all, from_line, list_items, read_entry
+from data_prep.raw_files import Entry, close_all, from_line, list_items, listed, read_entry
 
 _TEXTS = frozenset({".txt", ".json"})
 # Pictures in one piece of work: with five captions each 8 MB of tokens at 32x32.
@@ -32,6 +39,10 @@ MAX_CAPTION = 1 << 16
 _MAX_JSON = 1 << 20
 # What one picture may have; COCO has up to 7.
 MAX_CAPTIONS = 100
+
+
+# A picture's place and its captions.
+_Pair = tuple[Entry, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,49 +62,71 @@ class Captioned:
         return (Refusal(self.pair_key(n), reason) for n in range(len(self.captions)))
 
 
-def plan_pairs(raw: Path, listing: Path) -> list[Piece]:
+def plan_pairs(raw: Path, listing: Path, passed_over: PassedOver | None = None) -> list[Piece]:
     """Cut the pairs below `raw` into pieces; of folders and tars every file is written to `listing`."""
     if raw.suffix.lower() == ".tsv":
         return plan_table(raw)
-    pieces: list[Piece] = []
-    damage: list[Refusal] = []
-    start = offset = 0
-    with listing.open("wb") as stream:
-        names = itertools.groupby(list_items(raw, EXTENSIONS | _TEXTS), _name)
-        for count, (_, entries) in enumerate(names, start=1):
-            for entry in entries:
-                offset += stream.write(entry.line())
-                if entry.damaged:
-                    damage.append(Refusal(entry.key, entry.reason, damaged=True))
-            if count % _PIECE == 0:
-                pieces.append(Piece(str(listing), start, offset, tuple(damage)))
-                start, damage = offset, []
-    if offset == 0:
+    entries = list_items(raw, EXTENSIONS | _TEXTS, passed_over, together=_without_ending)
+    groups = (map(listed, group) for _, group in itertools.groupby(entries, _name))
+    pieces = cut_listing(map(_joined, groups), listing, _PIECE, math.inf)
+    if not pieces:
         raise ValueError(
             f"{raw}: holds no pictures with captions; wanted key.jpg beside key.txt or key.json, in a folder or .tar, "
             f"or a .tsv with the columns {IMAGE} and {CAPTION}. Give --raw the path of such data."
         )
-    if start != offset:
-        pieces.append(Piece(str(listing), start, offset, tuple(damage)))
     return pieces
+
+
+def _joined(files: Iterable[Listed]) -> Listed:
+    """The files of one pair, which no piece may part."""
+    several = list(files)
+    damage = tuple(each for file in several for each in file.damage)
+    return Listed(b"".join(file.lines for file in several), 0, damage)
 
 
 def read_pairs(piece: Piece) -> Iterator[Captioned | Refusal]:
     """The pictures of one piece that have captions, and why others have not."""
     opened: dict[str, BinaryIO] = {}
     try:
-        if piece.source.lower().endswith(".tsv"):
-            yield from _from_table(piece, opened)
-            return
-        for _, entries in itertools.groupby(_listed(piece), _name):
-            yield from _together(entries, opened)
+        for found in _pairs(piece, opened):
+            if isinstance(found, Refusal):
+                yield found
+            else:
+                yield from _with_picture(*found, opened)
     finally:
         close_all(opened)
 
 
+def read_captions(raw: Path) -> Iterator[Text | Refusal]:
+    """Every caption below `raw` that has a picture; the pictures themselves are not read."""
+    with tempfile.TemporaryDirectory() as scratch:
+        opened: dict[str, BinaryIO] = {}
+        try:
+            for piece in plan_pairs(raw, Path(scratch) / "listing"):
+                for found in _pairs(piece, opened):
+                    if isinstance(found, Refusal):
+                        yield found
+                    else:
+                        yield from (Text(found[0].key, caption) for caption in found[1])
+        finally:
+            close_all(opened)
+
+
+def _pairs(piece: Piece, opened: dict[str, BinaryIO]) -> Iterator[_Pair | Refusal]:
+    if piece.source.lower().endswith(".tsv"):
+        yield from _from_table(piece)
+        return
+    for _, entries in itertools.groupby(_listed(piece), _name):
+        yield from _together(entries, opened)
+
+
 def _name(entry: Entry) -> str:
-    """What the files of one pair have in common."""
-    return os.path.splitext(entry.key)[0]
+    """What the files of one pair have in common: all but the last ending."""
+    return _without_ending(entry.key)
+
+
+def _without_ending(name: str) -> str:
+    return os.path.splitext(name)[0]
 
 
 def _listed(piece: Piece) -> Iterator[Entry]:
@@ -106,9 +139,7 @@ def _listed(piece: Piece) -> Iterator[Entry]:
 # --- files that belong together
 
 
-def _together(
-    entries: Iterable[Entry], opened: dict[str, BinaryIO]
-) -> Iterator[Captioned | Refusal]:
+def _together(entries: Iterable[Entry], opened: dict[str, BinaryIO]) -> Iterator[_Pair | Refusal]:
     """The picture among `entries`, files of one name, with the captions of the others."""
     picture, last, refused = None, "", False
     captions: dict[str, None] = {}  # in their order, each once
@@ -125,10 +156,11 @@ def _together(
             else:
                 yield Refusal(entry.key, f"the picture has {MAX_CAPTIONS} captions before this one")
     if picture is not None and captions:
-        yield from _with_picture(picture, tuple(captions), opened)
+        yield picture, tuple(captions)
     elif not refused:
         # What was refused has said already why the pair is not whole.
         missing = "a picture without a caption" if picture else "no picture beside it"
+        missing += ": files of a pair follow one another and differ in their last ending only"
         yield Refusal(picture.key if picture else last, missing)
 
 
@@ -209,18 +241,18 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 # --- lines of a table
 
 
-def _from_table(piece: Piece, opened: dict[str, BinaryIO]) -> Iterator[Captioned | Refusal]:
+def _from_table(piece: Piece) -> Iterator[_Pair | Refusal]:
     """Lines that follow each other and name one picture are read together, so that it is read once."""
     root = os.path.realpath(os.path.dirname(piece.source))
     for image, together in itertools.groupby(map(_row, table_rows(piece)), _image):
-        captions: dict[str, None] = {}
+        captions = []  # equal ones too: each line is counted, as written or as a duplicate
         for row in together:
             if isinstance(row, Refusal):
                 yield row
             else:
-                captions[row[1]] = None
+                captions.append(row[1])
         if image is not None:
-            yield from _with_picture(_find_picture(root, image), tuple(captions), opened)
+            yield _find_picture(root, image), tuple(captions)
 
 
 def _row(row: tuple[str, bytes, bytes] | Refusal) -> tuple[str, str] | Refusal:

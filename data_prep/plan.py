@@ -6,6 +6,7 @@ itself, agree on which shard holds what.
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_prep.chunks import Chunk
-from data_prep.domain import Domain, Piece, Refusal, domain, family
+from data_prep.domain import Domain, Piece, Refusal, check_codec, domain, family
+from data_prep.files import replacing, write_file
+from data_prep.folders import PassedOver
 from data_prep.manifest import SPLITS, Setting, file_sha256
-from data_prep.shards import write_file
 from data_prep.workers import Progress
 from data_prep.yfcc import split_raw
 
@@ -104,30 +106,11 @@ def check_request(request: Request) -> None:
             f"--fractions {','.join(map(str, request.fractions))}: wanted three shares (train, valid, test), "
             f"none below 0, that add up to 1. For instance: --fractions 0.96,0.02,0.02"
         )
-    _check_codec(request)
+    check_codec(domain(request.domain), request.codec)
     if request.chunks_per_shard is not None and request.chunks_per_shard < 1:
         raise ValueError(
             f"--chunks-per-shard {request.chunks_per_shard}: wanted at least 1. Leave it out."
         )
-
-
-def _check_codec(request: Request) -> None:
-    wanted = family(request.domain).CODEC
-    if wanted and request.codec is None:
-        raise ValueError(
-            f"domain {request.domain}: no --{wanted} is given; wanted the file that turns raw data into tokens. "
-            f"Make one with: python -m data_prep train-{wanted} --raw PATH --out FILE, then add --{wanted} FILE"
-        )
-    if request.codec and not wanted:
-        raise ValueError(
-            f"--tokenizer or --codebook {request.codec}: domain {request.domain} needs none; wanted none. Leave it out."
-        )
-    if request.codec:
-        if not request.codec.is_file():
-            raise ValueError(
-                f"--{wanted} {request.codec}: no such file; wanted what `train-{wanted}` wrote. Check the path."
-            )
-        family(request.domain).check_codec(domain(request.domain), request.codec)
 
 
 def same_settings(
@@ -191,37 +174,44 @@ def lock_division(out: Path, parts: int) -> Iterator[None]:
 
 
 def plan_shards(
-    request: Request, here: Domain, out: Path, work: Path, shared: bool, accept_damaged: bool
-) -> list[ShardPlan]:
-    """Cut the raw input into shards of chunks; the same input always gives the same plan, whoever makes it.
+    request: Request, here: Domain, out: Path, work: Path, how: How
+) -> tuple[list[ShardPlan], int]:
+    """Cut the raw input into shards of chunks: those of this part, and the number of all. The same input always gives
+    the same plan, whoever makes it.
 
-    The first of several parts (`shared`) lists the raw input for all of them. A build of one part lists it each time,
-    and so notices raw data that has changed. Damage that can be seen already ends the build here, before anything is
-    recorded: files may still be replaced.
+    The first of several parts lists the raw input for all of them. A build of one part lists it each time, and so
+    notices raw data that has changed. Damage that can be seen already ends the build here, before anything is recorded:
+    files may still be replaced.
     """
     index = work / "pieces.jsonl"
     with lock(out, "plan", shared=False, wait=True):
-        if shared and index.exists():
+        if how.parts > 1 and index.exists():
             plan = json.loads((work / "plan.json").read_bytes())
             same_settings(out, plan["settings"], request.settings, "half built")
-            pieces = _load_pieces(index)
         else:
-            pieces = _list_pieces(request, here, out, work, accept_damaged)
-            write_file(index, b"".join(_piece_line(piece) for piece in pieces))
+            pieces = _list_pieces(request, here, out, work, how.accept_damaged)
+            with replacing(index) as stream:
+                stream.writelines(map(_piece_line, pieces))
+            del pieces
     size = request.chunks_per_shard or family(here.name).CHUNKS_PER_SHARD
-    groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-    return [
-        _shard_plan(request, here, out, work, number, group) for number, group in enumerate(groups)
-    ]
+    plans, count = [], 0
+    with index.open("rb") as lines:
+        while group := list(itertools.islice(lines, size)):
+            if count % how.parts == how.part:
+                own = [_load_piece(line) for line in group]
+                plans.append(_shard_plan(request, here, out, work, count, own))
+            count += 1
+    return plans, count
 
 
 def _list_pieces(
     request: Request, here: Domain, out: Path, work: Path, accept_damaged: bool
 ) -> list[Piece]:
-    listing = work / "listing.jsonl"
-    pieces = family(here.name).plan(here, request.raw, request.rows, listing)
+    listing, passed_over = work / "listing.jsonl", PassedOver()
+    pieces = family(here.name).plan(here, request.raw, request.rows, listing, passed_over)
     if not accept_damaged:
-        check_damage(request, [each for piece in pieces for each in piece.damage])
+        found = (each for piece in pieces for each in piece.damage)
+        check_damage(request, [each for each in found if each.damaged])
     digest = hashlib.sha256()
     if listing.exists():  # 100 bytes a picture: never the whole of it in memory
         with listing.open("rb") as file:
@@ -229,7 +219,7 @@ def _list_pieces(
     for p in pieces:
         source = "" if p.source == str(listing) else p.source
         digest.update(f"{source} {p.start} {p.stop}\n".encode())
-    _record_plan(work / "plan.json", out, request, digest.hexdigest())
+    _record_plan(work, out, request, digest.hexdigest(), passed_over)
     return pieces
 
 
@@ -237,14 +227,15 @@ def _piece_line(piece: Piece) -> bytes:
     return json.dumps(asdict(piece)).encode() + b"\n"
 
 
-def _load_pieces(path: Path) -> list[Piece]:
-    pieces = []
-    with path.open("rb") as stream:
-        for line in stream:
-            entry = json.loads(line)
-            damage = tuple(Refusal(**each) for each in entry.pop("damage"))
-            pieces.append(Piece(**entry, damage=damage))
-    return pieces
+def _load_piece(line: bytes) -> Piece:
+    entry = json.loads(line)
+    damage = tuple(Refusal(**each) for each in entry.pop("damage"))
+    return Piece(**entry, damage=damage)
+
+
+def passed_over(work: Path) -> PassedOver:
+    """What the plan has counted of files that are not of the domain, by ending."""
+    return PassedOver(json.loads((work / "plan.json").read_bytes())["passed_over"])
 
 
 def check_damage(request: Request, damaged: list[Refusal]) -> None:
@@ -259,8 +250,9 @@ def check_damage(request: Request, damaged: list[Refusal]) -> None:
         )
 
 
-def _record_plan(path: Path, out: Path, request: Request, digest: str) -> None:
+def _record_plan(work: Path, out: Path, request: Request, digest: str, others: PassedOver) -> None:
     """Write down what is being built, or check that it is what was being built before."""
+    path = work / "plan.json"
     for other in (out / ".build").glob("*/plan.json"):
         # "all" writes the files of every split, so it and one split exclude each other.
         if other != path and "all" in (other.parent.name, request.label):
@@ -268,9 +260,8 @@ def _record_plan(path: Path, out: Path, request: Request, digest: str) -> None:
                 out, json.loads(other.read_bytes())["settings"], request.settings, "half built"
             )
     if not path.exists():
-        write_file(
-            path, json.dumps({"settings": request.settings, "raw": digest}, indent=1).encode()
-        )
+        plan = {"settings": request.settings, "raw": digest, "passed_over": others}
+        write_file(path, json.dumps(plan, indent=1).encode())
         return
     before = json.loads(path.read_bytes())
     same_settings(out, before["settings"], request.settings, "half built")

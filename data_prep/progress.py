@@ -1,16 +1,20 @@
-"""A progress bar with rate and time left on stderr, if that is a terminal; silence otherwise."""
+"""Progress on stderr with rate and time left: a bar on a terminal, elsewhere (a log) a line a minute."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+_LINE_SECONDS = 60.0
+
+Tell = Callable[..., None]
+
 
 @contextmanager
-def bar(unit: str) -> Iterator[Callable[..., None]]:
+def bar(unit: str, line_seconds: float = _LINE_SECONDS) -> Iterator[Tell]:
     """`with bar("chunks") as tell: tell(3, 9, progress)`: 3 of 9 are done, and `progress.items` more raw items."""
     if not sys.stderr.isatty():
-        yield lambda done, total, progress=None: None
+        yield _Lines(unit, line_seconds)
         return
     from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -33,3 +37,29 @@ def bar(unit: str) -> Iterator[Callable[..., None]]:
         yield tell
     finally:
         shown.close()
+
+
+class _Lines:
+    """A line now and then, none for what is done sooner."""
+
+    def __init__(self, unit: str, seconds: float) -> None:
+        self._unit, self._seconds = unit, seconds
+        self._start = self._last = time.monotonic()
+        self._first: int | None = None
+        self._items = 0
+
+    def __call__(self, done: int, total: int, progress: object = None) -> None:
+        self._items += getattr(progress, "items", 0)
+        # What an earlier, interrupted run had finished tells nothing about this one's speed.
+        self._first = done if self._first is None else self._first
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return
+        self._last, spent = now, now - self._start
+        line = f"{done} of {total} {self._unit}"
+        if self._items:
+            line += f", {self._items / spent:,.0f} items/s"
+        if done > self._first:
+            left = (total - done) * spent / (done - self._first)
+            line += f", about {left / 60:,.0f} min left"
+        print(line, file=sys.stderr, flush=True)

@@ -7,15 +7,20 @@ Whatever is not a plain file (links, devices) or carries a name that points else
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from data_prep.domain import Refusal
+from data_prep.folders import PassedOver, ending, walk
+from data_prep.listing import Listed
 from data_prep.tar_files import Member, TarDamage, members
 
 _quoted = json.encoder.encode_basestring_ascii
 # Items are handed over in batches of at most so many items and, beyond one item, so many bytes.
 _BATCH_ITEMS, _BATCH_BYTES = 256, 1 << 22
+# Nobody knows how many items these hold, so they count as damage and not as files of another kind.
+_ARCHIVES = (*(".tar" + end for end in (".gz", ".bz2", ".xz", ".zst")), ".tgz", ".zip")
 
 
 class Entry(NamedTuple):
@@ -39,6 +44,12 @@ class Entry(NamedTuple):
         return f"[{_quoted(self.file)}, {place}, {_quoted(self.key)}]\n".encode()
 
 
+def listed(entry: Entry) -> Listed:
+    """An entry as it stands in a listing, alone."""
+    damage = (Refusal(entry.key, entry.reason, damaged=True),) if entry.damaged else ()
+    return Listed(entry.line(), entry.size, damage)
+
+
 def from_line(line: bytes) -> Entry:
     """The entry that `Entry.line` wrote."""
     return Entry(*json.loads(line))
@@ -49,12 +60,19 @@ def from_lines(lines: bytes) -> list[Entry]:
     return [Entry(*each) for each in json.loads(b"[%b]" % lines.rstrip().replace(b"\n", b","))]
 
 
-def list_items(raw: Path, extensions: frozenset[str]) -> Iterator[Entry]:
-    """Every item below `raw` (a folder, a tar, a folder with tars) whose name ends in one of `extensions`."""
+def list_items(
+    raw: Path,
+    extensions: frozenset[str],
+    passed_over: PassedOver | None = None,
+    together: Callable[[str], str] | None = None,
+) -> Iterator[Entry]:
+    """Every item below `raw` (a folder, a tar, a folder with tars) whose name ends in one of `extensions`; the others
+    are counted in `passed_over`. Files of a folder that are `together` follow one another (`data_prep/folders.py`)."""
+    passed_over = PassedOver() if passed_over is None else passed_over
     if raw.is_dir():
-        yield from _list_folder(raw, "", extensions)
+        yield from _list_folder(raw, extensions, passed_over, together)
     elif raw.is_file() and _ending(raw.name) == ".tar":
-        yield from _list_tar(str(raw), raw.name, extensions)
+        yield from _list_tar(str(raw), raw.name, extensions, passed_over)
     elif raw.is_file() and _ending(raw.name) in extensions:
         yield Entry(str(raw), 0, raw.stat().st_size, raw.name)
     else:
@@ -72,35 +90,41 @@ def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _list_folder(folder: Path, prefix: str, extensions: frozenset[str]) -> Iterator[Entry]:
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        key = prefix + entry.name
-        wanted = _ending(entry.name) in extensions or _ending(entry.name) == ".tar"
-        if entry.is_symlink():
-            if wanted or os.path.isdir(entry.path):
-                yield Entry(
-                    entry.path, 0, 0, key, "a symbolic link: give --raw the place that it points to"
-                )
-        elif entry.is_dir():
-            yield from _list_folder(Path(entry.path), key + "/", extensions)
-        elif not entry.is_file():
-            yield Entry(entry.path, 0, 0, key, "not a plain file (device, socket or pipe)")
-        elif _ending(entry.name) == ".tar":
-            yield from _list_tar(entry.path, key, extensions)
-        elif wanted:
-            yield Entry(entry.path, 0, entry.stat().st_size, key)
+def _list_folder(
+    folder: Path,
+    extensions: frozenset[str],
+    passed_over: PassedOver,
+    together: Callable[[str], str] | None,
+) -> Iterator[Entry]:
+    def wanted(name: str) -> bool:
+        return _ending(name) in extensions or _ending(name) == ".tar" or _is_archive(name)
+
+    for found in walk(str(folder), "", wanted, passed_over, together):
+        if found.reason:
+            yield Entry(found.path, 0, 0, found.key, found.reason)
+        elif _is_archive(found.path):
+            reason = "an archive that is compressed: unpack it, or decompress the tar in it"
+            yield Entry(found.path, 0, 0, found.key, reason, damaged=True)
+        elif _ending(found.path) == ".tar":
+            yield from _list_tar(found.path, found.key, extensions, passed_over)
+        else:
+            yield Entry(found.path, 0, found.size, found.key)
 
 
-def _list_tar(path: str, key: str, extensions: frozenset[str]) -> Iterator[Entry]:
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(_ARCHIVES)
+
+
+def _list_tar(
+    path: str, key: str, extensions: frozenset[str], passed_over: PassedOver
+) -> Iterator[Entry]:
     """The members of one tar, by reading its headers only; damage becomes one entry that says so."""
     count = 0
     with open(path, "rb", buffering=0) as stream:
         length = os.fstat(stream.fileno()).st_size
         try:
             for member in members(stream.fileno(), length):
-                entry = _tar_entry(path, key, length, member, extensions)
+                entry = _tar_entry(path, key, length, member, extensions, passed_over)
                 if entry is not None:
                     count += 1
                     yield entry
@@ -111,17 +135,27 @@ def _list_tar(path: str, key: str, extensions: frozenset[str]) -> Iterator[Entry
 
 
 def _tar_entry(
-    path: str, tar_key: str, length: int, member: Member, extensions: frozenset[str]
+    path: str,
+    tar_key: str,
+    length: int,
+    member: Member,
+    extensions: frozenset[str],
+    passed_over: PassedOver,
 ) -> Entry | None:
+    """What one member is as a raw item; None for a folder, and for one that is passed over."""
     name, kind, offset, size = member
     if kind == "5":
         return None
     key = f"{tar_key}/{name}"
+    if "\0" in name:  # only pax can say so; keys end with it elsewhere
+        reason = "a tar member whose name holds a NUL byte"
+        return Entry(path, 0, 0, key.replace("\0", "\\x00"), reason)
     if name.startswith("/") or (".." in name and ".." in name.split("/")):
         return Entry(path, 0, 0, key, "a tar member whose name points outside the archive")
     if kind != "0":
         return Entry(path, 0, 0, key, f"a tar member that is no plain file (type {kind!r})")
     if _ending(name) not in extensions:
+        passed_over[ending(name)] += 1
         return None
     if offset + size > length:
         return Entry(path, 0, 0, key, "cut off: the tar file ends inside this member")
@@ -152,15 +186,15 @@ def read_entry(entry: Entry, limit: int, opened: dict[str, BinaryIO]) -> bytes:
 
 
 def read_batches(
-    entries: Iterable[Entry], limit: int
+    entries: Iterable[Entry], limit: int, one_by_one: bool = False
 ) -> Iterator[tuple[list[tuple[Entry, bytes]], list[tuple[Entry, ValueError]]]]:
     """`read_entry` of many, in order: batches of (entry, its bytes), and of (entry, why it cannot be read).
 
-    Neighbours in one tar are read at once.
+    Neighbours in one tar are read at once, unless they are wanted one by one.
     """
     opened: dict[str, BinaryIO] = {}
     try:
-        for batch in _batches(entries):
+        for batch in ([entry] for entry in entries) if one_by_one else _batches(entries):
             good: list[tuple[Entry, bytes]] = []
             bad: list[tuple[Entry, ValueError]] = []
             for run in _neighbours(batch):

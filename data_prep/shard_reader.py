@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.domain import Domain
-from data_prep.shards import IndexHeader, read_header
+from data_prep.files import beside
+from data_prep.shard_index import IndexHeader, ShardIndex, map_index, read_header
 
 # From so many rows of one shard on, a map beats `pread` and searching for all at once beats bisect (measured with
 # benchmarks/loader.py).
@@ -45,6 +46,7 @@ class OpenShard:
         self._num_kinds, self._packed = len(here.kinds), here.packed
         self._handle = _open(f"{shard.prefix}.bin", shard.bin_bytes)
         self._map: np.ndarray | None = None
+        self.files = 1 if self._num_kinds == 1 else 2
         if self._num_kinds > 1:
             self._index = _map_index(shard)
 
@@ -73,7 +75,7 @@ class OpenShard:
         for place, row in zip(places, rows.tolist(), strict=True):
             if os.preadv(self._handle, [out[place]], row * size) != size:
                 check_size(
-                    _file(self._shard.prefix, ".bin"),
+                    beside(self._shard.prefix, ".bin"),
                     self._shard.bin_bytes,
                     "the dataset as it was opened",
                 )
@@ -83,28 +85,23 @@ class OpenShard:
         if self._num_kinds == 1:
             return np.zeros((len(rows), self._length), np.uint8)
         item = self._dtype.itemsize
-        if self._packed:
-            ends = rows * self._length * item, (rows * self._length + self._length - 1) * item
-            spans = _sequences_of(self._index, *ends, self._length)
-        else:
-            spans = _sequences_of_documents(self._index, rows, self._length * item)
+        if not self._packed:
+            return _kinds_of_documents(self._index, rows, self._length, item, self._num_kinds)
+        ends = rows * self._length * item, (rows * self._length + self._length - 1) * item
+        spans = _sequences_of(self._index, *ends, self._length)
         return _kinds(self._index, rows, *spans, self._length, item, self._num_kinds)
 
 
-@dataclass(frozen=True)
-class _Index:
-    """A mapped .idx: byte offsets and kinds of its sequences, first sequences of its documents (views into the map)."""
-
-    path: Path
-    pointers: np.ndarray
-    documents: np.ndarray
-    modes: np.ndarray
-    buffer: mmap.mmap
-    pointers_at: int
-
-
-def _file(prefix: Path, ending: str) -> Path:
-    return prefix.with_name(prefix.name + ending)
+def find_prefix(path: Path, name: str | None) -> bool:
+    """Is `path` the PREFIX of a .bin/.idx pair, and no folder? Then ValueError unless its domain's `name` is given."""
+    if path.is_dir() or not beside(path, ".idx").is_file():
+        return False
+    if name is None:
+        raise ValueError(
+            f"{path}: a bare .bin/.idx pair, domain not given; wanted the name of its domain. "
+            f"Add --domain NAME (from Python: domain=NAME), one that `python -m data_prep list` shows."
+        )
+    return True
 
 
 def check_size(path: Path, wanted: int, whose: str) -> None:
@@ -134,31 +131,20 @@ def _map_handle(handle: int) -> mmap.mmap:
     return mapped
 
 
-def _map_index(shard: Shard) -> _Index:
-    path = _file(shard.prefix, ".idx")
-    header = read_header(path)
-    handle = _open(str(path), shard.idx_bytes)
-    try:
-        raw = _map_handle(handle)
-    finally:
-        os.close(handle)
-    pointers = np.frombuffer(raw, "<i8", count=header.sequences, offset=header.pointers_at)
-    documents = np.frombuffer(raw, "<i8", count=header.documents + 1, offset=header.documents_at)
-    modes = np.frombuffer(raw, "<i1", count=header.sequences, offset=header.modes_at)
-    return _Index(path, pointers, documents, modes, raw, header.pointers_at)
+def _map_index(shard: Shard) -> ShardIndex:
+    path = beside(shard.prefix, ".idx")
+    check_size(path, shard.idx_bytes, "the dataset as it was opened")
+    index = map_index(path)
+    index.buffer.madvise(mmap.MADV_RANDOM)
+    return index
 
 
 def check_pair(shard: Shard, here: Domain, dtype: np.dtype) -> None:
     """Do the first and last entries of the .idx describe this .bin? Reads a few bytes, whatever the size."""
-    idx_path = _file(shard.prefix, ".idx")
-    check_size(_file(shard.prefix, ".bin"), shard.bin_bytes, "the dataset as it was opened")
+    idx_path = beside(shard.prefix, ".idx")
+    check_size(beside(shard.prefix, ".bin"), shard.bin_bytes, "the dataset as it was opened")
     header = read_header(idx_path)
-    if header.dtype != dtype or (not header.has_modes and len(here.kinds) > 1):
-        raise ValueError(
-            f"{idx_path}: tokens are {header.dtype.name}, {'with' if header.has_modes else 'without'} modes; wanted "
-            f"{dtype.name} with modes for domain {here.name}. The file is of another build, or was written for text "
-            f"only (multimodal=False): write or build it again."
-        )
+    check_dtype(idx_path, header, here, dtype)
     first, last, length = _ends(idx_path, header)
     end = last + length * header.dtype.itemsize
     whole = here.packed or shard.tokens == header.documents * here.seq_length
@@ -169,6 +155,16 @@ def check_pair(shard: Shard, here: Domain, dtype: np.dtype) -> None:
             f"{shard.bin_bytes} (the .bin) and {documents} documents for domain {here.name} (rows of "
             f"{here.seq_length}). The pair does not belong together, or to this domain: copy both files again, or "
             f"build again."
+        )
+
+
+def check_dtype(path: Path, header: IndexHeader, here: Domain, dtype: np.dtype) -> None:
+    """ValueError unless tokens are stored as `dtype`, with modes where the domain has several kinds."""
+    if header.dtype != dtype or (not header.has_modes and len(here.kinds) > 1):
+        raise ValueError(
+            f"{path}: tokens are {header.dtype.name}, {'with' if header.has_modes else 'without'} modes; wanted "
+            f"{dtype.name} with modes for domain {here.name}. The file is of another build, or was written for text "
+            f"only (multimodal=False): write or build it again."
         )
 
 
@@ -185,7 +181,7 @@ def _ends(idx_path: Path, header: IndexHeader) -> tuple[int, int, int]:
 
 
 def _kinds(
-    index: _Index,
+    index: ShardIndex,
     rows: np.ndarray,
     first: np.ndarray,
     last: np.ndarray,
@@ -196,41 +192,58 @@ def _kinds(
     """The kind of every token, uint8 [n, length], of rows that begin in sequence `first` and end in `last` (int64 [n]);
     `item` is the size of a token in bytes."""
     row_start = rows * length
-    counts = last - first + 1
-    # Every row's sequences one after another: numbers first, first + 1, ..., last of row 0, then of row 1, ...
-    ends = np.cumsum(counts)
-    flat = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
+    flat, ends, counts = _numbers(first, last - first + 1)
     begin = np.maximum(index.pointers[flat] // item, np.repeat(row_start, counts))
     stop = np.empty_like(begin)
     stop[:-1] = begin[1:]
     stop[ends - 1] = row_start + length
-    modes = index.modes[flat]
-    if (stop < begin).any() or modes.min() < 0 or modes.max() >= num_kinds:
+    return _spread(index, flat, stop - begin, num_kinds).reshape(len(rows), length)
+
+
+def _kinds_of_documents(
+    index: ShardIndex, rows: np.ndarray, length: int, item: int, num_kinds: int
+) -> np.ndarray:
+    """The same of rows that are whole documents: the .idx says where those begin."""
+    first, stop = index.documents[rows], index.documents[rows + 1]
+    counts = stop - first
+    # As unsigned numbers negative ones are too large.
+    inside = first.view(np.uint64).max() < stop.max() <= len(index.pointers) and counts.min() > 0
+    if inside and (index.pointers[first] == rows * (length * item)).all():
+        flat, ends, counts = _numbers(first, counts)
+        lengths = index.lengths[flat]
+        if (np.add.reduceat(lengths, ends - counts) == length).all():
+            return _spread(index, flat, lengths, num_kinds).reshape(len(rows), length)
+    raise ValueError(
+        f"{index.path}: documents that do not begin where rows do; wanted one document of {length * item} bytes for "
+        f"each row. The file is damaged or of another domain: run `python -m data_prep check` on the folder, then "
+        f"copy or build it again."
+    )
+
+
+def _numbers(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers first, first + 1, ... of row 0, `counts` of them, then those of row 1, ...; where each row's end; the
+    counts."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts), ends, counts
+
+
+def _spread(
+    index: ShardIndex, sequences: np.ndarray, lengths: np.ndarray, num_kinds: int
+) -> np.ndarray:
+    """The kind of each of these sequences as often as `lengths` says."""
+    modes = index.modes[sequences].view(np.uint8)  # negative ones are too large
+    if lengths.min() < 0 or modes.max() >= num_kinds:
+        signed = modes.view(np.int8)
         raise ValueError(
-            f"{index.path}: pointers that go back or modes from {modes.min()} to {modes.max()}; "
+            f"{index.path}: pointers that go back or modes from {signed.min()} to {signed.max()}; "
             f"wanted rising pointers and modes 0 to {num_kinds - 1}. The file is damaged: run `python -m data_prep "
             f"check` on the folder, then copy or build it again."
         )
-    return np.repeat(modes.view(np.uint8), stop - begin).reshape(len(rows), length)
-
-
-def _sequences_of_documents(
-    index: _Index, rows: np.ndarray, row_bytes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """First and last sequence (int64 [n] each) of rows that are whole documents: the .idx says where those begin."""
-    first, stop = index.documents[rows], index.documents[rows + 1]
-    inside = (first >= 0) & (first < stop) & (stop <= len(index.pointers))
-    if not inside.all() or (index.pointers[first] != rows * row_bytes).any():
-        raise ValueError(
-            f"{index.path}: documents that do not begin where rows do; wanted one document of {row_bytes} bytes for "
-            f"each row. The file is damaged or of another domain: run `python -m data_prep check` on the folder, then "
-            f"copy or build it again."
-        )
-    return first, stop - 1
+    return np.repeat(modes, lengths)
 
 
 def _sequences_of(
-    index: _Index, first_byte: np.ndarray, last_byte: np.ndarray, length: int
+    index: ShardIndex, first_byte: np.ndarray, last_byte: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers (int64 [n] each) of the sequences that hold the first and the last byte asked for."""
     count = len(index.pointers)
@@ -246,7 +259,9 @@ def _sequences_of(
     return first, last
 
 
-def _search(index: _Index, targets: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _search(
+    index: ShardIndex, targets: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
     """The last sequence in [low, high) whose pointer is <= target, for all targets at once.
 
     np.searchsorted would first copy the whole array, because it is not aligned in the file; this touches only the
@@ -260,10 +275,10 @@ def _search(index: _Index, targets: np.ndarray, low: np.ndarray, high: np.ndarra
 
 
 def _bisect(
-    index: _Index, first_byte: int, last_byte: int, length: int, count: int
+    index: ShardIndex, first_byte: int, last_byte: int, length: int, count: int
 ) -> tuple[int, int]:
     """First and last sequence of one row: quicker for a few rows than `_search`."""
-    unpack, buffer, base = _INT64.unpack_from, index.buffer, index.pointers_at
+    unpack, buffer, base = _INT64.unpack_from, index.buffer, index.header.pointers_at
     first = max(
         0,
         bisect.bisect_right(range(count), first_byte, key=lambda n: unpack(buffer, base + 8 * n)[0])

@@ -12,7 +12,6 @@ All little-endian; the int64 arrays are not aligned. The layout is megatron-core
 
 import hashlib
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,69 +19,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.domain import Document, Domain
+from data_prep.domain import Domain
+from data_prep.files import beside, sync, sync_folder
+from data_prep.shard_index import CODES, HEADER, MAGIC
 
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-# Megatron's dtype codes; the float codes (6, 7) are no token ids.
-DTYPES: dict[int, np.dtype] = {
-    code: np.dtype(name)
-    for code, name in ((1, "<u1"), (2, "<i1"), (3, "<i2"), (4, "<i4"), (5, "<i8"), (8, "<u2"))
-}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_LENGTH = (1 << 31) - 1
-
-
-@dataclass(frozen=True)
-class IndexHeader:
-    """The fixed part of an .idx file, with where its arrays lie (byte offsets)."""
-
-    dtype: np.dtype
-    sequences: int
-    documents: int
-    has_modes: bool
-
-    @property
-    def pointers_at(self) -> int:
-        """Where the int64 [sequences] byte offsets start."""
-        return HEADER.size + 4 * self.sequences
-
-    @property
-    def documents_at(self) -> int:
-        """Where the int64 [documents + 1] sequence numbers start."""
-        return HEADER.size + 12 * self.sequences
-
-    @property
-    def modes_at(self) -> int:
-        """Where the int8 [sequences] kinds start, if there are any."""
-        return self.documents_at + 8 * (self.documents + 1)
-
-
-def read_header(path: Path) -> IndexHeader:
-    """The header of an .idx file, its size checked; ValueError names the file and what is wrong with it."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        raw = stream.read(HEADER.size)
-    if len(raw) < HEADER.size or raw[: len(MAGIC)] != MAGIC:
-        raise ValueError(
-            f"{path}: starts with {raw[:9]!r} and is {size} bytes long; wanted the header of a Megatron index "
-            f"({MAGIC!r}). Point at the PREFIX of a .bin/.idx pair, or build the dataset again."
-        )
-    _, version, code, sequences, entries = HEADER.unpack(raw)
-    if version != 1 or code not in DTYPES:
-        raise ValueError(
-            f"{path}: version {version}, dtype code {code}; wanted version 1 and an integer dtype "
-            f"({', '.join(f'{c} {d.name}' for c, d in DTYPES.items())}). Write the shard again in that form."
-        )
-    base = HEADER.size + 12 * sequences + 8 * entries
-    if entries < 1 or size not in (base, base + sequences):
-        raise ValueError(
-            f"{path}: {size} bytes, but {sequences} sequences and {entries} document entries make {base} bytes, or "
-            f"{base + sequences} with modes. The file is cut off or damaged: copy or build it again."
-        )
-    return IndexHeader(
-        DTYPES[code], sequences, entries - 1, size == base + sequences and sequences > 0
-    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +41,7 @@ class ShardSummary:
 
 
 class ShardWriter:
-    """Writes one shard: `with ShardWriter(prefix, domain) as writer: writer.add(document)`.
+    """Writes one shard: `with ShardWriter(prefix, domain) as writer: writer.add_block(...)`.
 
     Both files get temporary names and are renamed, the .idx last, when the block ends well; when it raises, nothing is
     left. Token ids are checked against their kind's range. `summary` holds counts and hashes afterwards.
@@ -110,8 +51,8 @@ class ShardWriter:
 
     def __init__(self, prefix: Path, domain: Domain) -> None:
         self._prefix, self._domain = prefix, domain
-        self._bin_temporary = prefix.with_name(prefix.name + ".bin.tmp")
-        self._idx_temporary = prefix.with_name(prefix.name + ".idx.tmp")
+        self._bin_temporary = beside(prefix, ".bin.tmp")
+        self._idx_temporary = beside(prefix, ".idx.tmp")
         self._lengths: list[np.ndarray] = []
         self._modes: list[np.ndarray] = []
         self._documents: list[np.ndarray] = []
@@ -122,13 +63,6 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         self._stream = self._bin_temporary.open("wb")
         return self
-
-    def add(self, document: Document) -> None:
-        """Append one document; its arrays may have any integer dtype."""
-        tokens = np.concatenate([np.asarray(part).ravel() for _, part in document.parts])
-        lengths = np.array([np.asarray(part).size for _, part in document.parts], np.int64)
-        modes = np.array([mode for mode, _ in document.parts], np.int64)
-        self.add_block(tokens, lengths, modes, np.array([len(document.parts)], np.int64))
 
     def add_block(
         self, tokens: np.ndarray, lengths: np.ndarray, modes: np.ndarray, parts: np.ndarray
@@ -164,13 +98,11 @@ class ShardWriter:
 
     def _commit(self) -> None:
         index = self._index_bytes()
-        _sync(self._stream)
+        sync(self._stream)
         with self._idx_temporary.open("wb") as stream:
             stream.write(index)
-            _sync(stream)
-        bin_path, idx_path = (
-            self._prefix.with_name(self._prefix.name + end) for end in (".bin", ".idx")
-        )
+            sync(stream)
+        bin_path, idx_path = (beside(self._prefix, end) for end in (".bin", ".idx"))
         # An old .idx must never stand beside a new .bin, so it goes first and the new one comes last.
         idx_path.unlink(missing_ok=True)
         os.replace(self._bin_temporary, bin_path)
@@ -233,30 +165,3 @@ def _check_block(
                 f"{prefix}: {kind.kind} ids from {own.min()} to {own.max()}; wanted {kind.start} to {kind.stop - 1} "
                 f"(domain {domain.name}). The tokens do not belong to this domain."
             )
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file so that it appears whole or not at all, even when the machine dies."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            _sync(stream)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _sync(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,7 @@ over the beginning of a word or over a newline (checked for every model): merges
 import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from data_prep.documents import Text, read_stretch, stretches
 from data_prep.domain import Refusal
-from data_prep.shards import write_file
+from data_prep.files import check_writable, write_file
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -193,21 +193,17 @@ def _keep(path: Path, state: tuple[int, int] | None) -> Tokenizer:
 # --- training
 
 
-def train(raw: Path, out: Path, pieces: int, sample: int = _SAMPLE) -> str:
-    """Learn `pieces` pieces from the documents of `raw` (as the domain `text` reads them) and write the model to `out`.
+def train(raw: Path, out: Path, pieces: int, captions: bool = False, sample: int = _SAMPLE) -> str:
+    """Learn `pieces` pieces from the documents of `raw` and write the model to `out`.
 
-    Of more than `sample` characters every 2nd, 4th, 8th, ... line is used. One thread: equal text gives equal bytes of
-    the model. Returns a sentence for the user.
+    `raw` is what the domain `text` takes or, with `captions`, what the caption domains take. Of more than `sample`
+    characters every 2nd, 4th, 8th, ... line is used. One thread: equal text gives equal bytes of the model. Returns a
+    sentence for the user.
     """
-    if out.is_dir() or not out.parent.is_dir():
-        problem = "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
-        raise ValueError(
-            f"--out {out}: {problem}; wanted a file to write, in a folder that is there. Choose another path."
-        )
+    check_writable(out)
     text = _Sample(sample)
-    for stretch in stretches(raw):
-        for found in read_stretch(stretch):
-            text.add(found)
+    for found in _texts(raw, captions):
+        text.add(found)
     if not text.lines:
         raise ValueError(
             f"{raw}: holds no usable text{text.remark}; wanted documents to learn from. Give --raw other text."
@@ -220,6 +216,21 @@ def train(raw: Path, out: Path, pieces: int, sample: int = _SAMPLE) -> str:
         f"{out}: {pieces} pieces from {text.used:,} of {text.read:,} characters; "
         f"{bytes_used / tokens:.2f} bytes per token on them{text.remark}"
     )
+
+
+def _texts(raw: Path, captions: bool) -> Iterator[Text | Refusal]:
+    if captions:
+        from data_prep.pairs import read_captions
+
+        yield from read_captions(raw)
+        return
+    if raw.suffix.lower() in (".tar", ".tsv") and raw.is_file():
+        raise ValueError(
+            f"{raw}: holds captions, if anything to learn from; wanted text. Add --captions to read it as the caption "
+            f"domains do."
+        )
+    for stretch in stretches(raw):
+        yield from read_stretch(stretch)
 
 
 class _Sample:

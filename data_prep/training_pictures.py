@@ -13,7 +13,9 @@ import numpy as np
 
 from data_prep import pictures, videos
 from data_prep.raw_files import Entry, close_all, list_items, read_entry
-from data_prep.workers import Beat, run_tasks
+from data_prep.video_files import open_entry
+from data_prep.watch import Watch
+from data_prep.workers import run_tasks
 
 SIDE = 64
 PATIENCE = 240.0
@@ -66,30 +68,32 @@ def _sample(entries: Iterator[Entry], most: int, draw: random.Random) -> list[En
     return kept
 
 
-def _read(task: Task, attempt: int, beat: Beat) -> tuple[np.ndarray, Counter[str]]:
+def _read(task: Task, watch: Watch) -> tuple[np.ndarray, Counter[str]]:
     """Worker's side: the pictures of some items."""
     found: list[np.ndarray] = []
     refused: Counter[str] = Counter()
     opened: dict[str, BinaryIO] = {}
     for entry in task[2]:
         try:
+            watch.begin(entry.key)
             if Path(entry.key).suffix.lower() in videos.EXTENSIONS:
-                _add_frames(entry, task[1], found)
+                _add_frames(entry, task[1], found, watch)
             else:
                 data = read_entry(entry, pictures.MAX_BYTES, opened)
                 found.append(pictures.decode(data, SIDE))
         except ValueError as error:
             refused[str(error)] += 1
-        beat(1)
+        watch.beat(1)
+    watch.end()
     close_all(opened)
     return np.array(found, np.uint8).reshape(-1, SIDE, SIDE, 3), refused
 
 
-def _add_frames(entry: Entry, most: int, found: list[Any]) -> None:
+def _add_frames(entry: Entry, most: int, found: list[Any], watch: Watch) -> None:
     """Every _FRAME_STEP-th frame of a video's clips, `most` at most; those before damage stay."""
     left = most
-    with videos.open_entry(entry) as stream:
-        for _, clip in videos.clips(stream):
+    with open_entry(entry, watch.beat) as stream:
+        for _, clip in videos.clips(stream, watch.beat):
             frames = clip[::_FRAME_STEP][:left]
             found.extend(frames)
             left -= len(frames)

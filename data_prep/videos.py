@@ -9,12 +9,8 @@ matrix says. Pixels that are not square count as wide as they are shown.
 """
 
 import io
-import os
-import stat
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from heapq import heappop, heappush
 from typing import Any
@@ -23,9 +19,9 @@ import av
 import numpy as np
 from av.filter import Graph
 from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-from data_prep.raw_files import Entry
+from data_prep.video_files import container_of
 
 EXTENSIONS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 SIDE = 64
@@ -35,12 +31,10 @@ MOST_CLIPS = 64
 # 8K video has 33 million pixels; a header that claims more is no video. Nor is a strip of 64 : 1.
 MAX_PIXELS = 1 << 26
 MAX_ASPECT = 64
-# Two hours at 30 a second, four minutes of work; what lies behind is not looked at.
-MAX_FRAMES = 216_000
+# A day at 60 a second, about an hour of work: a hostile file ends at some time. What lies behind is not looked at.
+MAX_FRAMES = 5_184_000
 # Codecs reorder few frames, and four of the largest are 400 MB.
 _REORDERED = 4
-# Of an mp4, looked at to see where it ends; a fragmented one has some for every second.
-_MOST_BOXES = 100_000
 # FULL_CHR_H_INT: colour at full width, 10 dB better where 64 pixels are all of it. The last two: the same bits on every
 # processor. Measured to cost nothing.
 _AREA = (
@@ -49,17 +43,22 @@ _AREA = (
     | Interpolation.ACCURATE_RND
     | Interpolation.BITEXACT
 )
+# AVCOL_SPC_UNSPECIFIED of FFmpeg's libavutil/pixfmt.h; and from when on pictures count as HD.
+_UNSAID, _HD_LINES, _HD_WIDTH = 2, 720, 1280
 # What PyAV raises for hostile input; OSError for a disk that fails.
 _DAMAGE = (av.FFmpegError, OSError, MemoryError, ArithmeticError, RuntimeError)
 
 
-def clips(stream: io.RawIOBase) -> Iterator[tuple[int, np.ndarray]]:
+def clips(
+    stream: io.RawIOBase, beat: Callable[[int], None] = lambda items: None
+) -> Iterator[tuple[int, np.ndarray]]:
     """(number, uint8 [16, 64, 64, 3]) of each clip of the video in `stream`, a seekable file. Number 0 starts with the
-    video, and the clip that would follow directly is number 1, whether it is taken or not.
+    video, and the clip that would follow directly is number 1, whether it is taken or not. `beat(0)` is called for
+    every decoded frame: between two clips of a long video there may be minutes of them.
 
     ValueError says why there is none, or, after all whole clips, what was damaged behind them.
     """
-    form, damage = _container(stream)
+    form, damage = container_of(stream)
     count = 0
     try:
         # The demuxer is named, never guessed: a playlist in disguise would open other files.
@@ -67,7 +66,7 @@ def clips(stream: io.RawIOBase) -> Iterator[tuple[int, np.ndarray]]:
             video = _video(container)
             numbers = _numbers(container, video)
             times = (Fraction(n * FRAMES + k, RATE) for n in numbers for k in range(FRAMES))
-            frames = _decoded(container, video, damage)
+            frames = _decoded(container, video, damage, beat)
             clip: list[np.ndarray] = []
             shrink = _Shrink(video.sample_aspect_ratio)
             for picture in _nearest(_timed(frames, video), times, shrink):
@@ -118,10 +117,13 @@ def _numbers(container: Any, video: Any) -> range | list[int]:
     return [index * fits // MOST_CLIPS for index in range(MOST_CLIPS)]
 
 
-def _decoded(container: Any, video: Any, damage: list[str]) -> Iterator[Any]:
+def _decoded(
+    container: Any, video: Any, damage: list[str], beat: Callable[[int], None]
+) -> Iterator[Any]:
     """The frames in the order of showing; where they end too early, `damage` hears why."""
     try:
         for count, frame in enumerate(container.decode(video)):
+            beat(0)
             if count == MAX_FRAMES:
                 damage.append(f"only the first {MAX_FRAMES} frames of a video are read")
                 return
@@ -205,7 +207,13 @@ class _Shrink:
     def _shrink(self, frame: Any) -> np.ndarray:
         _check_size(frame.width, frame.height)
         small = self._reformatter.reformat(
-            self._square(frame), SIDE, SIDE, "rgb24", interpolation=_AREA, threads=1
+            self._square(frame),
+            SIDE,
+            SIDE,
+            "rgb24",
+            src_colorspace=_colours(frame),
+            interpolation=_AREA,
+            threads=1,
         )
         return np.rot90(small.to_ndarray(), round(frame.rotation / 90))
 
@@ -231,109 +239,9 @@ class _Shrink:
         return self._crop[1].pull()
 
 
-# --- files
-
-
-class Window(io.RawIOBase):
-    """`size` bytes at `offset` of an open file, as a file of its own: a video inside a tar is read where it lies."""
-
-    def __init__(self, handle: int, offset: int, size: int) -> None:
-        self._handle, self._offset, self._size, self._at = handle, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = (0, self._at, self._size)[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        wanted = max(0, min(len(view), self._size - self._at))
-        data = os.pread(self._handle, wanted, self._offset + self._at)
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
-@contextmanager
-def open_entry(entry: Entry) -> Iterator[Window]:
-    """The bytes of one raw item as a file; ValueError if it may not or cannot be read."""
-    if entry.reason:
-        raise ValueError(entry.reason)
-    if not entry.size:
-        raise ValueError("empty file")
-    try:
-        # O_NONBLOCK: a pipe put in a file's place since the listing must not hang us.
-        handle = os.open(entry.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("not a plain file (device, socket or pipe)")
-        if found.st_size < entry.offset + entry.size:
-            raise ValueError(f"cut off: {found.st_size - entry.offset} bytes of {entry.size}")
-        yield Window(handle, entry.offset, entry.size)
-    finally:
-        os.close(handle)
-
-
-def _container(stream: io.RawIOBase) -> tuple[str, list[str]]:
-    """FFmpeg's name of the container that the first bytes show, and damage: whether the file ends before it does."""
-    size = stream.seek(0, os.SEEK_END)
-    head = _at(stream, 0, 64)
-    if not head:
-        raise ValueError("empty file")
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
-        form, end = "mov", _mp4_end(stream, size)
-    elif head[:4] == b"\x1a\x45\xdf\xa3":
-        form, end = "matroska", _matroska_end(stream)
-    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        form, end = "avi", 8 + int.from_bytes(head[4:8], "little")
-    else:
-        raise ValueError(f"no mp4, mov, mkv, webm or avi: starts with {head[:12]!r}")
-    stream.seek(0)
-    return form, [f"{size} bytes of {end}"] if end > size else []
-
-
-def _at(stream: io.RawIOBase, place: int, size: int) -> bytes:
-    stream.seek(place)
-    return stream.read(size) or b""
-
-
-def _mp4_end(stream: io.RawIOBase, size: int) -> int:
-    """Where the last box ends: size uint32 and type, then its 64-bit size if the first is 1 (ISO 14496-12, 4.2)."""
-    place = 0
-    for _ in range(_MOST_BOXES):
-        if place + 16 > size:
-            break
-        length, _, long = struct.unpack(">I4sQ", _at(stream, place, 16))
-        length = long if length == 1 else length
-        if length < 8:  # 0: to the end of the file; anything else is for the demuxer to judge
-            break
-        place += length
-    return place
-
-
-def _matroska_end(stream: io.RawIOBase) -> int:
-    """Where the Segment ends, which follows the EBML header (RFC 8794, 9599); 0 where it does not say."""
-    place = 4
-    for last in (False, True):
-        head = _at(stream, place, 8)
-        width = 9 - head[0].bit_length() if head and head[0] else 9
-        if len(head) < width:
-            return 0
-        value = int.from_bytes(head[:width], "big") & ((1 << 7 * width) - 1)
-        place += width
-        if value == (1 << 7 * width) - 1:  # live streams: unknown
-            return 0
-        place += value + (0 if last else 4)
-    return place
+def _colours(frame: Any) -> Colorspace | None:
+    """What red, green and blue a frame means that does not say so: players take HD for BT.709 and what is smaller for
+    BT.601, swscale's default. None: as the frame says."""
+    unsaid = frame.colorspace == _UNSAID
+    large = frame.height >= _HD_LINES or frame.width >= _HD_WIDTH
+    return Colorspace.ITU709 if unsaid and large else None

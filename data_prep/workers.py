@@ -3,6 +3,9 @@
 `run_tasks(function, tasks, workers, patience)` yields an outcome for each task, in the order in which they finish. A
 worker that exits (also by `kill -9`), raises, or stays silent for `patience` seconds costs only its own task, which is
 tried `ATTEMPTS` times in all. Workers are spawned, not forked, so they inherit no locks and no open files.
+
+The item under a worker's hands lies in memory that it shares with its parent, so it is known however the worker ends.
+One that it was at the second time is refused from the third on, and the rest is done (`data_prep/watch.py`).
 """
 
 import errno
@@ -17,17 +20,19 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from data_prep.watch import KEY_BYTES, Watch
+
 ATTEMPTS = 3
 # Trying again cannot help against these: full disk, quota, size limit, read-only, no permission.
 HOPELESS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 )
+# Items that one task may lose so. More is no hostile item, but a machine without memory, or a fault of ours.
+MOST_BLAMED = 16
 _BEAT_SECONDS = 0.5
 
-# Any: what is passed through is the caller's business.
-Beat = Callable[[int], None]
-# Called in the worker as function(task, attempt, beat), attempt counting from 0; beat(n) tells of n more items done.
-Function = Callable[[Any, int, Beat], Any]
+# Any: what is passed through is the caller's business. Called in the worker as function(task, watch).
+Function = Callable[[Any, Watch], Any]
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,22 @@ class Progress:
 
 
 @dataclass
+class _Job:
+    """A task, how often it has been tried, and which items of it are to be refused (mark -> reason)."""
+
+    task: Any
+    attempt: int = 0
+    blamed: dict[bytes, str] = field(default_factory=dict)
+
+
+@dataclass
 class _Worker:
+    """`mark` holds the key of the item under its hands, in shared memory."""
+
     process: BaseProcess
     pipe: Connection
-    task: Any = None
-    attempt: int = 0
+    mark: Any
+    job: _Job | None = None
     heard: float = field(default_factory=time.monotonic)
 
 
@@ -53,10 +69,10 @@ def run_tasks(
 ) -> Iterator[Progress]:
     """Do every task in one of `workers` processes. RuntimeError after a task has failed ATTEMPTS times, OSError at once
     for a full disk and the like; the workers are gone when this returns or raises."""
-    waiting = deque((task, 0) for task in tasks)
+    waiting = deque(_Job(task) for task in tasks)
     team: list[_Worker] = []
     try:
-        while waiting or any(worker.task is not None for worker in team):
+        while waiting or any(worker.job is not None for worker in team):
             _hand_out(team, waiting, function, workers)
             yield from _listen(team, waiting, patience)
     finally:
@@ -64,24 +80,23 @@ def run_tasks(
             _dismiss(worker)
 
 
-def _hand_out(
-    team: list[_Worker], waiting: deque[tuple[Any, int]], function: Function, workers: int
-) -> None:
+def _hand_out(team: list[_Worker], waiting: deque[_Job], function: Function, workers: int) -> None:
     """Give every free worker a task, starting workers as needed."""
     while waiting:
-        free = next((worker for worker in team if worker.task is None), None)
+        free = next((worker for worker in team if worker.job is None), None)
         if free is None and len(team) >= workers:
             return
         if free is None:
             free = _start(function)
             team.append(free)
-        free.task, free.attempt = waiting.popleft()
+        free.job = waiting.popleft()
         free.heard = time.monotonic()
+        free.mark.value = b""
         try:
-            free.pipe.send((free.task, free.attempt))
+            free.pipe.send((free.job.task, free.job.attempt, free.job.blamed))
         except OSError:
             # It died while idle; the task is as good as new.
-            waiting.appendleft((free.task, free.attempt))
+            waiting.appendleft(free.job)
             team.remove(free)
             _dismiss(free)
 
@@ -89,15 +104,14 @@ def _hand_out(
 def _start(function: Function) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+    mark = context.RawArray("c", KEY_BYTES + 1)
+    process = context.Process(target=_serve, args=(theirs, mark, function), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, mark)
 
 
-def _listen(
-    team: list[_Worker], waiting: deque[tuple[Any, int]], patience: float
-) -> Iterator[Progress]:
+def _listen(team: list[_Worker], waiting: deque[_Job], patience: float) -> Iterator[Progress]:
     """Wait a moment for messages; notice the dead and the silent."""
     ready = wait([worker.pipe for worker in team], timeout=1.0)
     for worker in [each for each in team if each.pipe in ready]:
@@ -116,32 +130,41 @@ def _listen(
         if kind == "beat":
             yield Progress(payload)
         elif kind == "done":
-            task, worker.task = worker.task, None
-            yield Progress(payload[0], task, payload[1])
+            job, worker.job = worker.job, None
+            assert job is not None
+            yield Progress(payload[0], job.task, payload[1])
         elif kind == "hopeless":
             raise payload
         else:
             _retry(waiting, worker, payload)
-            worker.task = None
+            worker.job = None
     for worker in list(team):
-        if worker.task is not None and time.monotonic() - worker.heard > patience:
+        if worker.job is not None and time.monotonic() - worker.heard > patience:
             _lose(team, waiting, worker, f"the worker process was silent for {patience:g} s")
 
 
-def _lose(team: list[_Worker], waiting: deque[tuple[Any, int]], worker: _Worker, why: str) -> None:
+def _lose(team: list[_Worker], waiting: deque[_Job], worker: _Worker, why: str) -> None:
     team.remove(worker)
     _dismiss(worker)
-    if worker.task is not None:
+    if worker.job is not None:
         _retry(waiting, worker, why)
 
 
-def _retry(waiting: deque[tuple[Any, int]], worker: _Worker, why: str) -> None:
-    if worker.attempt + 1 >= ATTEMPTS:
+def _retry(waiting: deque[_Job], worker: _Worker, why: str) -> None:
+    """Put the job back, without the item that was under the worker's hands if this was not the first time."""
+    job, mark = worker.job, bytes(worker.mark.value)
+    assert job is not None
+    tried = job.attempt + 1
+    known = bool(mark) and mark not in job.blamed and len(job.blamed) < MOST_BLAMED
+    if tried >= ATTEMPTS and not known:
+        item = f" at item {mark.decode('utf-8', 'backslashreplace')}" if mark else ""
         raise RuntimeError(
-            f"{worker.task} failed {ATTEMPTS} times; wanted one success. The last time: {why}. What was finished is "
+            f"{job.task} failed {tried} times; wanted one success. The last time{item}: {why}. What was finished is "
             f"kept: repair the cause and run the same command again."
         )
-    waiting.appendleft((worker.task, worker.attempt + 1))
+    # The first time many items may have been under way together.
+    blamed = {mark: f"given up after {tried} attempts: {why}"} if known and job.attempt else {}
+    waiting.appendleft(_Job(job.task, tried, job.blamed | blamed))
 
 
 def _dismiss(worker: _Worker) -> None:
@@ -150,34 +173,41 @@ def _dismiss(worker: _Worker) -> None:
     worker.process.join()
 
 
-def _serve(pipe: Connection, function: Function) -> None:
+def _serve(pipe: Connection, mark: Any, function: Function) -> None:
     """A worker's life: take a task, do it, say so. Ends when the pipe does, as it does when the parent is killed."""
     parent = os.getppid()
     while True:
         try:
-            task, attempt = pipe.recv()
+            task, attempt, blamed = pipe.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
         try:
-            _do(pipe, function, task, attempt, parent)
+            beat = _Beat(pipe, parent)
+            watch = Watch(attempt, blamed, beat, lambda key: setattr(mark, "value", key))
+            _do(pipe, function, task, watch, beat)
         except (BrokenPipeError, KeyboardInterrupt):
             return
 
 
-def _do(pipe: Connection, function: Function, task: object, attempt: int, parent: int) -> None:
-    unsaid, last = 0, time.monotonic()
+class _Beat:
+    """Tells the parent of items done, at most twice a second; `unsaid` it has not heard of yet."""
 
-    def beat(items: int) -> None:
-        nonlocal unsaid, last
-        unsaid += items
-        if time.monotonic() - last > _BEAT_SECONDS:
-            if os.getppid() != parent:
+    def __init__(self, pipe: Connection, parent: int) -> None:
+        self._pipe, self._parent = pipe, parent
+        self.unsaid, self._last = 0, time.monotonic()
+
+    def __call__(self, items: int) -> None:
+        self.unsaid += items
+        if time.monotonic() - self._last > _BEAT_SECONDS:
+            if os.getppid() != self._parent:
                 raise BrokenPipeError("the build is gone")
-            pipe.send(("beat", unsaid))
-            unsaid, last = 0, time.monotonic()
+            self._pipe.send(("beat", self.unsaid))
+            self.unsaid, self._last = 0, time.monotonic()
 
+
+def _do(pipe: Connection, function: Function, task: object, watch: Watch, beat: _Beat) -> None:
     try:
-        result = function(task, attempt, beat)
+        result = function(task, watch)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -186,7 +216,7 @@ def _do(pipe: Connection, function: Function, task: object, attempt: int, parent
     except Exception as error:  # whatever it was, the parent decides
         pipe.send(("failed", _one_line(error)))
     else:
-        pipe.send(("done", (unsaid, result)))
+        pipe.send(("done", (beat.unsaid, result)))
 
 
 def _one_line(error: Exception) -> str:

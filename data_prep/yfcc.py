@@ -79,6 +79,11 @@ def list_photos(table: Path, photos: Path, folder: Path) -> Iterator[Entry]:
         with contextlib.closing(sqlite3.connect(index)) as database:
             yield from _index(database, photos)
             yield from _join(table, lambda name: _find_member(database, name))
+    except sqlite3.Error as error:
+        raise ValueError(
+            f"{index}: SQLite cannot keep the list of photographs there ({error}); wanted about 60 bytes of disk for "
+            f"each. Free some space, then run the same command again."
+        ) from None
     finally:
         index.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from PIL import Image
 from benchmarks.cases import Case
 from data_prep.chunks import Chunk, make_chunk, merge
 from data_prep.domain import domain, family
+from data_prep.watch import Watch
 
 _PHOTOS, _SMALL = 200, 10_000
 
@@ -64,7 +65,7 @@ def _ours(scratch: Path, tar: Path, side: int) -> int:
     paths = []
     for number, piece in enumerate(family(here.name).plan(here, str(tar), None, out / "listing")):
         paths.append(out / f"{number}.npz")
-        make_chunk(Chunk(paths[-1], here.name, piece, "0", shares), 0, lambda items: None)
+        make_chunk(Chunk(paths[-1], here.name, piece, "0", shares), Watch())
     records = merge(out, 0, here, ("train",), paths, None)
     return records["train"].rows
 

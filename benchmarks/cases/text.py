@@ -15,6 +15,7 @@ from benchmarks.cases import Case
 from data_prep.chunks import Chunk, make_chunk, merge
 from data_prep.domain import domain, family
 from data_prep.tokenizers import train
+from data_prep.watch import Watch
 
 _WORDS = 1_000_000
 _VOCABULARY = 8192
@@ -70,7 +71,7 @@ def _ours(raw: Path, model: Path, folder: Path) -> Callable[[], int]:
         for number, piece in enumerate(pieces):
             path = folder / f"{number}.npz"
             chunk = Chunk(path, _DOMAIN, piece, "0", (("train", 1.0),), model)
-            make_chunk(chunk, 0, lambda count: None)
+            make_chunk(chunk, Watch())
             paths.append(path)
         merge(folder, 0, here, ("train",), paths, None)
         return raw.stat().st_size

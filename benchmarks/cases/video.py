@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.cases import Case
 from data_prep.raw_files import Entry, list_items
-from data_prep.videos import EXTENSIONS, SIDE, clips, open_entry
+from data_prep.video_files import open_entry
+from data_prep.videos import EXTENSIONS, SIDE, clips
 
 
 def cases(scratch: Path) -> list[Case]:

@@ -4,12 +4,14 @@
 
     DOMAINS           the family's `Domain`s
     RAW               what `--raw` may be, for `python -m data_prep list`
-    PATIENCE          longest silence of a worker, in seconds, before it counts as hung
+    PATIENCE          longest silence of a worker (no item begun or done), in seconds, before it counts as hung
     CHUNKS_PER_SHARD  how many pieces make one shard
     DEDUPLICATE       whether items of equal content are written once
     CODEC             "", "tokenizer" or "codebook": what the build must be given
-    plan(domain, raw, rows, listing) -> list[Piece]    cut the raw input into pieces that workers do alone
-    read(domain, piece, seed, codec) -> Iterator[Item | Block | Refusal]
+    plan(domain, raw, rows, listing, passed_over) -> list[Piece]
+                      cut the raw input into pieces that workers do alone; count the files that are of no use to it
+    read(domain, piece, seed, codec, watch) -> Iterator[Item | Block | Refusal]
+                      `watch.begin(key)` before each item, so that one that kills its process can be refused
     render(domain, tokens, kinds, codec) -> Shown    one row back, for `show` and the preview
     notes(domain, raw, codec) -> Notes               versions and whether the build can be repeated bit for bit
     check_codec(domain, codec)                       only with CODEC: ValueError if the file does not fit

@@ -4,7 +4,7 @@ A row is one picture: its centre square, R x R, in raster order, red, green and 
 of 0 to 255 (Henighan et al. 2020, section 2 and Table 1).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.domain import Block, Domain, Notes, Piece, Refusal, Shown, TokenRange
+from data_prep.folders import PassedOver
+from data_prep.raw_files import Entry
+from data_prep.watch import Watch
 
 RAW = (
     "a folder of pictures, a .tar (class/x.jpg or webdataset key.jpg), a folder of .tar files, or META.tsv:PHOTOS "
@@ -24,6 +27,8 @@ CODEC = ""
 DEDUPLICATE = True
 # One piece of work: so many pictures, or files of so many bytes, whichever comes first; less than a second.
 _PIECE, _PIECE_BYTES = 4096, 1 << 26
+# Copied for each picture: a quarter less time than to make a new one.
+_EMPTY_DIGEST = blake2b(digest_size=16)
 
 
 def _image_domain(side: int) -> Domain:
@@ -41,10 +46,13 @@ def _image_domain(side: int) -> Domain:
 DOMAINS = tuple(_image_domain(side) for side in (8, 16, 32))
 
 
-def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piece]:
+def plan(
+    domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
+) -> list[Piece]:
     """Write what there is below `raw` to `listing`, one line an item, and cut it into pieces of byte ranges."""
+    from data_prep.listing import cut_listing
     from data_prep.pictures import EXTENSIONS
-    from data_prep.raw_files import list_items
+    from data_prep.raw_files import list_items, listed
     from data_prep.yfcc import list_photos, split_raw
 
     if rows is not None:
@@ -52,35 +60,28 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
             f"--rows {rows}: pictures are all taken; wanted no --rows for {domain.name}. Leave it out."
         )
     joined = split_raw(raw)
-    entries = list_photos(*joined, listing.parent) if joined else list_items(Path(raw), EXTENSIONS)
-    pieces: list[Piece] = []
-    start = offset = count = size = 0
-    damage: list[Refusal] = []
-    with listing.open("wb") as stream:
-        for entry in entries:
-            offset += stream.write(entry.line())
-            count, size = count + 1, size + entry.size
-            if entry.damaged:
-                damage.append(Refusal(entry.key, entry.reason, damaged=True))
-            if count == _PIECE or size >= _PIECE_BYTES:
-                pieces.append(Piece(str(listing), start, offset, tuple(damage)))
-                start, count, size, damage = offset, 0, 0, []
-    if offset == 0:
+    entries = (
+        list_photos(*joined, listing.parent)
+        if joined
+        else list_items(Path(raw), EXTENSIONS, passed_over)
+    )
+    pieces = cut_listing(map(listed, entries), listing, _PIECE, _PIECE_BYTES)
+    if not pieces:
         raise ValueError(
             f"{raw}: holds no pictures; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
             f"Give --raw the folder or tar that holds them."
         )
-    if start != offset:
-        pieces.append(Piece(str(listing), start, offset, tuple(damage)))
     return pieces
 
 
-def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterator[Block | Refusal]:
+def read(
+    domain: Domain, piece: Piece, seed: int, codec: Path | None, watch: Watch | None = None
+) -> Iterator[Block | Refusal]:
     """Decode the pictures of one piece; `seed` is not needed."""
-    return read_pixels(piece, domain.grid[0][1])
+    return read_pixels(piece, domain.grid[0][1], watch or Watch())
 
 
-def read_pixels(piece: Piece, side: int) -> Iterator[Block | Refusal]:
+def read_pixels(piece: Piece, side: int, watch: Watch) -> Iterator[Block | Refusal]:
     """The pictures of one piece in blocks of [n, 3 * side^2] pixel values, and what is refused. The split goes by the
     file's bytes, so that the same picture is in the same split at every size."""
     from data_prep.pictures import MAX_BYTES, decode_many
@@ -88,8 +89,9 @@ def read_pixels(piece: Piece, side: int) -> Iterator[Block | Refusal]:
 
     with open(piece.source, "rb") as stream:
         stream.seek(piece.start)
-        entries = from_lines(stream.read(piece.stop - piece.start))
-    for found, unreadable in read_batches(entries, MAX_BYTES):
+        listed = from_lines(stream.read(piece.stop - piece.start))
+    entries = _begun(listed, watch) if watch.careful else listed
+    for found, unreadable in read_batches(entries, MAX_BYTES, watch.careful):
         for entry, error in unreadable:
             yield Refusal(entry.key, str(error), entry.damaged)
         squares, refused = decode_many([data for _, data in found], side)
@@ -100,8 +102,25 @@ def read_pixels(piece: Piece, side: int) -> Iterator[Block | Refusal]:
             found, squares = [found[place] for place in good], squares[good]
         if found:
             keys = tuple(entry.key for entry, _ in found)
-            contents = tuple(blake2b(data, digest_size=16).digest() for _, data in found)
+            contents = tuple(_digest(data) for _, data in found)
             yield Block(0, squares.reshape(len(found), -1), keys, contents)
+
+
+def _digest(data: bytes) -> bytes:
+    own = _EMPTY_DIGEST.copy()
+    own.update(data)
+    return own.digest()
+
+
+def _begun(entries: Iterable[Entry], watch: Watch) -> Iterator[Entry]:
+    """The same entries, each said to be next; one that must not be read any more with the reason. The first time they
+    are decoded in batches, in which none would be the one to blame."""
+    for entry in entries:
+        try:
+            watch.begin(entry.key)
+        except ValueError as error:
+            entry = entry._replace(reason=str(error))
+        yield entry
 
 
 def render(domain: Domain, tokens: np.ndarray, kinds: np.ndarray, codec: Path | None) -> Shown:

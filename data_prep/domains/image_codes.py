@@ -12,6 +12,8 @@ import numpy as np
 
 from data_prep.domain import Block, Domain, Notes, Piece, Refusal, Shown, TokenRange
 from data_prep.domains import image
+from data_prep.folders import PassedOver
+from data_prep.watch import Watch
 
 RAW = image.RAW
 # The first batch waits for torch to be imported.
@@ -44,18 +46,22 @@ def check_codec(domain: Domain, codec: Path) -> None:
     check_fit(codec, domain.grid[0][1], domain.vocab_size)
 
 
-def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piece]:
+def plan(
+    domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
+) -> list[Piece]:
     """As for pixels: the same pictures."""
-    return image.plan(domain, raw, rows, listing)
+    return image.plan(domain, raw, rows, listing, passed_over)
 
 
-def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterator[Block | Refusal]:
+def read(
+    domain: Domain, piece: Piece, seed: int, codec: Path | None, watch: Watch | None = None
+) -> Iterator[Block | Refusal]:
     """Encode the pictures of one piece; `seed` is not needed. Splits go by the file's bytes, as for pixels."""
     from data_prep.codebook import SIDE, Codebook
 
     assert codec is not None
     codebook = Codebook.load(codec)
-    for found in image.read_pixels(piece, SIDE):
+    for found in image.read_pixels(piece, SIDE, watch or Watch()):
         if isinstance(found, Block):
             pictures = found.tokens.reshape(-1, SIDE, SIDE, 3)
             codes = codebook.encode(pictures).reshape(len(pictures), -1)

@@ -24,6 +24,8 @@ import numpy as np
 
 from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, Shown, TokenRange
 from data_prep.domains import image
+from data_prep.folders import PassedOver
+from data_prep.watch import Watch
 
 RAW = "webdataset tars or folders of key.jpg + key.txt/.json, or a .tsv with the columns image and caption"
 PATIENCE = 120.0
@@ -79,7 +81,9 @@ def check_codec(domain: Domain, codec: Path) -> None:
         )
 
 
-def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piece]:
+def plan(
+    domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
+) -> list[Piece]:
     """The pairs below `raw`, cut into pieces; see `data_prep/pairs.py`."""
     from data_prep.pairs import plan_pairs
 
@@ -87,10 +91,12 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
         raise ValueError(
             f"--rows {rows}: pairs are all taken; wanted no --rows for {domain.name}. Leave it out."
         )
-    return plan_pairs(Path(raw), listing)
+    return plan_pairs(Path(raw), listing, passed_over)
 
 
-def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterator[Item | Refusal]:
+def read(
+    domain: Domain, piece: Piece, seed: int, codec: Path | None, watch: Watch | None = None
+) -> Iterator[Item | Refusal]:
     """Every caption of every picture of one piece as a document of its own; `seed` is not needed.
 
     The split goes by the picture's bytes, so that all its captions are in one split.
@@ -100,12 +106,14 @@ def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterato
     from data_prep.tokenizers import open_tokenizer
 
     assert codec is not None, "a build checks that its tokenizer is there"
+    watch = watch or Watch()
     tokenizer = open_tokenizer(codec)
     for found in read_pairs(piece):
         if isinstance(found, Refusal):
             yield found
             continue
         try:
+            watch.begin(found.key)
             colours = decode(found.picture, SIDE).reshape(-1)
         except ValueError as error:
             yield from found.refused(str(error))

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, Shown, TokenRange
+from data_prep.folders import PassedOver
+from data_prep.watch import Watch
 
 RAW = (
     "generator[:regime,...] with --rows N, or the published .txt files (a file or a folder of them)"
@@ -28,6 +30,8 @@ GENERATOR = "generator"
 QUESTION, ANSWER = 0, 1
 # Rows in one generated piece: about 6 s of work at 300 problems a second and core; fewer when few are wanted.
 _PIECE_ROWS = 256
+# The plan of a build is a line for each piece: so many rows make 4 million.
+MOST_ROWS = 1 << 30
 # Problems in one piece of a text file.
 _PIECE_PROBLEMS = 4096
 # So many failures in a row within one piece are no bad luck.
@@ -45,9 +49,11 @@ DOMAINS = (
 )
 
 
-def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piece]:
+def plan(
+    domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
+) -> list[Piece]:
     """Pieces of rows to generate, or of the text files' bytes; `listing` is not needed."""
-    from data_prep.text_files import plan_text, text_files
+    from data_prep.mathematics_files import plan_files
 
     if raw.partition(":")[0] == GENERATOR:
         return _plan_generator(raw, rows)
@@ -55,7 +61,7 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
         raise ValueError(
             f"--rows {rows}: text files are read whole; wanted --rows only with --raw generator. Omit it."
         )
-    pieces = [piece for path in text_files(Path(raw)) for piece in plan_text(path, _PIECE_PROBLEMS)]
+    pieces = plan_files(Path(raw), _PIECE_PROBLEMS, passed_over)
     if not pieces:
         raise ValueError(
             f"{raw}: holds no problems; wanted text files of alternating question and answer lines. "
@@ -64,8 +70,11 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
     return pieces
 
 
-def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterator[Item | Refusal]:
-    """The problems of one piece. A generated piece ends with the problem that fills its last row."""
+def read(
+    domain: Domain, piece: Piece, seed: int, codec: Path | None, watch: Watch | None = None
+) -> Iterator[Item | Refusal]:
+    """The problems of one piece. A generated piece ends with the problem that fills its last row; another attempt at
+    it has another seed, so that nothing is to blame."""
     if piece.source.partition(":")[0] == GENERATOR:
         return _generate(piece, seed, domain.seq_length)
     return _read_text(piece)
@@ -115,10 +124,10 @@ def _regimes(raw: str) -> tuple[str, ...]:
 
 
 def _plan_generator(raw: str, rows: int | None) -> list[Piece]:
-    if rows is None or rows < 1:
+    if rows is None or not 1 <= rows <= MOST_ROWS:
         raise ValueError(
-            f"--raw {raw}: --rows is {rows}; wanted how many rows of 512 tokens to generate. "
-            f"Add for instance --rows 4000 (2 million tokens)."
+            f"--raw {raw}: --rows is {rows}; wanted how many rows of 512 tokens to generate, 1 to {MOST_ROWS} "
+            f"({MOST_ROWS * 512:.1e} tokens). Add for instance --rows 4000 (2 million tokens)."
         )
     source = f"{GENERATOR}:{','.join(_regimes(raw))}"
     size = min(_PIECE_ROWS, max(1, rows // 16))
@@ -171,7 +180,7 @@ def _item(key: str, question: bytes, answer: bytes) -> Item:
 
 
 def _read_text(piece: Piece) -> Iterator[Item | Refusal]:
-    from data_prep.text_files import read_pairs
+    from data_prep.mathematics_files import read_pairs
 
     for found in read_pairs(piece):
         yield found if isinstance(found, Refusal) else _item(*found)

@@ -23,6 +23,8 @@ from data_prep.domain import (
     Shown,
     TokenRange,
 )
+from data_prep.folders import PassedOver
+from data_prep.watch import Watch
 
 RAW = "a .txt or .jsonl file, as it is or as .gz or .zst, or a folder of such files"
 # A document of 16 MiB without a space takes SentencePiece some of this.
@@ -68,7 +70,9 @@ def check_codec(domain: Domain, codec: Path) -> None:
         )
 
 
-def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piece]:
+def plan(
+    domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
+) -> list[Piece]:
     """Write the stretches of the files below `raw` to `listing` and cut it into pieces."""
     from data_prep.documents import plan_documents
 
@@ -76,11 +80,11 @@ def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piec
         raise ValueError(
             f"--rows {rows}: text is all taken; wanted no --rows for {domain.name}. Leave it out."
         )
-    return plan_documents(Path(raw), listing)
+    return plan_documents(Path(raw), listing, passed_over)
 
 
 def read(
-    domain: Domain, piece: Piece, seed: int, codec: Path | None
+    domain: Domain, piece: Piece, seed: int, codec: Path | None, watch: Watch | None = None
 ) -> Iterator[Item | Block | Refusal]:
     """Tokenize the documents of one piece; `seed` is not needed. The split goes by the text, whatever the tokenizer."""
     from data_prep.documents import read_piece
@@ -88,7 +92,7 @@ def read(
 
     assert codec is not None
     tokenizer = open_tokenizer(codec)
-    for found in read_piece(piece):
+    for found in read_piece(piece, watch or Watch()):
         if isinstance(found, Refusal):
             yield found
             continue

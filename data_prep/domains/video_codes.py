@@ -5,6 +5,7 @@ A row is one clip: 16 frames of 64 x 64 at 30 a second, each as the 16 x 16 code
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, Shown, TokenRange
+from data_prep.folders import PassedOver
+from data_prep.watch import Watch
 
 RAW = "a folder of videos (mp4, m4v, mov, mkv, webm, avi), one video, a .tar, or a folder of .tar files"
-# A long video is read for some seconds between two clips that are taken, more on a slow disk.
+# Every read of a video's file and every decoded frame counts as life; torch takes long to import on a slow disk.
 PATIENCE = 240.0
 # 4,096 videos a shard, up to 2 GB.
 CHUNKS_PER_SHARD = 1024
@@ -44,53 +47,49 @@ def check_codec(domain: Domain, codec: Path) -> None:
     check_fit(codec, _SIDE, domain.vocab_size)
 
 
-def plan(domain: Domain, raw: str, rows: int | None, listing: Path) -> list[Piece]:
+def plan(
+    domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
+) -> list[Piece]:
     """Write what there is below `raw` to `listing`, one line a video, and cut it into pieces of byte ranges."""
-    from data_prep.raw_files import list_items
+    from data_prep.listing import cut_listing
+    from data_prep.raw_files import list_items, listed
     from data_prep.videos import EXTENSIONS
 
     if rows is not None:
         raise ValueError(
             f"--rows {rows}: videos are all taken; wanted no --rows for {domain.name}. Leave it out."
         )
-    borders, offset, damage = [0], 0, []
-    with listing.open("wb") as stream:
-        for count, entry in enumerate(list_items(Path(raw), EXTENSIONS), start=1):
-            offset += stream.write(entry.line())
-            if entry.damaged:
-                damage.append((len(borders) - 1, Refusal(entry.key, entry.reason, damaged=True)))
-            if count % _PIECE == 0:
-                borders.append(offset)
-    if offset == 0:
+    entries = list_items(Path(raw), EXTENSIONS, passed_over)
+    pieces = cut_listing(map(listed, entries), listing, _PIECE, math.inf)
+    if not pieces:
         raise ValueError(
             f"{raw}: holds no videos; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
             f"Give --raw the folder or tar that holds them."
         )
-    if borders[-1] != offset:
-        borders.append(offset)
-    return [
-        Piece(str(listing), start, stop, tuple(each for place, each in damage if place == number))
-        for number, (start, stop) in enumerate(zip(borders[:-1], borders[1:], strict=True))
-    ]
+    return pieces
 
 
-def read(domain: Domain, piece: Piece, seed: int, codec: Path | None) -> Iterator[Item | Refusal]:
+def read(
+    domain: Domain, piece: Piece, seed: int, codec: Path | None, watch: Watch | None = None
+) -> Iterator[Item | Refusal]:
     """The clips of the videos of one piece; `seed` is not needed. All clips of a video are in one split, that of the
     file's bytes. A damaged video gives its whole clips, and then the refusal of the rest."""
     from data_prep.codebook import Codebook
     from data_prep.raw_files import from_line
-    from data_prep.videos import clips, open_entry
+    from data_prep.video_files import open_entry
+    from data_prep.videos import clips
 
     assert codec is not None
-    codebook = Codebook.load(codec)
+    watch, codebook = watch or Watch(), Codebook.load(codec)
     with open(piece.source, "rb") as stream:
         stream.seek(piece.start)
         while stream.tell() < piece.stop:
             entry = from_line(stream.readline())
             try:
-                with open_entry(entry) as video:
+                watch.begin(entry.key)
+                with open_entry(entry, watch.beat) as video:
                     digest = hashlib.file_digest(video, _digest).digest()
-                    for number, clip in clips(video):
+                    for number, clip in clips(video, watch.beat):
                         tokens = codebook.encode(clip).reshape(-1)
                         document = Document(f"{entry.key}#{number}", ((0, tokens),))
                         content = _digest(digest + number.to_bytes(8, "little")).digest()

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.domain import Document
+from data_prep.shards import ShardWriter
+
 
 def picture_bytes(number: int, side: int = 12, kind: str = "PNG") -> bytes:
     """An encoded random picture, another one for each number."""
@@ -43,3 +46,14 @@ def problem_file(tmp_path: Path) -> Path:
     path = tmp_path / "problems.txt"
     path.write_text("".join(f"What is {n} + {n * 7}?\n{n * 8}\n" for n in range(400)))
     return path
+
+
+def add_document(writer: ShardWriter, document: Document) -> None:
+    """Append one document to an open shard; its arrays may have any integer dtype."""
+    arrays = [np.asarray(part).ravel() for _, part in document.parts]
+    writer.add_block(
+        np.concatenate(arrays),
+        np.array([part.size for part in arrays], np.int64),
+        np.array([mode for mode, _ in document.parts], np.int64),
+        np.array([len(arrays)], np.int64),
+    )

@@ -1,12 +1,14 @@
 """Blends: exact proportions after any number of samples, an order that is a pure function, epochs, clear refusals."""
 
 import math
+import os
 import random
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+import data_prep.dataset
 from data_prep.blend import MAX_CYCLE, Blend, BlendSampler
 from data_prep.dataset import TokenDataset
 from data_prep.domain import domain
@@ -169,3 +171,25 @@ def test_rows_that_do_not_exist_are_refused(tmp_path):
         ValueError, match="batch_size = 5, rank = 0, world_size = 2: wanted a batch"
     ):
         blend.sampler.rows_for(0, 5, 0, 2)  # fmt: skip
+
+
+def test_rows_for_evaluation_come_once_each():
+    """A dataset of 5 rows and half of the weight: its rows would come 10 times each among 100 samples."""
+    sampler = BlendSampler([5, 1000], [0.5, 0.5], seed=0)
+    assert len(set(sampler.rows(0, 100).tolist())) < 100
+    rows = sampler.distinct_rows(100)
+    assert len(set(rows.tolist())) == len(rows) == 55
+    assert (rows < 5).sum() == 5
+    assert set(rows.tolist()) == set(sampler.rows(0, 100).tolist()), "the same rows, each once"
+    large = BlendSampler([500, 1000], [0.5, 0.5], seed=0)
+    assert large.distinct_rows(100).tolist() == sorted(large.rows(0, 100).tolist())
+
+
+def test_datasets_of_a_blend_share_the_files_that_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_prep.dataset, "MAX_FILES", 4)
+    datasets = [pictures(tmp_path / f"d{number}", 5, number) for number in range(9)]
+    before = len(os.listdir("/proc/self/fd"))
+    tokens = Blend(datasets, [1] * 9, 0).rows(np.arange(45)).tokens
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+    alone = [each.rows(np.arange(5)).tokens for each in datasets]
+    assert np.array_equal(tokens, np.concatenate(alone))

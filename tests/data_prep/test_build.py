@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import chunks, pictures
 from data_prep.build import build
 from data_prep.check import check
-from data_prep.chunks import splits_of
+from data_prep.chunks import make_chunk, splits_of
 from data_prep.dataset import TokenDataset
+from data_prep.domain import domain
 from data_prep.manifest import load_manifest
 from data_prep.pictures import decode
-from data_prep.plan import How, Request, lock, lock_division
+from data_prep.plan import How, Request, lock, lock_division, plan_shards
 
 HALVES = (0.5, 0.25, 0.25)
 
@@ -233,11 +235,37 @@ def test_refused_items_are_listed_and_limited(tmp_path, picture_folder):
     ):
         build(request(picture_folder), out, How())
     assert not (out / "manifest.json").exists()
+    assert shards(out) == {}, "a build that failed leaves none"
     manifest = build(request(picture_folder), out, How(max_refused=0.05))
     assert (manifest.builds[0].written, manifest.builds[0].refused) == (40, 2)
     listed = [json.loads(line) for line in (out / "refused.jsonl").read_text().splitlines()]
     assert [each["key"] for each in listed] == ["bad.png", "empty.png"]
     assert listed[1] == {"build": "all", "key": "empty.png", "reason": "empty file"}
+
+
+def deadly_chunk(chunk, watch):
+    """`make_chunk` where the decoder crashes, as one written in C may, at pictures that begin with DIE."""
+    decode_any = pictures._decode_any
+
+    def crash(data, side, fast):
+        return os._exit(139) if data.startswith(b"DIE") else decode_any(data, side, fast)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_decode_any", crash)
+        return make_chunk(chunk, watch)
+
+
+def test_a_picture_that_crashes_its_worker_is_refused_alone(tmp_path, picture_folder, monkeypatch):
+    monkeypatch.setattr("data_prep.build.make_chunk", deadly_chunk)
+    for name in ("005x.png", "007x.png"):
+        (picture_folder / "class1" / name).write_bytes(b"DIE" + name.encode())
+    manifest = build(request(picture_folder), tmp_path / "out", How(max_refused=0.05))
+    assert (manifest.builds[0].written, manifest.builds[0].refused) == (40, 2)
+    lines = map(json.loads, (tmp_path / "out" / "refused.jsonl").read_text().splitlines())
+    assert [(line["key"], line["reason"]) for line in lines] == [
+        ("class1/005x.png", "given up after 2 attempts: the worker process died (exit code 139)"),
+        ("class1/007x.png", "given up after 3 attempts: the worker process died (exit code 139)"),
+    ]
 
 
 def test_the_ledger_keeps_other_builds(tmp_path, picture_folder):
@@ -361,6 +389,34 @@ def test_too_little_for_one_row(tmp_path):
         ValueError, match="1 documents make 9 tokens; wanted at least one row of 512"
     ):
         build(Request("mathematics", str(path)), tmp_path / "out", How())
+    assert shards(tmp_path / "out") == {}
+
+
+def test_a_piece_of_many_blocks_gives_the_same_bytes(tmp_path, picture_folder, monkeypatch):
+    """A piece of any size, such as a compressed file, is never in memory as a whole."""
+    (picture_folder / "bad.png").touch()
+    build(request(picture_folder), tmp_path / "one", How(max_refused=0.1))
+    monkeypatch.setattr("data_prep.build.make_chunk", chunk_of_small_blocks)
+    manifest = build(request(picture_folder), tmp_path / "many", How(max_refused=0.1))
+    assert shards(tmp_path / "one") == shards(tmp_path / "many")
+    assert (manifest.builds[0].written, manifest.builds[0].refused) == (40, 1)
+
+
+def chunk_of_small_blocks(chunk, watch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "_BLOCK_TOKENS", 200)
+        result = make_chunk(chunk, watch)
+    with np.load(chunk.path) as arrays:
+        assert sum(name.endswith(".refused") for name in arrays.files) > 1
+    return result
+
+
+def test_a_part_plans_its_own_shards_only(tmp_path, picture_folder):
+    wanted, out = request(picture_folder), tmp_path / "out"
+    work = out / ".build" / "all"
+    work.mkdir(parents=True)
+    plans, count = plan_shards(wanted, domain("image-8x8"), out, work, How(part=1, parts=3))
+    assert ([plan.number for plan in plans], count) == ([1], 3)
 
 
 PROGRAM = """

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from data_prep.check import check, check_shard
 from data_prep.domain import domain
 from data_prep.manifest import ShardRecord, load_manifest, new_manifest, save_manifest
-from data_prep.shards import HEADER, ShardWriter
+from data_prep.shard_index import HEADER
+from data_prep.shards import ShardWriter
 
 MATHEMATICS = domain("mathematics")
 
@@ -83,7 +85,7 @@ def test_ids_outside_their_kind(folder):
 def test_documents_of_the_wrong_length(folder):
     record = load_manifest(folder).splits["train"][0]
     with pytest.raises(
-        ValueError, match=r"train-00000\.idx: documents of .* tokens; wanted 512 each"
+        ValueError, match=r"train-00000\.idx: document 0 has .* tokens; wanted 512, one row"
     ):
         check_shard(folder, record, dataclasses.replace(MATHEMATICS, packed=False))
 
@@ -92,3 +94,35 @@ def test_a_missing_shard(folder):
     (folder / "train-00001.bin").unlink()
     with pytest.raises(ValueError, match=r"train-00001\.bin: is missing"):
         check(folder)
+
+
+def test_a_bare_prefix(folder):
+    """What another project wrote has no manifest: its domain must be named."""
+    prefix = folder / "train-00000"
+    with pytest.raises(ValueError, match="domain not given; wanted .* Add --domain NAME"):
+        check(prefix)
+    assert "mathematics, 300 documents" in check(prefix, name="mathematics")
+    with pytest.raises(ValueError, match="modes 0 to 1; wanted 0 to 0, as image-8x8 has"):
+        check(prefix, name="image-8x8")
+    data = bytearray(Path(f"{prefix}.bin").read_bytes())
+    Path(f"{prefix}.bin").write_bytes(data[:-1])
+    with pytest.raises(ValueError, match=r"\d+ bytes; wanted \d+, the size of the .bin"):
+        check(prefix, name="mathematics")
+
+
+def test_ids_outside_their_kind_in_a_bare_pair(tmp_path):
+    here = domain("text-to-image-v300")
+    row = np.repeat([0, 300, 301], [100, 28, 3072])
+    row[50] = 300  # padding among the words: inside the vocabulary, outside its kind
+    loose = dataclasses.replace(
+        here, kinds=tuple(dataclasses.replace(kind, start=0, stop=558) for kind in here.kinds)
+    )
+    with ShardWriter(tmp_path / "x", loose) as writer:
+        writer.add_block(row, np.array([100, 28, 3072]), np.array([0, 1, 2]), np.array([3]))
+    with pytest.raises(ValueError, match=r"x\.bin: text ids outside their range; wanted 0 to 299"):
+        check(tmp_path / "x", name=here.name)
+
+
+def test_another_domain_than_the_folder_holds(folder):
+    with pytest.raises(ValueError, match="holds domain 'mathematics'; wanted 'image-8x8'"):
+        check(folder, name="image-8x8")

@@ -16,9 +16,9 @@ from data_prep.codebook_training import train
 from data_prep.dataset import TokenDataset
 from data_prep.domain import Block, Item, Refusal, domain, family
 from data_prep.domains.video_codes import check_codec
-from data_prep.look import show
 from data_prep.pictures import decode
 from data_prep.plan import How, Request
+from data_prep.show import show
 
 
 def paint(folder, count, start=0):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import data_prep.dataset
+from data_prep.check import check
 from data_prep.chunks import ShardRecord
 from data_prep.dataset import TokenDataset
 from data_prep.domain import domain
@@ -134,7 +135,7 @@ def test_opening_reads_no_data(tmp_path, monkeypatch):
     write_dataset(tmp_path, IMAGE, [image_block(3, seed) for seed in range(5)])
     opened = []
     monkeypatch.setattr(data_prep.dataset, "OpenShard", lambda *a: opened.append(a))
-    monkeypatch.setattr(data_prep.dataset, "read_header", lambda *a: opened.append(a))
+    monkeypatch.setattr(data_prep.dataset, "map_index", lambda *a: opened.append(a))
     assert TokenDataset(tmp_path, "train").num_rows == 15
     assert opened == []
 
@@ -223,3 +224,28 @@ def test_a_bare_prefix_needs_its_domain(tmp_path):
     (tmp_path / "train-00000.bin").unlink()
     with pytest.raises(ValueError, match=r"train-00000\.bin: is missing"):
         TokenDataset(tmp_path / "train-00000", "train", domain="image-8x8")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "modes", "said"),
+    [
+        ([192, 191, 193, 192], [0] * 4, "document 1 has 191 tokens; wanted 192, one row of domain"),
+        ([192, 192, 1, 383], [0] * 4, "document 2 has 1 tokens; wanted 192"),
+        ([192] * 4, [0, 0, 3, 0], "modes 0 to 3; wanted 0 to 0, as image-8x8 has"),
+        ([192] * 4, [-1, 0, 0, 0], "modes -1 to 0; wanted 0 to 0"),
+    ],
+)
+def test_foreign_documents_of_wrong_lengths_or_kinds_are_refused(tmp_path, lengths, modes, said):
+    """Their sum fits, which is all that is looked at in shards of our own."""
+    anything = dataclasses.replace(IMAGE, packed=True, kinds=IMAGE.kinds * 4)
+    with ShardWriter(tmp_path / "x", anything) as writer:
+        tokens = np.zeros(sum(lengths), np.int64)
+        kinds = np.maximum(modes, 0)
+        writer.add_block(tokens, np.array(lengths), kinds, np.ones(len(lengths), np.int64))
+    data = bytearray((tmp_path / "x.idx").read_bytes())
+    data[-len(modes) :] = np.array(modes, np.int8).tobytes()
+    (tmp_path / "x.idx").write_bytes(data)
+    with pytest.raises(ValueError, match=said):
+        TokenDataset(tmp_path / "x", "train", domain="image-8x8")
+    with pytest.raises(ValueError, match=said):
+        check(tmp_path / "x", name="image-8x8")

@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,27 @@ def test_links_and_pipes_are_refused(tmp_path):
     ]  # fmt: skip
     # Named by the user it is meant.
     assert texts(folder / "link.txt") == ["there"]
+
+
+def test_endings_in_capitals_count_and_other_files_are_counted(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "A.TXT").write_text("a")
+    (folder / "B.Jsonl.GZ").write_bytes(gzip.compress(b'{"text": "b"}'))
+    (folder / "c.md").write_text("c")
+    assert texts(folder) == ["a", "b"]
+    passed_over = Counter()
+    plan_documents(folder, tmp_path / "listing", passed_over)
+    assert passed_over == {".md": 1}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(("name", "data"), [("x.txt", "word"), ("x.jsonl", '{"text": "word"}')])
+def test_a_mark_at_the_beginning_of_a_file_is_no_text(tmp_path, ending, name, data):
+    """What Windows' editors put there; further behind it is a character as any other."""
+    path = tmp_path / (name + ending)
+    path.write_bytes(pack(ending, f"\ufeff{data}\n".encode()))
+    assert [text.strip() for text in texts(path)] == ["word"]
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "x.csv"])

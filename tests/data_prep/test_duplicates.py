@@ -12,14 +12,24 @@ import pytest
 from PIL import Image
 
 from data_prep import duplicates
+from data_prep.__main__ import main
 from data_prep.build import build
 from data_prep.check import check
 from data_prep.dataset import TokenDataset
 from data_prep.domain import domain, family
-from data_prep.duplicates import Placement, find_duplicates, load_keys, place, save_contents
+from data_prep.duplicates import (
+    Placement,
+    find_duplicates,
+    keep_sample,
+    load_keys,
+    place,
+    save_contents,
+    shared_documents,
+)
 from data_prep.manifest import load_manifest, record_of
 from data_prep.plan import How, Request
 from data_prep.shards import ShardWriter
+from data_prep.watch import Watch
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +166,7 @@ def test_documents_of_several_parts_are_copied_whole(tmp_path, monkeypatch, copi
     (tmp_path / "wanted").mkdir()
     merged, final = tmp_path / "merged" / "train-00000", tmp_path / "train-00000"
     whole = record_of(write(merged, range(20)), here)
-    record = place(Placement(merged, final, "mathematics", whole, dropped), 0, lambda items: None)
+    record = place(Placement(merged, final, "mathematics", whole, dropped), Watch())
     wanted = write(tmp_path / "wanted" / "train-00000", set(range(20)) - set(dropped))
     assert record == record_of(wanted, here)
     assert files(tmp_path) == files(tmp_path / "wanted")
@@ -199,3 +209,27 @@ def test_killed_at_the_end_and_started_again(folder, tmp_path, ending, times):
     assert files(out) == files(tmp_path / "whole")
     assert lines(out) == lines(tmp_path / "whole")
     assert load_manifest(out).splits == load_manifest(tmp_path / "whole").splits
+
+
+def test_what_two_builds_have_in_common_is_told(tmp_path, picture_folder, capsys):
+    """Pictures 0, 2, 4, ... as train; then all 40, of which 20 are there already, as test."""
+    out = tmp_path / "out"
+    for raw, split in ((picture_folder / "class0", "train"), (picture_folder, "test")):
+        arguments = ["--raw", str(raw), "--out", str(out), "--split", split, "--workers", "1"]
+        assert main(["build", "image-8x8", *arguments]) == 0
+    assert "about 20 documents of split test are in split train too" in capsys.readouterr().err
+    assert [each.shared for each in load_manifest(out).builds] == [{}, {"train": 20}]
+
+
+def test_samples_of_large_splits_tell_about_how_much_they_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "_SAMPLE", 4000)
+    random = np.random.default_rng(0)
+    contents = random.integers(0, 1 << 64, (50_000, 2), np.uint64)
+    for split, chosen in (("train", slice(0, 40_000)), ("test", slice(30_000, 50_000))):
+        own = contents[chosen]
+        save_contents(tmp_path / split, own, b"k\0" * len(own))
+        keep_sample(tmp_path, split, [tmp_path / split])
+        assert (tmp_path / f"{split}.digests").stat().st_size < 8 * 4500
+    (shared,) = shared_documents(tmp_path, "test", ["train", "valid"]).values()
+    # 10,000 are shared, of which each is seen with probability 1/10: five standard deviations are 1,500.
+    assert abs(shared - 10_000) < 1500

@@ -15,7 +15,9 @@ from data_prep.check import check_shard
 from data_prep.dataset import TokenDataset
 from data_prep.domain import Domain, domain
 from data_prep.manifest import ShardRecord
-from data_prep.shards import HEADER, ShardWriter
+from data_prep.shard_index import HEADER
+from data_prep.shards import ShardWriter
+from tests.data_prep.conftest import add_document
 from tests.data_prep.test_interchange import in_rows, random_documents
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +31,7 @@ def write(prefix: Path, here: Domain) -> tuple[np.ndarray, np.ndarray, ShardReco
     documents = random_documents(here, 200 if here.packed else 30)
     with ShardWriter(prefix, here) as writer:
         for document in documents:
-            writer.add(document)
+            add_document(writer, document)
     tokens, kinds = in_rows(here, documents)
     rest = writer.summary.tokens - tokens.size
     record = ShardRecord(**vars(writer.summary), rows=len(tokens), dropped_tokens=rest)

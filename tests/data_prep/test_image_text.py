@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from data_prep.__main__ import main
 from data_prep.build import build
 from data_prep.chunks import splits_of
 from data_prep.dataset import TokenDataset
-from data_prep.domain import Item, Piece, Refusal, domain
+from data_prep.domain import Item, Piece, Refusal, check_codec, domain
 from data_prep.domains import image_text
 from data_prep.domains.image_text import BLANK, PADDING, PIXEL, TEXT
-from data_prep.look import show
 from data_prep.pictures import decode
 from data_prep.plan import How, Request
+from data_prep.show import show
 from data_prep.tokenizers import Tokenizer
 from tests.data_prep.conftest import add_member, picture_bytes
 
@@ -244,3 +245,33 @@ def test_real_captions(tmp_path, sample_data, tokenizer):
     keys = {each.document.key.split("#")[0] for each in found}
     assert len(keys) == 256
     assert len(found) > 4.9 * len(keys)
+
+
+def test_a_tokenizer_learns_from_captions(tmp_path, capsys):
+    """From a tar and from a table the same, pictures unread: those of the table are empty files."""
+    tar_of(tmp_path / "x.tar", 60)
+    folder = tmp_path / "table"
+    folder.mkdir()
+    lines = ["image\tcaption"]
+    for number in range(60):
+        (folder / f"{number:04d}.png").touch()
+        lines += [f"{number:04d}\t{caption}" for caption in captions_of(number)]
+    (folder / "x.tsv").write_text("\n".join(lines) + "\n")
+    for raw, name in ((tmp_path / "x.tar", "a"), (folder / "x.tsv", "b")):
+        command = ["train-tokenizer", "--raw", str(raw), "--out", str(tmp_path / name)]
+        assert main([*command, "--vocabulary", "300"]) == 2
+        assert "wanted text. Add --captions" in capsys.readouterr().err
+        assert main([*command, "--vocabulary", "300", "--captions"]) == 0
+        assert "a: 300 pieces from " in capsys.readouterr().out or name == "b"
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    check_codec(small("text-to-image"), tmp_path / "a")
+
+
+def test_equal_lines_of_a_table_are_counted_as_duplicates(tmp_path, tokenizer):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture_bytes(0, side=32))
+    (folder / "x.tsv").write_text("image\tcaption\n" + "a.png\ta dog\n" * 3 + "a.png\ta cat\n")
+    request = Request("text-to-image-v300", str(folder / "x.tsv"), split="train", codec=tokenizer)
+    record = build(request, tmp_path / "out", How()).builds[0]
+    assert (record.written, record.duplicates, record.refused) == (2, 2, 0)

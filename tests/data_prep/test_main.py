@@ -266,3 +266,64 @@ def test_a_bar_on_a_terminal(monkeypatch):
     os.close(master)
     assert "4/9" in shown
     assert "items/s" in shown
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(capsys):
+    with bar("chunks", line_seconds=0.0) as tell:
+        tell(3, 9, type("P", (), {"items": 50}))
+        tell(5, 9)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("3 of 9 chunks, ")
+    assert "items/s" in first
+    assert second.startswith("5 of 9 chunks, ")
+    assert second.endswith(" min left")
+    with bar("chunks", line_seconds=60.0) as tell:
+        tell(3, 9)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    """`python -m data_prep list | head -0`"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "data_prep", "list"], stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_bare_prefix_is_checked_and_shown(mathematics, tmp_path, capsys):
+    prefix = str(mathematics / "train-00000")
+    assert main(["check", prefix, "--domain", "mathematics"]) == 0
+    assert "mathematics, 400 documents" in capsys.readouterr().out
+    assert main(["show", prefix, "--domain", "mathematics", "--row", "0"]) == 0
+    assert "What is 1 + 7? «8»" in capsys.readouterr().out
+    for command in (["check", prefix], ["show", prefix, "--row", "0"]):
+        assert main(command) == 2
+        assert "domain not given; wanted the name of its domain" in capsys.readouterr().err
+    assert main(["show", prefix, "--domain", "text", "--row", "0"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("text", "--codebook", "domain text takes a tokenizer; wanted no --codebook. Give --token"),
+        ("image-codes-16x16", "--tokenizer", "takes a codebook; wanted no --tokenizer. Give --codebook FILE"),
+        ("image-8x8", "--tokenizer", "domain image-8x8 takes none; wanted no --tokenizer. Leave it out"),
+    ],
+)  # fmt: skip
+def test_the_wrong_kind_of_codec_is_told_by_its_name(tmp_path, capsys, name, given, said):
+    command = ["build", name, "--raw", "x", "--out", str(tmp_path / "out"), given, "x.file"]
+    assert main(command) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_files_that_are_of_no_use_are_mentioned(tmp_path, picture_folder, capsys):
+    for name in ("a.cls", "b.cls", "README"):
+        (picture_folder / name).write_text("x")
+    out = tmp_path / "out"
+    assert main(["build", "image-8x8", "--raw", str(picture_folder), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "3 files passed over, not of domain image-8x8: 2 .cls, 1 no ending" in said
+    assert load_manifest(out).builds[0].passed_over == {".cls": 2, "no ending": 1}

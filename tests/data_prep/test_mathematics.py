@@ -1,9 +1,11 @@
 import gzip
+import os
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from data_prep import text_files
+from data_prep import mathematics_files
 from data_prep.domain import Item, Refusal, domain, family
 
 MATHEMATICS = domain("mathematics")
@@ -88,7 +90,7 @@ def test_behind_a_place_out_of_step_nothing_is_used(
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 8])
 def test_an_empty_line_is_seen_across_blocks(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(text_files, "_BLOCK", block)
+    monkeypatch.setattr(mathematics_files, "_BLOCK", block)
     path = tmp_path / "x.txt"
     pairs = [f"question {n}\n{n}\n".encode() for n in range(9)]
     for stray in (b"\n", b"   \r\n"):
@@ -121,6 +123,34 @@ def test_folders_and_compressed_files(tmp_path):
     found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0, None)]
     assert texts(found) == [("a\n", "1\n"), ("b\n", "1\n")]
     assert found[1].document.key == "train-easy/b.txt, byte 0"
+
+
+def test_links_and_pipes_are_refused_and_other_files_counted(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "A.TXT").write_bytes(b"\xef\xbb\xbfa\n1\n")
+    (tmp_path / "there.txt").write_bytes(b"b\n2\n")
+    (folder / "link.txt").symlink_to(tmp_path / "there.txt")
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "readme.md").write_bytes(b"x\n")
+    passed_over = Counter()
+    pieces = FAMILY.plan(MATHEMATICS, str(folder), None, tmp_path, passed_over)
+    found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0, None)]
+    assert texts([each for each in found if isinstance(each, Item)]) == [("a\n", "1\n")]
+    refused = {each.key: each.reason for each in found if isinstance(each, Refusal)}
+    assert refused == {
+        "link.txt": "a symbolic link: give --raw the place that it points to",
+        "pipe.txt": "not a plain file (device, socket or pipe)",
+    }
+    assert passed_over == {".md": 1}
+
+
+def test_more_rows_than_a_plan_can_hold_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"--rows is 1000000000000000; wanted .* 1 to 1073741824 \(5.5e\+11 tokens\)",
+    ):
+        FAMILY.plan(MATHEMATICS, "generator", 10**15, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "other", "empty"])

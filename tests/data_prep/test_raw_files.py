@@ -1,6 +1,7 @@
 import io
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +255,34 @@ def test_mutated_tars(tmp_path):
 @pytest.mark.long
 def test_many_mutated_tars(tmp_path):
     fuzz_tar(tmp_path, 5000)
+
+
+def test_what_is_of_no_use_is_counted_and_archives_are_damage(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name in ("a.JPG", "b.txt", "c.txt", "d", "e.TAR.GZ", "f.zip"):
+        (folder / name).write_bytes(b"x")
+    with tarfile.open(folder / "g.tar", "w") as tar:
+        add(tar, "1.jpg", b"x")
+        add(tar, "1.cls", b"x")
+    passed_over = Counter()
+    entries = list(list_items(folder, ENDINGS, passed_over))
+    assert passed_over == {".txt": 2, "no ending": 1, ".cls": 1}
+    assert [entry.key for entry in entries] == ["a.JPG", "e.TAR.GZ", "f.zip", "g.tar/1.jpg"]
+    assert [entry.damaged for entry in entries] == [False, True, True, False]
+
+
+def test_a_name_with_a_nul_byte_is_refused(tmp_path):
+    """Only a pax header can say so; keys are kept with NULs between them."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("ok.jpg")
+        member.pax_headers = {"path": "a\0b.jpg"}
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+        add(tar, "c.jpg", b"x")
+    first, second = list_items(path, ENDINGS)
+    assert (first.key, first.reason) == (
+        "x.tar/a\\x00b.jpg", "a tar member whose name holds a NUL byte"
+    )  # fmt: skip
+    assert (second.key, second.reason) == ("x.tar/c.jpg", "")

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from data_prep.domain import Document, TokenRange, domain
-from data_prep.shards import ShardWriter, read_header, write_file
+from data_prep.files import write_file
+from data_prep.shard_index import read_header
+from data_prep.shards import ShardWriter
+from tests.data_prep.conftest import add_document
 
 MATHEMATICS = domain("mathematics")
 
@@ -24,8 +27,8 @@ def test_the_bytes_are_megatrons(tmp_path):
     kinds = (TokenRange("a", 0, 1000), TokenRange("b", 0, 1000))
     here = dataclasses.replace(MATHEMATICS, vocab_size=1000, kinds=kinds)
     with ShardWriter(tmp_path / "x", here) as writer:
-        writer.add(Document("1", ((0, np.array([5, 6])), (1, np.array([7, 8, 9])))))
-        writer.add(Document("2", ((0, np.array([1])),)))
+        add_document(writer, Document("1", ((0, np.array([5, 6])), (1, np.array([7, 8, 9])))))
+        add_document(writer, Document("2", ((0, np.array([1])),)))
     assert (tmp_path / "x.bin").read_bytes().hex() == "050006000700080009000100"
     expected = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 3, 3)
     expected += struct.pack("<3i3q3q3b", 2, 3, 1, 0, 4, 10, 0, 2, 3, 0, 1, 0)
@@ -35,8 +38,8 @@ def test_the_bytes_are_megatrons(tmp_path):
 
 def test_summary_counts(tmp_path):
     with ShardWriter(tmp_path / "x", MATHEMATICS) as writer:
-        writer.add(problem("1+1?\n", "2\n"))
-        writer.add(problem("2+2?\n", "4\n"))
+        add_document(writer, problem("1+1?\n", "2\n"))
+        add_document(writer, problem("2+2?\n", "4\n"))
     summary = writer.summary
     assert (summary.sequences, summary.documents, summary.tokens) == (4, 2, 14)
     assert summary.bin_bytes == (tmp_path / "x.bin").stat().st_size
@@ -53,7 +56,7 @@ def test_summary_counts(tmp_path):
 def test_an_exception_leaves_nothing(tmp_path):
     def interrupted():
         with ShardWriter(tmp_path / "x", MATHEMATICS) as writer:
-            writer.add(problem("1+1?\n", "2\n"))
+            add_document(writer, problem("1+1?\n", "2\n"))
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -70,7 +73,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
             pytest.raises(OSError, match="File too large"),
             ShardWriter(tmp_path / "x", MATHEMATICS) as writer,
         ):
-            writer.add(problem("7" * 100_000, "2\n"))
+            add_document(writer, problem("7" * 100_000, "2\n"))
         with pytest.raises(OSError, match="File too large"):
             write_file(tmp_path / "y", b"7" * 100_000)
     finally:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_prep import videos
 from data_prep.raw_files import Entry, list_items
+from data_prep.video_files import Window, open_entry
 
 # Frame n is plain grey of 8 + STEP (n mod CYCLE): such steps survive every codec at this quality.
 STEP, CYCLE = 6, 40
@@ -46,7 +47,7 @@ def read(path):
     """(numbers, clips, reason why there are no more)."""
     numbers, clips = [], []
     try:
-        with videos.open_entry(entry(path)) as stream:
+        with open_entry(entry(path)) as stream:
             for number, clip in videos.clips(stream):
                 numbers.append(number)
                 clips.append(clip)
@@ -156,6 +157,23 @@ def test_no_more_frames_are_decoded_than_the_limit(tmp_path, monkeypatch):
     assert "only the first 40 frames of a video are read" in reason
 
 
+def test_a_long_video_shows_life_between_its_clips(tmp_path, monkeypatch):
+    """Every decoded frame counts, and every read of the file: 300 frames lie between the two clips taken of 600."""
+    monkeypatch.setattr(videos, "MOST_CLIPS", 2)
+    path = make(tmp_path / "a.mkv", 600)
+    beats, heard = [], []
+    with open_entry(entry(path), beats.append) as stream:
+        for number, _ in videos.clips(stream, beats.append):
+            heard.append((number, len(beats)))
+    (first, early), (second, late) = heard
+    assert (first, second) == (0, 18)
+    assert late - early >= (18 - 1) * videos.FRAMES
+    with open_entry(entry(path), beats.append) as stream:
+        before = len(beats)
+        stream.read()
+    assert len(beats) > before
+
+
 def test_a_hole_in_time_does_not_hang(tmp_path):
     stamps = [*range(0, 1000, 33), 10**9]  # eleven days without a frame
     numbers, _, reason = read(make(tmp_path / "hole.mkv", len(stamps), stamps=stamps))
@@ -204,6 +222,28 @@ def test_the_centre_square_is_cut_and_turned_as_the_file_says(
     for part, colour in zip(parts, (first, second), strict=True):
         middle = part[:, 4:-4, 4:-4].mean((0, 1, 2))
         assert np.abs(middle - colour).max() < 40  # far nearer to this colour than to any other
+
+
+@pytest.mark.parametrize(
+    ("size", "red"),  # Y, U, V of pure red: BT.601 and BT.709 in 8 bits of limited range
+    [((640, 480), (81, 90, 240)), ((960, 720), (63, 102, 240)), ((1280, 544), (63, 102, 240))],
+)
+def test_colours_of_a_video_that_does_not_say_which(tmp_path, size, red):
+    """As players show it: HD is BT.709. The wrong matrix would be 20 and more of 255 off."""
+    width, height = size
+    path = tmp_path / "a.mp4"
+    planes = np.empty((height * 3 // 2, width), np.uint8)
+    planes[:height] = red[0]
+    planes[height:].reshape(2, -1)[:] = np.array(red[1:])[:, None]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(videos.FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        container.mux(stream.encode(None))
+    _, (clip,), _ = read(path)
+    # 8-bit YUV is 1.2 of RGB a step, and mpeg4 may move each value by one or two.
+    assert np.abs(clip.astype(int) - [255, 0, 0]).max() <= 6
 
 
 def test_pixels_that_are_not_square_count_as_wide_as_shown(tmp_path):
@@ -369,7 +409,7 @@ def test_mutated_videos_give_clips_or_a_reason(tmp_path, name, codec):
 def test_an_entry_that_cannot_be_read_says_why(tmp_path, change, reason):
     path = make(tmp_path / "a.mp4", 16)
     found = entry(path)._replace(**change)
-    with pytest.raises(ValueError, match=reason), videos.open_entry(found):
+    with pytest.raises(ValueError, match=reason), open_entry(found):
         pass
 
 
@@ -379,7 +419,7 @@ def test_a_video_in_a_tar_is_read_where_it_lies(tmp_path):
         tar.add(path, "class/before.mp4")
         tar.add(path, "class/a.mp4")
     inside = list(list_items(tmp_path / "v.tar", videos.EXTENSIONS))[1]
-    with videos.open_entry(inside) as stream:
+    with open_entry(inside) as stream:
         clips = [clip for _, clip in videos.clips(stream)]
     np.testing.assert_array_equal(clips, read(path)[1])
 
@@ -388,7 +428,7 @@ def test_a_window_reads_like_a_file(tmp_path):
     path = tmp_path / "bytes"
     path.write_bytes(bytes(range(100)))
     with open(path, "rb") as file:
-        window, plain = videos.Window(file.fileno(), 10, 50), io.BytesIO(bytes(range(10, 60)))
+        window, plain = Window(file.fileno(), 10, 50), io.BytesIO(bytes(range(10, 60)))
         for offset, whence, size in itertools.product((0, 3, -3, 60), (0, 1, 2), (0, 7, 100)):
             if whence or offset >= 0:
                 plain.seek(20)

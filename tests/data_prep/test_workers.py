@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import workers
 from data_prep.workers import run_tasks
 
 
-def square(task, attempt, beat):
-    beat(1)
+def square(task, watch):
+    watch.beat(1)
     return task * task
 
 
-def unlucky(task, attempt, beat):
+def unlucky(task, watch):
     """Task (folder, number): number 3 dies the first time, leaving its mark; all others must be done just once."""
-    folder, number = task
+    (folder, number), attempt = task, watch.attempt
     with open(Path(folder) / f"{number}-{attempt}", "x"):
         pass
     if number == 3 and attempt == 0:
@@ -26,23 +27,45 @@ def unlucky(task, attempt, beat):
     return number
 
 
-def always_raise(task, attempt, beat):
+def always_raise(task, watch):
     raise KeyError(task)
 
 
-def always_die(task, attempt, beat):
+def always_die(task, watch):
     os._exit(7)
 
 
-def full_disk(task, attempt, beat):
+def full_disk(task, watch):
     raise OSError(28, "No space left on device", "/x/y")
 
 
-def slow_but_alive(task, attempt, beat):
+def slow_but_alive(task, watch):
     for _ in range(6):
         time.sleep(0.6)
-        beat(1)
+        watch.beat(1)
     return task
+
+
+def hostile_items(task, watch):
+    """Items of a task: those called "die" and "raise" end their process every time."""
+    done = []
+    for item in task:
+        try:
+            watch.begin(item)
+        except ValueError as error:
+            done.append(str(error))
+            continue
+        if item.startswith("die"):
+            os.kill(os.getpid(), 9)
+        if item.startswith("raise"):
+            raise TypeError("odd")
+        if item.startswith("sleep"):
+            time.sleep(60)
+        done.append(item)
+    watch.end()
+    if "end" in task:
+        os._exit(7)
+    return done
 
 
 def results(function, tasks, workers=2, patience=60.0):
@@ -109,3 +132,30 @@ def _parent(pid: str) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return -1
+
+
+def test_an_item_that_ends_its_process_is_refused_and_the_rest_is_done():
+    (done,) = results(hostile_items, [["a", "die 1", "b", "raise", "die 2", "c"]])
+    killed = "given up after {} attempts: the worker process died (exit code -9)"
+    raised = "given up after 3 attempts: TypeError: odd (test_workers.py:"
+    assert done[0:3] == ["a", killed.format(2), "b"]
+    assert done[3].startswith(raised)
+    assert done[4:] == [killed.format(4), "c"]
+
+
+def test_an_item_that_never_ends_is_refused():
+    (done,) = results(hostile_items, [["a", "sleep", "b"]], patience=5.0)
+    assert done == ["a", "given up after 2 attempts: the worker process was silent for 5 s", "b"]
+
+
+def test_a_process_that_dies_between_items_blames_none():
+    with pytest.raises(RuntimeError, match=r"failed 3 times; wanted one success. The last time: "):
+        results(hostile_items, [["a", "end"]])
+
+
+def test_too_many_hostile_items_are_an_error_that_names_the_last():
+    items = [f"die {number}" for number in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "MOST_BLAMED", 2)
+        with pytest.raises(RuntimeError, match="failed 4 times; .* The last time at item die 2: "):
+            results(hostile_items, [items])

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import BinaryIO
@@ -237,3 +239,20 @@ def test_an_entry_has_the_identifier_as_its_key(tmp_path):
     (tmp_path / "meta.tsv").write_bytes(line(7))
     (entry,) = list_photos(tmp_path / "meta.tsv", tmp_path, tmp_path)
     assert entry == Entry(f"{tmp_path}/{place(7)}", 0, 9, "1007")
+
+
+def test_a_full_disk_under_the_list_of_photographs_is_a_message(tmp_path):
+    """A limit on file sizes stands for a full disk; SQLite needs more than 4 KiB at once."""
+    table, out = tmp_path / "meta.tsv", tmp_path / "out"
+    table.write_bytes(line(1))
+    put_in_tar(tmp_path / "x.tar", 1)
+    command = (
+        f"{sys.executable} -m data_prep build image-8x8 --raw {table}:{tmp_path}/x.tar --out {out}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 4; exec {command}"], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "SQLite cannot keep the list of photographs there" in done.stderr
+    assert "Free some space, then run the same command again." in done.stderr
+    assert "Traceback" not in done.stderr

@@ -11,11 +11,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from data_prep import look
+from data_prep import show
 from data_prep.domain import Domain, Refusal, family
-from data_prep.duplicates import Placement, find_duplicates, load_keys, place
+from data_prep.duplicates import (
+    Placement,
+    find_duplicates,
+    keep_sample,
+    load_keys,
+    place,
+    shared_documents,
+)
+from data_prep.files import beside
 from data_prep.manifest import (
     NAME,
     SPLITS,
@@ -28,12 +36,13 @@ from data_prep.manifest import (
     new_manifest,
     save_manifest,
 )
-from data_prep.plan import How, Request, check_damage, codec_name, record_path
+from data_prep.plan import How, Request, check_damage, codec_name, passed_over, record_path
+from data_prep.watch import Watch
 from data_prep.workers import run_tasks
 
 REFUSED = "refused.jsonl"
-# Seconds that a worker which copies a shard may be silent.
-_PATIENCE = 1800.0
+# Seconds that a worker which copies a shard may be silent: between two blocks of it, or at its end on a slow disk.
+_PATIENCE = 600.0
 # Different reasons that are counted: in some families each names its item.
 _MOST_REASONS = 10_000
 
@@ -49,57 +58,72 @@ def finish(
         content = json.loads(record_path(work, number).read_bytes())
         for split, record in content["shards"].items():
             merged[split][number] = ShardRecord(**record)
-    splits, duplicates = _place_shards(here, out, work, merged, how)
-    written = sum(record.documents for records in splits.values() for record in records)
+    placements, duplicates = _find_duplicates(here, out, work, merged)
+    written = sum(each.record.documents - len(each.dropped) for each in placements)
     refused = _write_ledger(request, out, work, shards)
     if not how.accept_damaged:
         check_damage(request, refused.damaged)
     _check_refused(request, out, written, refused, how.max_refused)
-    _check_rows(request, here, written, splits)
-    manifest = _add_build(request, here, out, splits, written, duplicates, refused, how)
+    # Not before this are there shards in the dataset's folder.
+    splits = _place_shards(placements, tuple(merged), how)
+    _check_rows(request, here, out, written, splits)
+    manifest = load_manifest(out) if (out / NAME).is_file() else new_manifest(here)
+    counts = {
+        "written": written,
+        "refused": refused.count + len(refused.damaged),
+        "duplicates": duplicates,
+        "damaged": tuple(each.key for each in refused.damaged),
+        "passed_over": dict(passed_over(work)),
+        "shared": _compare(here, out, placements, tuple(merged), tuple(manifest.splits)),
+    }
+    manifest = _add_build(request, here, out, splits, manifest, counts, how)
     codec = out / manifest.codec.file if manifest.codec else None
-    look.write_preview(out, here, splits, codec)
+    show.write_preview(out, here, splits, codec)
     save_manifest(out, manifest)
     shutil.rmtree(work)
     return manifest
 
 
-def _place_shards(
-    here: Domain, out: Path, work: Path, merged: dict[str, dict[int, ShardRecord]], how: How
-) -> tuple[dict[str, list[ShardRecord]], int]:
-    """Put the merged shards into the dataset without what they hold twice; (records of each split, duplicates).
-
-    Done from the beginning each time, so it may be killed anywhere.
-    """
-    tasks, total = [], 0
+def _find_duplicates(
+    here: Domain, out: Path, work: Path, merged: dict[str, dict[int, ShardRecord]]
+) -> tuple[list[Placement], int]:
+    """What is to be put into the dataset: each merged shard without what is there twice; and how many that are."""
+    placements, total = [], 0
     with (work / "duplicates.jsonl").open("w") as ledger:
         for records in merged.values():
             prefixes = {number: work / "merged" / record.file for number, record in records.items()}
             dropped: dict[int, list[int]] = {number: [] for number in records}
             if family(here.name).DEDUPLICATE:
                 total += _list_duplicates(prefixes, dropped, ledger)
-            tasks += [
+            placements += [
                 Placement(
                     prefixes[number], out / record.file, here.name, record, tuple(dropped[number])
                 )
                 for number, record in records.items()
             ]
-    order = {task.final: index for index, task in enumerate(tasks)}
-    found: dict[int, ShardRecord] = {}
+    return placements, total
+
+
+def _place_shards(
+    placements: list[Placement], splits: tuple[str, ...], how: How
+) -> dict[str, list[ShardRecord]]:
+    """Put the shards into the dataset; their records in order. Done from the beginning each time, so it may be killed
+    anywhere."""
+    found: dict[Path, ShardRecord | None] = {}
     # Links take no time; only copies deserve processes of their own.
-    copies = [task for task in tasks if task.dropped]
-    for task in tasks:
-        if not task.dropped:
-            record = place(task, 0, lambda items: None)
-            assert record is not None
-            found[order[task.final]] = record
+    copies = [each for each in placements if each.dropped]
+    for each in placements:
+        if not each.dropped:
+            found[each.final] = place(each, Watch())
     for progress in run_tasks(place, copies, how.workers, _PATIENCE) if copies else ():
-        if progress.result is not None:
-            found[order[progress.task.final]] = progress.result
-    splits: dict[str, list[ShardRecord]] = {split: [] for split in merged}
-    for index in sorted(found):
-        splits[found[index].file.rpartition("-")[0]].append(found[index])
-    return splits, total
+        if progress.task is not None:
+            found[progress.task.final] = progress.result
+    records: dict[str, list[ShardRecord]] = {split: [] for split in splits}
+    for each in placements:
+        record = found[each.final]
+        if record is not None:
+            records[record.file.rpartition("-")[0]].append(record)
+    return records
 
 
 def _list_duplicates(
@@ -182,9 +206,12 @@ def _check_refused(
 
 
 def _check_rows(
-    request: Request, here: Domain, written: int, splits: dict[str, list[ShardRecord]]
+    request: Request, here: Domain, out: Path, written: int, splits: dict[str, list[ShardRecord]]
 ) -> None:
     if not any(record.rows for records in splits.values() for record in records):
+        for record in (each for records in splits.values() for each in records):
+            for ending in (".idx", ".bin"):
+                beside(out / record.file, ending).unlink()
         tokens = sum(record.tokens for records in splits.values() for record in records)
         raise ValueError(
             f"{request.raw}: {written} documents make {tokens} tokens; wanted at least one row of {here.seq_length} "
@@ -192,25 +219,39 @@ def _check_rows(
         )
 
 
+def _compare(
+    here: Domain,
+    out: Path,
+    placements: list[Placement],
+    splits: tuple[str, ...],
+    others: tuple[str, ...],
+) -> dict[str, int]:
+    """What other builds' splits have in common with this one's: within a build no two splits share a document."""
+    shared: Counter[str] = Counter()
+    if family(here.name).DEDUPLICATE:
+        for split in splits:
+            own = [each.merged for each in placements if each.merged.name.startswith(f"{split}-")]
+            keep_sample(out, split, own)
+            shared.update(shared_documents(out, split, [o for o in others if o not in splits]))
+    return dict(shared)
+
+
 def _add_build(
     request: Request,
     here: Domain,
     out: Path,
     splits: dict[str, list[ShardRecord]],
-    written: int,
-    duplicates: int,
-    refused: _Refused,
+    manifest: Manifest,
+    counts: dict[str, Any],
     how: How,
 ) -> Manifest:
-    manifest = load_manifest(out) if (out / NAME).is_file() else new_manifest(here)
+    """The manifest with this build; `counts`: the fields of `BuildRecord` that say what became of the raw items."""
     copy = out / codec_name(here.name) if request.codec else None
     notes = family(here.name).notes(here, request.raw, copy)
     record = BuildRecord(
         splits=tuple(splits), settings=request.settings, seed=request.seed, command=how.command,
         finished=datetime.now(UTC).isoformat(timespec="seconds"), versions=notes.versions,
-        reproducible=notes.reproducible, reason=notes.reason, written=written,
-        refused=refused.count + len(refused.damaged), duplicates=duplicates,
-        damaged=tuple(each.key for each in refused.damaged),
+        reproducible=notes.reproducible, reason=notes.reason, **counts,
     )  # fmt: skip
     together = {**manifest.splits, **{split: tuple(records) for split, records in splits.items()}}
     ordered = {split: together[split] for split in SPLITS if split in together}

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.dataset import RowBatch, TokenDataset
-from data_prep.domain import Domain, Shown, family
+from data_prep.domain import Domain, Shown, check_codec, family
+from data_prep.files import check_writable, write_file
 from data_prep.manifest import ShardRecord, codec_path, load_manifest
-from data_prep.shards import write_file
+from data_prep.shard_reader import find_prefix
 
 PREVIEW_ROWS = 16
 # Longest side, in screen pixels, of one picture when it is shown.
@@ -63,21 +64,23 @@ def as_png(rows: list[Shown]) -> bytes:
     return buffer.getvalue()
 
 
-def show(folder: Path, split: str | None, row: int, out: Path | None) -> str:
-    """Row `row` of a dataset: text to return, or a PNG written to `out` (then a sentence saying so is returned)."""
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        found = "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
-        raise ValueError(
-            f"--out {out}: {found}; wanted a file to write, in a folder that is there. Choose another path."
-        )
-    manifest = load_manifest(folder)
-    dataset = TokenDataset(folder, split or next(iter(manifest.splits), "train"))
+def show(
+    path: Path, split: str | None, row: int, out: Path | None,
+    name: str | None = None, codec: Path | None = None,
+) -> str:  # fmt: skip
+    """Row `row` of a dataset: text to return, or a PNG written to `out` (then a sentence saying so is returned).
+
+    `path` is a dataset folder, or the PREFIX of a .bin/.idx pair of the domain called `name`, whose tokenizer or
+    codebook is `codec`."""
+    if out is not None:
+        check_writable(out)
+    dataset, codec = _open(path, split, name, codec)
     if not 0 <= row < dataset.num_rows:
         raise ValueError(
-            f"--row {row}: split {dataset.split!r} of {folder} has {dataset.num_rows} rows; wanted 0 to "
+            f"--row {row}: split {dataset.split!r} of {path} has {dataset.num_rows} rows; wanted 0 to "
             f"{dataset.num_rows - 1}. Choose one of these, or another --split."
         )
-    rows = shown(dataset.domain, dataset.rows(np.array([row])), codec_path(folder, manifest))
+    rows = shown(dataset.domain, dataset.rows(np.array([row])), codec)
     text, picture = as_text(rows), as_png(rows)
     if out is None and not picture:
         return text
@@ -85,6 +88,19 @@ def show(folder: Path, split: str | None, row: int, out: Path | None) -> str:
     write_file(target, picture or (text + "\n").encode())
     written = f"row {row} of split {dataset.split}: written to {target}"
     return f"{text}\n{written}" if text and picture else written
+
+
+def _open(
+    path: Path, split: str | None, name: str | None, codec: Path | None
+) -> tuple[TokenDataset, Path | None]:
+    """A dataset and its tokenizer or codebook: a folder holds its own."""
+    if not find_prefix(path, name):
+        manifest = load_manifest(path)
+        dataset = TokenDataset(path, split or next(iter(manifest.splits), "train"), name)
+        return dataset, codec_path(path, manifest)
+    dataset = TokenDataset(path, split or path.name, name)
+    check_codec(dataset.domain, codec)
+    return dataset, codec
 
 
 def write_preview(

@@ -5,6 +5,7 @@ A file where that can be seen is out of step, and nothing behind that place is u
 or the whole file where the number of lines is odd. Empty lines at the end, and pairs of empty lines, shift nothing.
 """
 
+import codecs
 import gzip
 import re
 import zlib
@@ -15,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from data_prep.domain import Piece, Refusal
+from data_prep.folders import PassedOver, walk
 
 # A line longer than this is no problem; it is skipped without being held in memory.
 _LONGEST_LINE = 1 << 16
@@ -24,29 +26,37 @@ _Stream = IO[bytes] | gzip.GzipFile
 _DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
-def text_files(raw: Path) -> list[Path]:
-    """`raw` itself, or every .txt and .txt.gz below it, sorted."""
-    if raw.is_dir():
-        return sorted(
-            path
-            for path in raw.rglob("*")
-            if path.name.endswith((".txt", ".txt.gz")) and path.is_file()
-        )
-    if not raw.is_file():
-        raise ValueError(
-            f"{raw}: does not exist; wanted a text file, a folder of them, or `generator`. "
-            f"Generate problems with: --raw generator --rows 4000"
-        )
-    return [raw]
+def plan_files(raw: Path, problems: int, passed_over: PassedOver | None = None) -> list[Piece]:
+    """The pieces of `raw` itself, or of every .txt and .txt.gz below it, sorted; other files are counted."""
+    passed_over = PassedOver() if passed_over is None else passed_over
+    if not raw.is_dir():
+        if not raw.is_file():
+            raise ValueError(
+                f"{raw}: does not exist; wanted a text file, a folder of them, or `generator`. "
+                f"Generate problems with: --raw generator --rows 4000"
+            )
+        return _plan_file(raw, problems)
+    pieces = []
+    for found in walk(str(raw), "", _wanted, passed_over):
+        if found.reason:
+            refused = Refusal(found.key, found.reason)
+            pieces.append(Piece(found.path, 0, 0, (refused,)))
+        else:
+            pieces += _plan_file(Path(found.path), problems)
+    return pieces
 
 
-def plan_text(path: Path, problems: int) -> list[Piece]:
+def _wanted(name: str) -> bool:
+    return name.lower().endswith((".txt", ".txt.gz"))
+
+
+def _plan_file(path: Path, problems: int) -> list[Piece]:
     """Cut a file after every `problems` pairs of lines; what is behind a place out of step is one damaged piece.
 
     A compressed file cannot be entered in the middle: it is one piece, and its damage is seen when it is read.
     """
     size = path.stat().st_size
-    if path.name.endswith(".gz"):
+    if path.name.lower().endswith(".gz"):
         empty = Refusal(_name(path), "an empty file is no .gz: copy it again", damaged=True)
         return [Piece(str(path), 0, size, () if size else (empty,))]
     cuts, suspicious = _survey(path, 2 * problems)
@@ -110,7 +120,7 @@ def read_pairs(piece: Piece) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
         yield from piece.damage
         return
     name = _name(Path(piece.source))
-    if piece.source.endswith(".gz"):
+    if piece.source.lower().endswith(".gz"):
         yield from _read_compressed(piece.source, name)
         return
     with open(piece.source, "rb") as stream:
@@ -139,9 +149,12 @@ def _pairs(stream: _Stream, name: str, stop: int) -> Iterator[tuple[str, bytes, 
     """The pairs from here to byte `stop`; -1: to the end."""
     while stop < 0 or stream.tell() < stop:
         key = f"{name}, byte {stream.tell()}"
+        begin = stream.tell()
         question, answer = _line(stream), _line(stream)
         if question is None or (answer is None and not question.strip()):
             return
+        if begin == 0:  # some editors mark a file as UTF-8
+            question = question.removeprefix(codecs.BOM_UTF8)
         reason = _fault(question, answer)
         yield Refusal(key, reason) if reason else (key, question, answer or b"")
 

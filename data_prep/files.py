@@ -1,0 +1,56 @@
+"""Files that appear whole or not at all, also when the machine dies: written under another name, synced, renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream to write the new content of `path` to; it takes its place when the block ends well, else it goes."""
+    temporary = beside(path, ".tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            sync(stream)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file so that it appears whole or not at all."""
+    with replacing(path) as stream:
+        stream.write(data)
+
+
+def sync(stream: BinaryIO) -> None:
+    """Make what was written survive a power cut."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def beside(prefix: Path, ending: str) -> Path:
+    """The file whose name is that of `prefix` and `ending`; a prefix may have dots of its own."""
+    return prefix.with_name(prefix.name + ending)
+
+
+def check_writable(out: Path) -> None:
+    """ValueError unless `out` (--out) can be a file: no folder, and in a folder that is there."""
+    if out.is_dir() or not out.parent.is_dir():
+        found = "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
+        raise ValueError(
+            f"--out {out}: {found}; wanted a file to write, in a folder that is there. Choose another path."
+        )

@@ -1,0 +1,39 @@
+"""The listing of a build: a file with a line for each raw item, in order, cut into the pieces that workers do alone."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.domain import Piece, Refusal
+
+
+class Listed(NamedTuple):
+    """What stays together in one piece: its lines in the listing, its bytes of raw data, and what is wrong with it if
+    that is already seen."""
+
+    lines: bytes
+    size: int
+    damage: tuple[Refusal, ...] = ()
+
+
+def cut_listing(
+    items: Iterable[Listed], listing: Path, most_items: int, most_bytes: float
+) -> list[Piece]:
+    """Write the lines of all `items` to `listing`; pieces end with the item that reaches `most_items` or `most_bytes`.
+    No items make no pieces."""
+    pieces: list[Piece] = []
+    start = offset = count = size = 0
+    damage: list[Refusal] = []
+    with listing.open("wb") as stream:
+        write = stream.write
+        for lines, more, damaged in items:
+            offset += write(lines)
+            count, size = count + 1, size + more
+            if damaged:
+                damage += damaged
+            if count == most_items or size >= most_bytes:
+                pieces.append(Piece(str(listing), start, offset, tuple(damage)))
+                start, count, size, damage = offset, 0, 0, []
+    if start != offset:
+        pieces.append(Piece(str(listing), start, offset, tuple(damage)))
+    return pieces
