@@ -50,6 +50,19 @@ def _run(arguments: argparse.Namespace) -> int:
     return run_all(chosen, arguments.data, arguments.results)
 
 
+def _reshard(arguments: argparse.Namespace) -> int:
+    from launch.reshard import reshard
+
+    made = reshard(
+        arguments.checkpoint,
+        arguments.out,
+        tensor_parallel=arguments.tensor_parallel,
+        to=arguments.to,
+    )
+    print(made)
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from launch.verify import verify
 
@@ -102,6 +115,27 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, required=True, metavar="DIR")
     run.add_argument("--run", action="append", metavar="RUN_ID", help="only this run; repeatable")
     run.set_defaults(command=_run)
+    reshard = commands.add_parser(
+        "reshard",
+        help="write a checkpoint for any TP, DP and ZeRO, or for other tools; and back",
+        description="A run that is started with other numbers reshards by itself; this makes the files.",
+    )
+    reshard.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="or a run's folder")
+    reshard.add_argument("--out", type=Path, required=True, metavar="DIR")
+    reshard.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="K",
+        help="ranks that will share the model",
+    )
+    reshard.add_argument(
+        "--to",
+        choices=("universal", "safetensors", "megatron"),
+        default="universal",
+        help="universal: to train on (any K, here checked for K); the others: weights alone",
+    )
+    reshard.set_defaults(command=_reshard)
     verify = commands.add_parser(
         "verify",
         help="train a tiny model in every TP x ZeRO x DP combination here and compare the losses",

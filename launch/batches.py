@@ -83,10 +83,12 @@ def _order(dataset: Dataset, seed: int) -> Sampler | BlendSampler:
 def evaluation_rows(dataset: Dataset, count: int) -> np.ndarray:
     """A fixed random choice of `count` rows (all, if there are fewer), sorted.
 
-    Of a blend by its weights: a small dataset may then give rows more than once.
+    Of a blend by its weights; where a small dataset has no more rows, there are fewer than `count`.
     """
-    count = min(count, dataset.num_rows)
-    return np.sort(_order(dataset, EVALUATION_SEED).rows(0, count))
+    order = _order(dataset, EVALUATION_SEED)
+    if isinstance(order, BlendSampler):
+        return np.sort(order.distinct_rows(count))
+    return np.sort(order.rows(0, min(count, dataset.num_rows)))
 
 
 def evaluation_batch(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Batch:

@@ -127,6 +127,15 @@ def restore_results(folder: Path, checkpoint: Checkpoint | None) -> None:
     os.replace(temporary, measured)
 
 
+def refuse_weights_alone(checkpoint: Checkpoint) -> None:
+    """Raise `ValueError` for a checkpoint that came from another tool, without an optimizer."""
+    if not checkpoint.optimizer:
+        raise ValueError(
+            f"{checkpoint.path}: holds weights alone, from another tool; wanted the optimizer's state too, "
+            "to continue training. Evaluate it, or continue from a checkpoint of the run itself."
+        )
+
+
 def load(engine: Engine, checkpoint: Checkpoint, folder: Path) -> None:
     """Continue `engine` from a checkpoint. Collective.
 

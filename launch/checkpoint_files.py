@@ -38,6 +38,7 @@ class Description(Strict):
     zero_stage: int
     world_size: int
     tensor_parallel: int = 1
+    optimizer: bool = True  # else weights alone: enough to evaluate
     files: dict[str, FileRecord]
 
 
@@ -52,6 +53,7 @@ class Checkpoint:
     zero_stage: int
     world_size: int
     tensor_parallel: int = 1
+    optimizer: bool = True
 
     @property
     def topology(self) -> tuple[int, int, int]:
@@ -91,6 +93,12 @@ def verify(path: Path, part: int = 0, parts: int = 1) -> Checkpoint:
                 f"{file}: sha256 {digest[:12]}...; wanted {wanted.sha256[:12]}... {advice}"
             )
     return Checkpoint(path=path, **description.model_dump(exclude={"files"}))
+
+
+def newest_path(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder, whole or not."""
+    paths = steps_of(folder)
+    return paths[-1] if paths else None
 
 
 def publish(state: Path, whole: Checkpoint, files: dict[str, FileRecord]) -> None:

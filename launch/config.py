@@ -104,6 +104,16 @@ class Parallel(Strict):
         return self
 
 
+class Guards(Strict):
+    """What is done when training goes wrong; not in the digest, for a run that nothing happens to is the
+    same. `non_finite`: a gradient that is not finite changes no weight on any rank; the run then stops,
+    or skips that batch, ten in a row at most. `hang_minutes`: a step that takes longer ends the run, so
+    that it can be requeued; the first step, in which kernels are compiled, may take ten times as long."""
+
+    non_finite: Literal["stop", "skip"] = "stop"
+    hang_minutes: Annotated[float, Field(gt=0)] = 10.0
+
+
 class Source(Strict):
     """One dataset of a blend: the folder `name` below `--data`, met in proportion to `weight`."""
 
@@ -138,6 +148,7 @@ class RunConfig(Strict):
     evaluation: Evaluation
     checkpoint: Checkpoint
     parallel: Parallel
+    guards: Guards = Guards()
     trunk: Trunk | None = None
     keep_steps: list[int] = []  # checkpoints that shorter runs start from
 
@@ -171,7 +182,8 @@ class RunConfig(Strict):
     @property
     def digest(self) -> str:
         """sha256 of what changes a loss, as hex."""
-        where_not_what = {"study", "question", "parallel", "checkpoint", "trunk", "keep_steps"}
+        where_not_what = {"study", "question", "parallel", "checkpoint", "guards"}
+        where_not_what |= {"trunk", "keep_steps"}
         where_not_what |= set() if self.blend else {"blend"}  # older runs keep their names
         science = self.model_dump(mode="json", exclude=where_not_what)
         # What is as it always was is left out, so that older runs keep their names.

@@ -10,6 +10,7 @@ import gc
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,17 @@ def _keep_freed_memory() -> None:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: mean loss of the global batch (nats per counted token), gradient norm."""
+    """One optimizer step: mean loss of the global batch (nats per counted token), gradient norm.
+
+    A step whose gradient is not finite on any rank changed nothing on any.
+    """
 
     loss: float
     grad_norm: float
+
+    @property
+    def skipped(self) -> bool:
+        return not math.isfinite(self.grad_norm)
 
 
 class Engine:
@@ -100,11 +108,12 @@ class Engine:
         self._parameters = list(
             model.parameters()
         )  # walking the modules at each step takes a while
+        self._adam = _optimizer(model, config)
         with quiet():
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model,
                 model_parameters=self._parameters,
-                optimizer=_optimizer(model, config),
+                optimizer=self._adam,
                 config=_deepspeed_config(config, self.micro_batch, self.world_size),
                 mpu=deepspeed_adapter(),
             )
@@ -144,11 +153,17 @@ class Engine:
             total += loss_sum.detach()
             if start + self.micro_batch < len(batch.tokens):
                 self._deepspeed.step()
-        grad_norm = self._clip()
+        # Where DeepSpeed clips, it knows the norm by the time it calls Adam.
+        clipped = self._clip()
+        self._adam.norm = self._deepspeeds_norm if clipped is None else lambda: clipped
         self._deepspeed.step()
-        if grad_norm is None:
-            grad_norm = float(self._deepspeed.get_global_grad_norm())
+        grad_norm = self._adam.norm()
         return StepResult(loss=self._sum_over_ranks(total) / count, grad_norm=grad_norm)
+
+    def _deepspeeds_norm(self) -> float:
+        """The norm of the whole gradient, which it gives as -1 where that is not finite."""
+        norm = float(self._deepspeed.optimizer._global_grad_norm)
+        return norm if norm >= 0 else math.inf
 
     def _clip(self) -> float | None:
         """Clip and measure, where DeepSpeed does not, or counts parts of other ranks not at all."""
@@ -229,7 +244,7 @@ class Engine:
     def close(self) -> None:
         """Give the memory back, so that the next run of this process starts as in a new one."""
         self._deepspeed.destroy()
-        del self._deepspeed, self._parameters
+        del self._deepspeed, self._parameters, self._adam
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -259,12 +274,24 @@ def micro_batch_size(config: RunConfig, world_size: int, device: torch.device) -
     return asked or max(n for n in range(1, min(per_rank, most) + 1) if per_rank % n == 0)
 
 
-def _optimizer(model: LanguageModel, config: RunConfig) -> torch.optim.Optimizer:
+class _GuardedAdamW(torch.optim.AdamW):
+    """AdamW that does nothing where the gradient's norm, the same on all ranks, is not finite.
+
+    Most of DeepSpeed's optimizers do not call it then; ZeRO 2 in bf16 does.
+    """
+
+    norm: Callable[[], float] = staticmethod(lambda: 0.0)
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure) if math.isfinite(self.norm()) else None
+
+
+def _optimizer(model: LanguageModel, config: RunConfig) -> _GuardedAdamW:
     """AdamW; matrices and tables decay, biases and norms do not (GPT-3's practice)."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     kept = [p for p in model.parameters() if p.ndim < 2]
     options = config.optimizer
-    return torch.optim.AdamW(
+    return _GuardedAdamW(
         [
             {"params": decayed, "weight_decay": options.weight_decay},
             {"params": kept, "weight_decay": 0.0},

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ with quiet():
 _PLAIN_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
 
 
-def load_file(path: Path | str, *, map_location: Any = "cpu", mmap: bool = True) -> Any:
+def load_file(
+    path: Path | str, *, map_location: Any = "cpu", mmap: bool = True, also: Sequence[type] = ()
+) -> Any:
     """What `torch.save` wrote; tensors stay on the disk until they are used (`mmap`).
 
-    Raises `ValueError` that names the file and the class for anything but tensors and plain values.
+    Raises `ValueError` that names the file and the class for anything but tensors, plain values and
+    the classes of `also`.
     """
     try:
-        with torch.serialization.safe_globals(_PLAIN_CLASSES):
+        with torch.serialization.safe_globals([*_PLAIN_CLASSES, *also]):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ['\"]?([\w.]+)", str(error))

@@ -16,6 +16,7 @@ from launch.config import (
     Batch,
     Checkpoint,
     Evaluation,
+    Guards,
     Model,
     Optimizer,
     Parallel,
@@ -93,6 +94,7 @@ class Study(Strict):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Parallel()
+    guards: Guards = Guards()
 
     @field_validator("domain")
     @classmethod
@@ -191,6 +193,7 @@ def _run(study: Study, shape: ModelShape, value: float, seed: int) -> RunConfig:
         evaluation=study.evaluation,
         checkpoint=study.checkpoint,
         parallel=study.parallel,
+        guards=study.guards,
     )
 
 

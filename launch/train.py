@@ -13,7 +13,7 @@ from launch import checkpoint
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
 from launch.console import first_rank, say
-from launch.engine import Engine
+from launch.engine import Engine, StepResult
 from launch.evaluation import evaluate, evaluation_table, position_means
 from launch.folder import data_identity, refuse_other_data
 from launch.provenance import provenance
@@ -23,6 +23,7 @@ from launch.stopping import StopSignal
 from megatron_ext.parallel import data_parallel_rank
 
 REPORT_SECONDS = 5.0
+MOST_SKIPPED = 10  # in a row: then it is not the batch
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def train(
 
         # --- the loop ---
         last_save = last_report = time.monotonic()
-        first_step = step
+        first_step, skipped = step, 0
         began = time.monotonic()
         while step < config.train_steps:
             step_began = time.perf_counter()
@@ -99,10 +100,11 @@ def train(
                     grad_norm=result.grad_norm,
                     seconds=time.perf_counter() - step_began,
                 )
-            if not math.isfinite(result.loss):
+            skipped = skipped + 1 if result.skipped else 0
+            if result.skipped or not math.isfinite(result.loss):
                 if writer:
                     writer.flush()
-                raise FloatingPointError(_not_finite(config, step, result.loss, rate))
+                _stop_or_skip(config, step, result, rate, skipped)
 
             if step in evaluation_steps:
                 for dataset, chosen in zip(held_out, rows, strict=True):
@@ -154,6 +156,7 @@ def _resume(engine: Engine, folder: Path, identity: str) -> int:
     if found is None and trunk is not None:
         found = checkpoint.newest(folder.parent / trunk.run_id, at_step=trunk.step)
     if found is not None:
+        checkpoint.refuse_weights_alone(found)
         refuse_other_data(folder, found.data_identity, identity)
         _refuse_other_run(found, engine.config)
         checkpoint.load(engine, found, folder)
@@ -199,9 +202,18 @@ def _open_results(engine: Engine, folder: Path, step: int, identity: str) -> Res
     )
 
 
-def _not_finite(config: RunConfig, step: int, loss: float, rate: float) -> str:
-    return (
-        f"{config.run_id}: the loss of step {step} is {loss} at learning rate {rate:.3g}; wanted a "
-        "finite number. Its checkpoints before that step are kept. Lower optimizer.learning_rate or "
-        "lengthen the warm-up, and run the study again."
+def _stop_or_skip(
+    config: RunConfig, step: int, result: StepResult, rate: float, skipped: int
+) -> None:
+    """Say that a step was skipped; raise where the study or the number in a row says to stop."""
+    what = (
+        f"{config.run_id}: step {step} has loss {result.loss} and gradient norm {result.grad_norm} at "
+        f"learning rate {rate:.3g}; wanted finite numbers."
+    )
+    if config.guards.non_finite == "skip" and result.skipped and skipped <= MOST_SKIPPED:
+        say(f"WARNING: {what} No weight was changed; the batch is left out.")
+        return
+    raise FloatingPointError(
+        f"{what} Its checkpoints before that step are kept. Lower optimizer.learning_rate, lengthen the "
+        "warm-up, or set guards.non_finite = 'skip' if single batches do this, and run the study again."
     )

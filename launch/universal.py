@@ -14,7 +14,7 @@ are left out here, and made anew.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,18 @@ class _Part:
 
 
 def write_universal(
-    source: Path, out: Path, shape: ModelShape, *, part: int = 0, parts: int = 1
+    source: Path,
+    out: Path,
+    shape: ModelShape,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    report: Callable[[str, int], None] | None = None,
 ) -> None:
     """Put every `parts`-th parameter of DeepSpeed's files in `source` together, into the folder `out`.
 
-    Raises `ValueError` naming the parameter for files that do not hold it whole, or hold it
-    differently on ranks that should agree.
+    `report` is told each name when it is done, and how many there are in all. Raises `ValueError`
+    naming the parameter for files that do not hold it whole, or differently on ranks that should agree.
     """
     out.mkdir(parents=True, exist_ok=True)
     ranks = _read_parts(source)
@@ -56,6 +62,8 @@ def write_universal(
     for name in names[part::parts]:
         whole = {state: _whole(name, state, ranks, shape, source) for state in STATES}
         save_file(whole, out / f"{name}.safetensors")
+        if report:
+            report(name, len(names))
     steps = {step for rank in ranks for step in rank.steps}
     if len(steps) != 1:
         raise ValueError(
@@ -64,6 +72,12 @@ def write_universal(
         )
     if part == 0:
         (out / OPTIMIZER).write_text(json.dumps({"step": steps.pop()}) + "\n")
+
+
+def save_weights(out: Path, name: str, weight: Tensor) -> None:
+    """A parameter without the optimizer's moments, as another tool keeps it."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({"fp32": weight.float().contiguous()}, out / f"{name}.safetensors")
 
 
 def _read_parts(source: Path) -> list[_Part]:
@@ -145,6 +159,22 @@ class Universal:
     def step(self) -> float:
         """Adam's count of steps."""
         return float(json.loads((self.folder / OPTIMIZER).read_text())["step"])
+
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
+
+    def whole_shape(self, name: str) -> torch.Size:
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+            return torch.Size(file.get_slice("fp32").get_shape())
+
+    def local(self, name: str, shape: ModelShape) -> Tensor:
+        """This rank's part of the weights, token tables padded as for so many ranks."""
+        found, dimension = list(self.whole_shape(name)), split_dimension(name)
+        if name in VOCABULARY_TABLES:
+            found[0] = shape.padded_rows(self.ranks)
+        if dimension is not None:
+            found[dimension] //= self.ranks
+        return self.part(name, "fp32", found).view(found)
 
     def part(
         self, name: str, state: str, shape: Sequence[int], start: int = 0, count: int | None = None

@@ -55,7 +55,7 @@ class LanguageModel(torch.nn.Module):
         They come in megatron-core's order, position by position and row by row within each.
         """
         hidden_KD, targets_K = self._counted(tokens_BS, counted_BS)
-        logits = self._logits(hidden_KD)
+        logits = self.gpt.output_layer(hidden_KD)
         if self.ranks == 1:
             return token_losses(logits, targets_K)
         first = tensor_parallel_rank() * logits.shape[1]
@@ -66,7 +66,7 @@ class LanguageModel(torch.nn.Module):
     def logits(self, tokens_BS: Tensor, counted_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [K, V] and their targets [K]; the start token is never predicted, so V is the data's."""
         hidden_KD, targets_K = self._counted(tokens_BS, counted_BS)
-        logits = self._logits(hidden_KD)
+        logits = self.gpt.output_layer(hidden_KD)
         if self.ranks > 1:
             logits = gather_from_tensor_model_parallel_region(logits)
         return logits[:, : self.shape.vocab_size], targets_K
@@ -97,12 +97,17 @@ class LanguageModel(torch.nn.Module):
         hidden_SBD = self.gpt.decoder.final_layernorm(hidden_SBD)
         return to_all_ranks(hidden_SBD, self.sequence_parallel) if self.ranks > 1 else hidden_SBD
 
-    def _logits(self, hidden_KD: Tensor) -> Tensor:
-        """This rank's columns; an unsplit model leaves out the start token's."""
-        weight_VD = self.gpt.output_layer.weight
-        return F.linear(
-            hidden_KD, weight_VD if self.ranks > 1 else weight_VD[: self.shape.vocab_size]
-        )
+
+class OutputHead(torch.nn.Module):
+    """Logits [K, V on this rank]; an unsplit model leaves out the start token, which is never predicted."""
+
+    def __init__(self, weight: torch.nn.Parameter, columns: int) -> None:
+        super().__init__()
+        self.weight = weight
+        self.columns = columns
+
+    def forward(self, hidden_KD: Tensor) -> Tensor:
+        return F.linear(hidden_KD, self.weight[: self.columns])
 
 
 def _output_of(layer: torch.nn.Module, hidden_SBD: Tensor) -> Tensor:
@@ -156,6 +161,8 @@ def build_model(
         share_embeddings_and_output_weights=False,
         position_embedding_type="learned_absolute",
     )
+    weight = gpt.output_layer.weight
+    gpt.output_layer = OutputHead(weight, len(weight) if ranks > 1 else shape.vocab_size)
     if shape.position_axes:
         gpt.embedding.position_embeddings = FactorisedPositions(shape, init_std)
     _assert_counts(gpt, shape, ranks)

@@ -62,6 +62,7 @@ def assert_all_agree(results: list[dict]) -> None:
     """Resumed: to the bit. From another topology: the same sums in another order, as in `verify`."""
     for result in results:
         assert result["resumed"] == result["undisturbed"], result["case"]
+        assert result["poisoned"] == result["undisturbed"], f"{result['case']}: a NaN left a trace"
         bound = LARGEST["bf16" if "bf16" in result["case"] else "fp32"]
         wanted = [loss for loss, _ in result["undisturbed"][-3:]]
         for source, losses in result["from"].items():

@@ -43,14 +43,32 @@ def whole_run(config: RunConfig, folder: Path) -> dict[str, list]:
     checkpoint.save(engine, folder, STOP_AFTER, "data")
     after = train(engine, STOP_AFTER, STEPS)
     engine.close()
-    return {"undisturbed": before + after, "resumed": before + continued(config, folder, folder)}
+    resumed = before + continued(config, folder, folder)
+    poisoned = before + continued(config, folder, folder, poison=True)
+    return {"undisturbed": before + after, "resumed": resumed, "poisoned": poisoned}
 
 
-def continued(config: RunConfig, source: Path, folder: Path) -> list[tuple[float, float]]:
+def poisoned_step(engine: Engine) -> None:
+    """A step in which the last rank alone meets a NaN: no rank may change anything."""
+    model = engine.model
+    last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+    norm = model.gpt.decoder.layers[1].input_layernorm
+    hook = norm.register_forward_hook(lambda *call: call[2] * float("nan")) if last else None
+    assert engine.train_step(batch(engine, 99), 3e-3).skipped
+    if hook:
+        hook.remove()
+
+
+def continued(
+    config: RunConfig, source: Path, folder: Path, *, poison: bool = False
+) -> list[tuple[float, float]]:
     engine = Engine(config, torch.device("cpu"))
     found = checkpoint.newest(source)
-    assert found is not None and found.step == STOP_AFTER
+    assert found is not None
+    assert found.step == STOP_AFTER
     checkpoint.load(engine, found, folder)
+    if poison:
+        poisoned_step(engine)
     losses = train(engine, STOP_AFTER, STEPS)
     engine.close()
     return losses
