@@ -12,7 +12,10 @@ from launch.console import sentence
 if TYPE_CHECKING:
     from analysis.runs import Counting
 
-LAWS = ("power", "power-constant", "frontier")  # = laws.LAW_NAMES, without its imports (a test)
+LAWS = (  # = separable.LAW_NAMES, without its imports (a test)
+    "power", "power-constant", "broken", "surface", "coupled", "surface-kaplan", "learning-curve",
+    "data-constrained", "isoflop", "frontier", "critical-batch",
+)  # fmt: skip
 X_NAMES = ("params", "tokens", "flops")
 PARAM_COUNTS = ("non-embedding", "non-embedding-and-head", "total")
 FLOP_COUNTS = ("6nd", "exact")
@@ -42,30 +45,59 @@ def _busy(text: str) -> Iterator[None]:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from analysis.estimate import to_text
+    from analysis.estimate import draws_csv, to_text
     from analysis.sources import fit_law, read_points
 
     found = read_points(options.source, options.law, options.x, _counting(options))
-    fit = fit_law(found, options.law, options.x, options.bootstrap, options.seed)
+    fit = fit_law(
+        found, options.law, options.x, options.bootstrap, options.seed, options.delta, compare=True
+    )
+    if options.draws is not None:
+        _give(draws_csv(fit), options.draws)
     _give(to_text(fit.as_json()), options.json)
     return 0
 
 
 def _predict(options: argparse.Namespace) -> int:
     from analysis.estimate import to_text
-    from analysis.laws import FRONTIER
-    from analysis.predict import predict
-    from analysis.sources import fit_law, read_points
+    from analysis.predict import check_target, predict
+    from analysis.sources import fit_law, law_of, read_points
 
-    x = next(name for name in X_NAMES if getattr(options, name) is not None)
-    if options.law == FRONTIER and x != "flops":
+    if options.reducible is not None:
+        return _for_reducible(options)
+    names = [name for name in X_NAMES if getattr(options, name) is not None]
+    wanted = {name: getattr(options, name) for name in names}
+    if not wanted:
         raise ValueError(
-            f"--{x} with --law frontier; wanted --flops C, since the frontier is a law of compute. "
-            "Give --flops, or choose the law power or power-constant."
+            "predict: no target; wanted --flops C, --params N or --tokens D, or two of them for a "
+            "law of N and D, or --reducible NATS. Give at least one."
         )
+    check_target(options.law, wanted)
+    x = names[0]
     found = read_points(options.source, options.law, x, _counting(options))
     fit = fit_law(found, options.law, x, options.bootstrap, options.seed)
-    _give(to_text(predict(fit, getattr(options, x), options.seed)), options.json)
+    law = law_of(options.law, x)
+    answer = predict(found, fit, law, wanted, options.bootstrap, options.seed)
+    _give(to_text(answer), options.json)
+    return 0
+
+
+def _for_reducible(options: argparse.Namespace) -> int:
+    from analysis.consequences import for_reducible
+    from analysis.estimate import to_text
+    from analysis.sources import fit_law, read_points
+
+    found = read_points(options.source, options.law, options.x, _counting(options))
+    fit = fit_law(found, options.law, options.x, options.bootstrap, options.seed)
+    needed = for_reducible(fit, options.reducible)
+    answer = {
+        "law": fit.law,
+        "reducible": options.reducible,
+        "needed": {name: each.as_json() for name, each in needed.items()},
+        "warnings": fit.warnings,
+        "fit": fit.as_json(),
+    }
+    _give(to_text(answer), options.json)
     return 0
 
 
@@ -108,15 +140,31 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--law", required=True, choices=LAWS)
         command.add_argument("--json", type=Path, metavar="FILE", help="write there, not stdout")
+        command.add_argument(
+            "--x",
+            choices=X_NAMES,
+            default="params",
+            help="what the laws of one variable depend on (default: params; predict takes the "
+            "target's)",
+        )
     fit.add_argument(
-        "--x",
-        choices=X_NAMES,
-        default="params",
-        help="what the laws of one variable depend on (default: params)",
+        "--delta",
+        type=_positive,
+        metavar="D",
+        help="of Huber's loss on log residuals (default: 1e-3, or with fewer than 100 points 1.345 "
+        "residual scales where that is more)",
     )
-    target = predict.add_mutually_exclusive_group(required=True)
+    fit.add_argument("--draws", type=Path, metavar="FILE", help="write every bootstrap draw as CSV")
     for name, symbol in zip(X_NAMES, "NDC", strict=True):
-        target.add_argument(f"--{name}", type=float, metavar=symbol)
+        predict.add_argument(
+            f"--{name}", type=float, metavar=symbol, help=f"the {name} to predict for"
+        )
+    predict.add_argument(
+        "--reducible",
+        type=float,
+        metavar="NATS",
+        help="instead: the N, D or C for so many nats per token above the irreducible loss",
+    )
     report.add_argument(
         "results", type=Path, metavar="RESULTS_DIR", help="a study's results folder"
     )
@@ -160,6 +208,13 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="evaluations of which split (default: valid)",
     )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
 
 
 def _count(text: str) -> int:

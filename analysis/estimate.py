@@ -46,6 +46,7 @@ class Fit:
     diagnostics: Mapping[str, Any]
     warnings: tuple[str, ...]
     seconds: float
+    derived: Mapping[str, Estimate] = field(default_factory=dict)  # what follows from them
     draws: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
 
     def value(self, name: str) -> float:
@@ -59,6 +60,7 @@ class Fit:
             "formula": self.formula,
             "x": self.x,
             "parameters": {name: each.as_json() for name, each in self.parameters.items()},
+            "derived": {name: each.as_json() for name, each in self.derived.items()},
             "objective": rounded(self.objective),
             "points_used": self.points_used,
             "points_left_out": [
@@ -128,3 +130,12 @@ def rounded(value: object) -> Any:
 def to_text(value: Mapping[str, Any]) -> str:
     """JSON text, as printed and as written to files."""
     return json.dumps(rounded(value), indent=2, allow_nan=False) + "\n"
+
+
+def draws_csv(fit: Fit) -> str:
+    """Every bootstrap draw of every quantity, one row a draw, ten significant digits."""
+    known = {name: values for name, values in fit.draws.items() if len(values)}
+    rows = [",".join(known)]
+    for row in zip(*(values.tolist() for values in known.values()), strict=True):
+        rows.append(",".join(f"{value:.10g}" for value in row))
+    return "\n".join(rows) + "\n"

@@ -14,8 +14,9 @@ from analysis.frontier import (
     fit_optimum,
     trace,
 )
-from analysis.laws import FRONTIER, optimal_tokens_scale
+from analysis.laws import optimal_tokens_scale
 from analysis.points import LossPoints, PointSet
+from analysis.separable import FRONTIER
 
 FORMULA = (
     "L = irreducible + (scale/C)^exponent; N_opt = (C/params_scale)^params_exponent; "

@@ -10,7 +10,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-NUMBER_COLUMNS = ("params", "tokens", "flops", "loss")
+NUMBER_COLUMNS = (
+    "params", "tokens", "flops", "loss", "steps", "batch", "unique_tokens", "unique_params",
+)  # fmt: skip
 X_NAMES = ("params", "tokens", "flops")
 X_SYMBOLS = {"params": "N", "tokens": "D", "flops": "C"}
 
@@ -33,6 +35,10 @@ class LossPoints:
     tokens: np.ndarray
     flops: np.ndarray
     loss: np.ndarray
+    steps: np.ndarray
+    batch: np.ndarray  # in samples or tokens, as the source counts
+    unique_tokens: np.ndarray
+    unique_params: np.ndarray  # compute-optimal parameters for the unique tokens
     weight: np.ndarray
     group: np.ndarray
     label: np.ndarray
@@ -45,13 +51,24 @@ class LossPoints:
     def __len__(self) -> int:
         return len(self.loss)
 
+    @classmethod
+    def of(cls, group: np.ndarray, label: np.ndarray, **columns: np.ndarray) -> "LossPoints":
+        """Points of the named columns; the others are missing, weights are 1, recipes unknown."""
+        missing = {name: np.full(len(group), np.nan) for name in NUMBER_COLUMNS}
+        given = {"weight": np.ones(len(group)), "recipe": np.full(len(group), "")} | columns
+        return cls(**(missing | given), group=group, label=label)
+
     def x(self, name: str) -> np.ndarray:
-        """The column that a law of one variable is fitted against."""
-        assert name in X_NAMES, name
+        """One column that a law depends on."""
+        assert name in NUMBER_COLUMNS, name
         return getattr(self, name)
 
-    def only(self, keep: np.ndarray) -> "LossPoints":
-        """The points where `keep` (a mask or indices) says so."""
+    def known(self, name: str) -> bool:
+        """Whether the source has this column."""
+        return bool(len(self)) and bool(np.all(np.isfinite(getattr(self, name))))
+
+    def only(self, keep: np.ndarray | slice) -> "LossPoints":
+        """The points where `keep` (a mask, indices or a slice) says so."""
         return replace(
             self, **{field.name: getattr(self, field.name)[keep] for field in fields(self)}
         )
@@ -95,15 +112,16 @@ def cells(points: LossPoints) -> np.ndarray:
 
 def seed_noise(points: LossPoints) -> SeedNoise | None:
     """Pooled spread of log loss over runs that differ in the seed alone; None without repeats."""
-    cell = cells(points)
-    squares, degrees, repeated = 0.0, 0, 0
-    for index in range(cell.max() + 1 if len(cell) else 0):
-        logs = np.log(points.loss[cell == index])
-        if len(logs) > 1:
-            squares += float(np.sum((logs - logs.mean()) ** 2))
-            degrees += len(logs) - 1
-            repeated += 1
-    return SeedNoise(float(np.sqrt(squares / degrees)), degrees, repeated) if degrees else None
+    if not len(points):
+        return None
+    cell, logs = cells(points), np.log(points.loss)
+    runs = np.bincount(cell)
+    off = logs - (np.bincount(cell, logs) / runs)[cell]
+    repeated = int(np.sum(runs > 1))
+    degrees = len(points) - len(runs)
+    if not degrees:
+        return None
+    return SeedNoise(float(np.sqrt(off @ off / degrees)), degrees, repeated)
 
 
 def keep_largest_budget(found: PointSet) -> PointSet:

@@ -88,9 +88,9 @@ def read_runs(folder: Path, split: str = "valid") -> StudyRuns:
     return StudyRuns(folder, tuple(runs), tuple(left_out))
 
 
-def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
+def all_points(study: StudyRuns, counting: Counting) -> PointSet:
     """One point for each run: its lowest held-out loss (Henighan et al. 2020 take L(N) at the step
-    of minimum test loss) for all that it was trained on, then the selection that the law needs."""
+    of minimum test loss) for all that it was trained on."""
     rows = []
     for run in study.runs:
         table = run.eval_rows(counting.split)
@@ -98,7 +98,12 @@ def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
         final = table[[-1]].copy()  # its budget: repeats with another best step stay comparable
         final["loss"], final["step"] = best["loss"], best["step"]
         rows.append((run, final))
-    found = PointSet(str(study.path), _points(rows, counting), study.left_out)
+    return PointSet(str(study.path), _points(rows, counting), study.left_out)
+
+
+def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
+    """`all_points`, then the selection that a law of one variable needs."""
+    found = all_points(study, counting)
     if x == "params":
         return remark_mixed_recipes(remark_mixed_budgets(keep_largest_budget(found)))
     return keep_largest_model(found) if x == "tokens" else keep_efficient(found)
@@ -148,19 +153,24 @@ def _points(rows: list[tuple[RunResult, np.ndarray]], counting: Counting) -> Los
         else table["flops_exact"]
         for (run, table), size in zip(rows, sizes, strict=True)
     ]
-    loss = column([table["loss"] for _, table in rows])
-    return LossPoints(
-        params=column([np.full(len(t), n) for (_, t), n in zip(rows, sizes, strict=True)]),
-        tokens=column([table["tokens"] for _, table in rows]),
-        flops=column(flops),
-        loss=loss,
-        weight=np.ones(len(loss)),
+    return LossPoints.of(
         group=np.array([run.run_id for run, table in rows for _ in table], dtype=str),
         label=np.array(
             [f"{run.run_id} step {row['step']}" for run, table in rows for row in table], dtype=str
         ),
         recipe=np.array([_recipe(run) for run, table in rows for _ in table], dtype=str),
+        params=column([np.full(len(t), n) for (_, t), n in zip(rows, sizes, strict=True)]),
+        tokens=column([table["tokens"] for _, table in rows]),
+        flops=column(flops),
+        steps=column([table["step"] for _, table in rows]),
+        batch=column([np.full(len(table), _batch(run)) for run, table in rows]),
+        loss=column([table["loss"] for _, table in rows]),
     )
+
+
+def _batch(run: RunResult) -> float:
+    """Rows of a batch; NaN where the configuration does not say."""
+    return float(run.config.get("batch", {}).get("train_batch_size", np.nan))
 
 
 def _recipe(run: RunResult) -> str:

@@ -1,16 +1,36 @@
-"""SOURCE, as a person names it (a results folder or a CSV), -> the points that a law needs."""
+"""SOURCE, as a person names it (a results folder or a CSV), -> the points that a law needs, fitted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.estimate import Fit
-from analysis.fit import fit_curve
+from analysis.fit import fit_separable
+from analysis.fit_critical_batch import fit_critical_batch
 from analysis.fit_frontier import fit_frontier
-from analysis.laws import CURVE_LAWS, FRONTIER
+from analysis.fit_isoflop import fit_isoflop
+from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from analysis.points import PointSet
-from analysis.runs import Counting, StudyRuns, curve_points, final_points, read_runs
-from analysis.table import read_table
+from analysis.repeated_data import with_unique_params
+from analysis.runs import Counting, StudyRuns, all_points, curve_points, final_points, read_runs
+from analysis.separable import (
+    CRITICAL_BATCH,
+    CURVE_LAWS,
+    DATA_CONSTRAINED,
+    FRONTIER,
+    ISOFLOP,
+    LEARNING_CURVE,
+    SEPARABLE_LAWS,
+    Law,
+)
+from analysis.table import read_header, read_table
 
-FRONTIER_COLUMNS = ("params", "flops", "loss", "group")
+COLUMNS = {
+    FRONTIER: ("params", "flops", "loss", "group"),
+    ISOFLOP: ("params", "flops", "loss"),
+    CRITICAL_BATCH: ("batch", "steps", "loss"),
+    DATA_CONSTRAINED.name: ("params", "tokens", "unique_tokens", "loss"),
+}
+CURVE_NEEDERS = (FRONTIER, LEARNING_CURVE.name, CRITICAL_BATCH)
 
 
 def read_points(source: Path, law: str, x: str, counting: Counting) -> PointSet:
@@ -22,18 +42,68 @@ def read_points(source: Path, law: str, x: str, counting: Counting) -> PointSet:
             f"{source}: no such file or folder; wanted a study's results folder or a CSV. Check "
             "the path."
         )
-    return read_table(source, FRONTIER_COLUMNS if law == FRONTIER else (x, "loss"))
+    found = read_table(source, _columns(source, law, x))
+    return _prepared(found, law)
+
+
+def _columns(source: Path, law: str, x: str) -> tuple[str, ...]:
+    if law in CURVE_LAWS:
+        return (x, "loss")
+    if law == LEARNING_CURVE.name:
+        header = read_header(source)
+        progress = next((name for name in ("steps", "tokens", "flops") if name in header), "steps")
+        return ("params", progress, "loss")
+    return COLUMNS.get(law, ("params", "tokens", "loss"))
 
 
 def study_points(study: StudyRuns, law: str, x: str, counting: Counting) -> PointSet:
-    """Learning curves for the frontier, one point for each run for the other laws."""
-    if law == FRONTIER:
-        return curve_points(study, counting)
-    return final_points(study, counting, x)
+    """Learning curves for the laws of them, one point for each run for the other laws."""
+    if law in CURVE_NEEDERS:
+        return _prepared(curve_points(study, counting), law)
+    if law in CURVE_LAWS:
+        return final_points(study, counting, x)
+    return _prepared(all_points(study, counting), law)
 
 
-def fit_law(found: PointSet, law: str, x: str, draws: int, seed: int) -> Fit:
+def _prepared(found: PointSet, law: str) -> PointSet:
+    """What a law needs beside the columns as they were read."""
+    if law == LEARNING_CURVE.name:
+        return _with_steps(found)
+    if law == DATA_CONSTRAINED.name:
+        return with_unique_params(found)
+    return found
+
+
+def _with_steps(found: PointSet) -> PointSet:
+    """Progress in optimizer steps; where a source has none, in tokens (its own, or C/6N), which
+    is the same law with another unit of Sc as long as the batch is the same."""
+    points = found.points
+    remark = (
+        "steps_not_adjusted: steps are taken as measured; S_min = S/(1 + B_crit(L)/B) is smaller "
+        "where the batch is not far above the critical one (Kaplan et al. 2020, eq 5.4)."
+    )
+    if points.known("steps"):
+        return replace(found, remarks=(*found.remarks, remark))
+    tokens = points.tokens
+    if not points.known("tokens"):
+        tokens = points.flops / (FLOPS_PER_PARAMETER_AND_TOKEN * points.params)
+    remark = f"steps_in_tokens: no column steps, so Sc is in tokens. {remark}"
+    return replace(found, points=replace(points, steps=tokens), remarks=(*found.remarks, remark))
+
+
+def law_of(name: str, x: str) -> Law | None:
+    """The separable law of a name, of the column `x` if it has one variable; None for the others."""
+    law = SEPARABLE_LAWS.get(name)
+    return law.of(x) if law is not None and name in CURVE_LAWS else law
+
+
+def fit_law(
+    found: PointSet, law: str, x: str, draws: int, seed: int, delta: float | None = None,
+    compare: bool = False,
+) -> Fit:  # fmt: skip
     """Fit the named law."""
-    if law == FRONTIER:
-        return fit_frontier(found, draws, seed)
-    return fit_curve(found, CURVE_LAWS[law], x, draws, seed)
+    separable = law_of(law, x)
+    if separable is not None:
+        return fit_separable(found, separable, draws, seed, delta, compare)
+    other = {FRONTIER: fit_frontier, ISOFLOP: fit_isoflop, CRITICAL_BATCH: fit_critical_batch}
+    return other[law](found, draws, seed)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.estimate import Fit
-from analysis.laws import FRONTIER, POWER, POWER_CONSTANT
 from analysis.points import PointSet, SeedNoise, seed_noise
 from analysis.runs import Counting, StudyRuns
+from analysis.separable import FRONTIER, POWER, POWER_CONSTANT
 from analysis.sources import fit_law, study_points
 
 
@@ -40,7 +40,7 @@ def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> di
         if x == "tokens" and len(np.unique(found.points.tokens)) < 2:
             continue
         try:
-            fit, problem = fit_law(found, law, x, draws, seed), ""
+            fit, problem = fit_law(found, law, x, draws, seed, compare=True), ""
         except ValueError as error:
             fit, problem = None, str(error)
         tried[name] = Attempt(name, title, law, x, found, fit, problem)

@@ -33,23 +33,19 @@ def read_table(path: Path, needs: Sequence[str]) -> PointSet:
         if "group" in header
         else np.array([f"row {index + 2}" for index in range(len(rows))])
     )
-    missing = np.full(len(rows), np.nan)
-    points = LossPoints(
-        params=columns.get("params", missing),
-        tokens=columns.get("tokens", missing),
-        flops=columns.get("flops", missing),
-        loss=columns.get("loss", missing),
-        weight=columns.get("weight", np.ones(len(rows))),
-        group=group,
-        label=np.array([f"{path.name} row {index + 2}" for index in range(len(rows))]),
-        recipe=np.full(len(rows), ""),
-    )
+    label = np.array([f"{path.name} row {index + 2}" for index in range(len(rows))])
+    points = LossPoints.of(group, label, **columns)
     found = PointSet(str(path), points, ())
     for name in (*NUMBER_COLUMNS, "weight"):
         if name not in needed or name not in header:
             continue
         found = _drop_unusable(found, name)
     return _drop_duplicates(found, needs, "group" in header)
+
+
+def read_header(path: Path) -> list[str]:
+    """The column names of a CSV."""
+    return [name.strip() for name in _read_rows(path)[0]]
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -217,17 +217,8 @@ def point_set(loss: np.ndarray, **columns: np.ndarray) -> PointSet:
     """Points in memory; a column that is not given is all NaN, each row is its own group."""
     count = len(loss)
     labels = np.array([f"row {index}" for index in range(count)])
-    missing = np.full(count, np.nan)
-    points = LossPoints(
-        params=columns.get("params", missing),
-        tokens=columns.get("tokens", missing),
-        flops=columns.get("flops", missing),
-        loss=loss,
-        weight=columns.get("weight", np.ones(count)),
-        group=columns.get("group", labels),
-        label=labels,
-        recipe=np.full(count, ""),
-    )
+    group = columns.pop("group", labels)
+    points = LossPoints.of(group, labels, loss=loss, **columns)
     return PointSet("memory", points, ())
 
 

@@ -99,6 +99,30 @@ def test_predict_for_compute_gives_the_best_size_and_tokens(curve_csv, capsys):
         (["predict", "CSV", "--law", "frontier", "--params", "1e9"], "wanted --flops C"),
         (["predict", "CSV", "--law", "power", "--params", "-1"], "--params = -1: not a positive"),
         (["predict", "CSV", "--law", "power", "--params", "nan"], "--params = nan: not a positive"),
+        (["predict", "CSV", "--law", "power"], "no target; wanted --flops C, --params N or"),
+        (
+            ["predict", "CSV", "--law", "power", "--params", "1", "--tokens", "1"],
+            "a law of one variable; wanted one of them",
+        ),
+        (
+            [
+                "predict",
+                "CSV",
+                "--law",
+                "surface",
+                "--params",
+                "1",
+                "--tokens",
+                "1",
+                "--flops",
+                "1",
+            ],
+            "C = 6 N D leaves no room for all three",
+        ),
+        (
+            ["predict", "CSV", "--law", "isoflop", "--flops", "1"],
+            "this law says nothing of a run by",
+        ),
         (["report", "absent", "--out", "OUT"], "absent: no such folder; wanted a study's results"),
     ],
 )
@@ -114,7 +138,7 @@ def test_bad_input_is_one_message_and_status_2(csv, tmp_path, capsys, arguments,
 @pytest.mark.parametrize(
     "arguments",
     [["fit", "x", "--law", "parabola"], ["fit", "x", "--law", "power", "--bootstrap", "-1"], [],
-     ["predict", "x", "--law", "power"]],
+     ["fit", "x", "--law", "power", "--delta", "0"]],
 )  # fmt: skip
 def test_bad_arguments_end_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:

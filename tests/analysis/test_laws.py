@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as command
+from analysis import solve
 from analysis.estimate import Estimate, plain
-from analysis.laws import CURVE_LAWS, LAW_NAMES, PF_DAY, optimal_params, power, power_constant
+from analysis.laws import PF_DAY, optimal_params, power, power_constant
 from analysis.points import X_NAMES
 from analysis.published import HENIGHAN, published
 from analysis.runs import FLOP_COUNTS, PARAM_COUNTS
+from analysis.separable import LAW_NAMES, SEPARABLE_LAWS
 from analysis.words import short, value_with_interval
 from data_prep.domain import domain_names
 
@@ -64,14 +66,43 @@ def test_the_command_offers_exactly_what_there_is():
     assert command.X_NAMES == X_NAMES
     assert tuple(PARAM_COUNTS) == command.PARAM_COUNTS
     assert tuple(FLOP_COUNTS) == command.FLOP_COUNTS
-    assert all(law.source for law in CURVE_LAWS.values())
+    assert all(law.source for law in SEPARABLE_LAWS.values())
 
 
-@pytest.mark.parametrize("law", CURVE_LAWS.values(), ids=lambda law: law.name)
-def test_slopes_are_the_derivatives_of_terms(law):
-    u, at = np.array([0.3, 1.0, 5.0]), np.array([[0.4]])
-    difference = (law.terms(u, at + 1e-6) - law.terms(u, at - 1e-6)) / 2e-6
-    np.testing.assert_allclose(law.slopes(u, at)[..., 0], difference, atol=1e-8)
+def example(law):
+    """A few inputs and parameters of a law, none of them special."""
+    rng = np.random.default_rng(0)
+    log_x = rng.normal(size=(len(law.inputs), 7))
+    if law.name == "data-constrained":  # unique amounts below the whole ones
+        log_x[1::2] = log_x[::2] - rng.uniform(0, 2, (2, 7))
+    shape = np.array([[0.5 * each.grid[len(each.grid) // 2] + 0.3 for each in law.shapes]])
+    constants = rng.uniform(0.5, 1, (1, len(law.constants)))
+    return log_x, np.concatenate([constants, shape], axis=1)
+
+
+@pytest.mark.parametrize("law", SEPARABLE_LAWS.values(), ids=lambda law: law.name)
+def test_derivatives_are_those_of_the_value(law):
+    log_x, theta = example(law)
+    data = solve.Data(log_x, np.zeros((1, 7)), np.ones((1, 7)))
+    _, jacobian = solve.derivatives(law, data, theta)
+    for column in range(theta.shape[1]):
+        step = np.zeros_like(theta)
+        step[0, column] = 1e-6
+        up, down = (solve.residuals(law, data, theta + each) for each in (step, -step))
+        np.testing.assert_allclose(jacobian[:, column], (up - down) / 2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("law", SEPARABLE_LAWS.values(), ids=lambda law: law.name)
+def test_the_split_form_is_the_published_formula(law):
+    """What the engine computes and the pure function of the named constants are the same law."""
+    log_x, theta = example(law)
+    units = tuple({name: 2.0 + i for i, name in enumerate(law.unit_of)}[n] for n in law.unit_of)
+    data = solve.Data(log_x, np.zeros((1, 7)), np.ones((1, 7)))
+    split = len(law.constants)
+    constants = law.named(theta[:, :split], theta[:, split:], units)
+    inputs = [np.exp(column) * unit for column, unit in zip(log_x, units, strict=True)]
+    value = law.function(*inputs, **{name: each[0] for name, each in constants.items()})
+    np.testing.assert_allclose(np.log(value), solve.residuals(law, data, theta)[0], atol=1e-12)
 
 
 @pytest.mark.parametrize(

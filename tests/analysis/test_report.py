@@ -236,8 +236,8 @@ def test_a_clean_law_is_stated_without_reservation():
 
 @pytest.mark.parametrize(
     ("ends", "said"),
-    [((0.005, 4.0), "not known: "), ((0.005, 0.4), "not known (at most 0.400): "),
-     ((0.2, 4.0), "not known (at least 0.200): ")],
+    [((0.005, 8.0), "not known: "), ((0.005, 0.4), "not known (at most 0.400): "),
+     ((0.2, 8.0), "not known (at least 0.200): ")],
 )  # fmt: skip
 def test_an_exponent_whose_interval_the_search_cut_is_not_quoted(ends, said):
     fit = fitted(SIZE | {"exponent": (0.3, *ends)}, ("exponent_at_bound: x",), residual_sd=0.01)

@@ -1,0 +1,148 @@
+"""What to distrust in a fit, in words: each warning begins with its name and a colon.
+
+A constant is called not identified by a rule that is the same for every law:
+the irreducible loss, when its 95% interval reaches 0 or is wider than a quarter of the smallest loss;
+an exponent, when its interval reaches a limit of the search or spans more than a factor of 3;
+an amplitude or scale, when its interval spans more than a factor of 100;
+a share such as a = beta/(alpha + beta), when its interval is wider than 0.3.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.estimate import Estimate, exponent_warning
+from analysis.points import LossPoints
+from analysis.separable import Law
+
+CONVERGED = 1e-6
+WIDEST_EXPONENT = 3.0
+WIDEST_SCALE = 100.0
+WIDEST_SHARE = 0.3
+AMPLITUDES = (
+    "A", "B", "scale", "Nc", "Dc", "Sc", "break_at", "width", "params_decay", "tokens_decay",
+    "optimal_params", "optimal_tokens", "tokens_per_param",
+)  # fmt: skip
+SHARES = ("a",)
+
+
+def warnings_of(
+    points: LossPoints,
+    law: Law,
+    parameters: Mapping[str, Estimate],
+    derived: Mapping[str, Estimate],
+    diagnostics: Mapping[str, Any],
+) -> list[str]:
+    """Every doubt about one fit, the gravest first."""
+    return [
+        *_convergence(diagnostics),
+        *_few_points(points, law),
+        *_constants(points, law, parameters, derived, diagnostics),
+        *_misfit(diagnostics),
+    ]
+
+
+def _convergence(found: Mapping[str, Any]) -> list[str]:
+    said = []
+    if found["gradient_norm"] > CONVERGED:
+        said.append(
+            f"not_converged: the scaled gradient is {found['gradient_norm']:.1e}, wanted below "
+            f"{CONVERGED:.0e}; the constants may not be the best ones."
+        )
+        if not found["left_its_start"]:
+            said.append("did_not_move: the fit ended where it started; do not use it.")
+    if found["starts_agreeing"] < found["starts"] / 2:
+        said.append(
+            f"starts_disagree: {found['starts_agreeing']} of {found['starts']} starts end within "
+            "0.1% of the best objective; there are other minima, and the best may not be found."
+        )
+    return said
+
+
+def _few_points(points: LossPoints, law: Law) -> list[str]:
+    names = [name for name in law.inputs if not name.startswith("unique_")]
+    columns = np.stack([points.x(name) for name in names], axis=1)
+    distinct = len(np.unique(columns, axis=0))
+    if distinct >= len(law.parameters) + 3:
+        return []
+    return [
+        f"few_points: {distinct} different {' and '.join(names)} for {len(law.parameters)} "
+        "parameters; the form of the law cannot be tested with so few."
+    ]
+
+
+def _constants(
+    points: LossPoints,
+    law: Law,
+    parameters: Mapping[str, Estimate],
+    derived: Mapping[str, Estimate],
+    diagnostics: Mapping[str, Any],
+) -> list[str]:
+    said: list[str] = []
+    exponents = {each.name for each in law.shapes if each.is_exponent} | {"aN", "gamma"}
+    for name, each in (*parameters.items(), *derived.items()):
+        if name == law.irreducible:
+            said += irreducible_warning(points, each, diagnostics["profile"].get(name, []))
+        elif name == "exponent":
+            said += exponent_warning(each)
+        elif name in SHARES and each.high - each.low > WIDEST_SHARE:
+            said.append(_vague(name, each, f"is wider than {WIDEST_SHARE:g}"))
+        elif name in AMPLITUDES and _factor(each) > WIDEST_SCALE:
+            said.append(_vague(name, each, f"spans more than a factor of {WIDEST_SCALE:g}"))
+        elif name in exponents and _factor(each) > WIDEST_EXPONENT:
+            said.append(_vague(name, each, f"spans more than a factor of {WIDEST_EXPONENT:g}"))
+    bounds = [name for name in diagnostics["bounds_active"] if name not in ("irreducible", "E")]
+    if bounds and not any(text.startswith("exponent_at_bound") for text in said):
+        said.append(
+            f"at_bound: {', '.join(bounds)} ended at a limit; the points do not have the shape of "
+            "this law, and the other constants depend on where the limit is."
+        )
+    return said
+
+
+def _factor(each: Estimate) -> float:
+    """How many times the lower end the upper end of an interval is; 1 where there is none."""
+    if np.isnan(each.low) or np.isnan(each.high):
+        return 1.0
+    return each.high / each.low if each.low > 0 else float("inf")
+
+
+def _vague(name: str, each: Estimate, why: str) -> str:
+    return (
+        f"{name}_not_identified: its 95% interval [{each.low:.3g}, {each.high:.3g}] {why}; these "
+        "points do not say what it is."
+    )
+
+
+def irreducible_warning(points: LossPoints, each: Estimate, profile: Sequence[float]) -> list[str]:
+    """`irreducible_not_identified`, from the wider of bootstrap and profile interval."""
+    smallest = float(points.loss.min())
+    low, high = np.nanmin([each.low, each.value]), np.nanmax([each.high, each.value])
+    low, high = min([low, *profile]), max([high, *profile])
+    if low > 1e-6 * smallest and high - low <= smallest / 4:
+        return []
+    return [
+        f"irreducible_not_identified: its 95% interval is [{low:.3g}, {high:.3g}] for a smallest "
+        f"loss of {smallest:.3g}; these points do not say what the loss would fall to, and the "
+        "scale and exponent depend on it."
+    ]
+
+
+def _misfit(diagnostics: Mapping[str, Any]) -> list[str]:
+    said = []
+    far = diagnostics["outliers"]
+    if far:
+        said.append(
+            f"outliers: {diagnostics['outlier_count']} points lie more than 4 residual scales off the fit "
+            f"({', '.join(each['point'] for each in far[:3])}); they are in the fit with bounded "
+            "weight, and diagnostics.refits shows the constants without them and at full weight."
+        )
+    lack = diagnostics["lack_of_fit"]
+    if lack is not None and lack["p"] < 0.01:
+        said.append(
+            f"lack_of_fit: points scatter about the law more than repeated seeds do (F = "
+            f"{lack['f']:.1f}, p = {lack['p']:.1g}); part of the residual is the form of the law "
+            "or the training."
+        )
+    return said

@@ -1,0 +1,146 @@
+"""Several laws on the same points, weighted by what they explain for their parameters.
+
+No single form wins on held-out runs, so a prediction mixes the forms that the points allow: AICc
+weights (Burnham & Anderson 2002), each law with its bootstrap draws and its residual noise.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from analysis import solve
+from analysis.bootstrap import HUGE, clusters, draw
+from analysis.holdout import Split, rolling_origin
+from analysis.points import PointSet
+from analysis.separable import (
+    BROKEN,
+    COUPLED,
+    POWER,
+    POWER_CONSTANT,
+    SURFACE,
+    SURFACE_KAPLAN,
+    Law,
+)
+from analysis.solution import Solution, best_solution, check_enough, named, scaled_data
+
+BESIDE = {
+    POWER.name: (POWER_CONSTANT,),
+    POWER_CONSTANT.name: (POWER,),
+    BROKEN.name: (POWER_CONSTANT,),
+    SURFACE.name: (COUPLED,),
+    COUPLED.name: (SURFACE,),
+    SURFACE_KAPLAN.name: (SURFACE, COUPLED),
+}
+"""Which forms a law is mixed with."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One law of an ensemble: its fit, its draws [draws, Q] and its AICc weight."""
+
+    law: Law
+    units: tuple[float, ...]
+    solution: Solution
+    draws: np.ndarray
+    residual: np.ndarray  # log fitted - log measured [P]
+    aicc: float
+    weight: float
+
+    @property
+    def residual_sd(self) -> float:
+        """Scatter of the points about the law, corrected for its degrees of freedom."""
+        return scatter(self.residual, len(self.residual), len(self.solution.theta))
+
+    def scatter_near(self, log_cost: np.ndarray, target: float) -> float:
+        """The same over the half of the points whose log cost [P] is nearest the target: a law that
+        bends away from cheap runs must not widen what it says of dear ones, nor the other way."""
+        nearest = np.argsort(np.abs(log_cost - target), kind="stable")[: -(-len(log_cost) // 2)]
+        return scatter(self.residual[nearest], len(log_cost), len(self.solution.theta))
+
+    def constants(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """By the names of the formula, each [B]."""
+        return named(self.law, theta, self.units)
+
+
+def scatter(residual: np.ndarray, points: int, parameters: int) -> float:
+    """Root mean square of some residuals of a fit of `parameters` to `points`."""
+    free = max(points - parameters, 1)
+    return float(np.sqrt(np.mean(residual**2) * points / free))
+
+
+def aicc(residual: np.ndarray, weight: np.ndarray, delta: float, parameters: int) -> float:
+    """n log(2 objective/n) + 2 k + 2 k (k + 1)/(n - k - 1), k = parameters + 1 for the noise: the
+    small-sample criterion with Huber's objective for half the sum of squares (Burnham & Anderson
+    2002, section 2.4). Infinite where n does not exceed k + 1."""
+    count, k = len(residual), parameters + 1
+    if count <= k + 1:
+        return float("inf")
+    loss = float(solve.objective(residual[None], weight[None], delta)[0])
+    return count * np.log(max(2 * loss / count, 1e-24)) + 2 * k + 2 * k * (k + 1) / (count - k - 1)
+
+
+def thinned(found: PointSet) -> PointSet:
+    """At most HUGE points, evenly taken: enough to judge forms and hold-outs by."""
+    step = -(-len(found.points) // HUGE) if len(found.points) > HUGE else 1
+    return found if step == 1 else replace(found, points=found.points.only(slice(None, None, step)))
+
+
+def members(found: PointSet, law: Law, draws: int, seed: int) -> list[Member]:
+    """`law` first, then those beside it that the points can carry, with their weights."""
+    fitted = []
+    for each in (law, *BESIDE.get(law.name, ())):
+        one = each.of(law.inputs[0]) if each.inputs == ("x",) else each
+        if one is not law:
+            try:
+                check_enough(found, one)
+            except ValueError:
+                continue  # the form needs more points; the asked law is judged without it
+        units, data = scaled_data(found.points, one)
+        fitted.append((one, units, data, best_solution(one, data)))
+    common = max(solution.delta for *_, solution in fitted)
+    kept = []
+    for one, units, data, solution in fitted:
+        residual = solve.residuals(one, data, solution.theta[None])[0]
+        cluster = clusters(found.points, one)
+        boot = draw(cluster, one, data, solution.theta, solution.delta, draws, seed)
+        criterion = aicc(residual, data.weight[0], common, len(solution.theta))
+        kept.append(Member(one, units, solution, boot.theta, residual, criterion, 0.0))
+    least = min(each.aicc for each in kept)
+    if not np.isfinite(least):
+        return [replace(each, weight=float(each is kept[0])) for each in kept]
+    raw = [float(np.exp(-0.5 * (each.aicc - least))) for each in kept]
+    return [replace(each, weight=one / sum(raw)) for each, one in zip(kept, raw, strict=True)]
+
+
+def mixture(members: list[Member], draws: int, seed: int) -> list[tuple[Member, np.ndarray]]:
+    """Which draws of each member enter the mixture: counts by weight, the first law rounding up."""
+    rng = np.random.default_rng([seed, 1])
+    counts = rng.multinomial(draws, [each.weight for each in members])
+    return [
+        (each, each.draws[rng.integers(len(each.draws), size=count)])
+        for each, count in zip(members, counts, strict=True)
+        if count and len(each.draws)
+    ]
+
+
+def comparison(found: PointSet, law: Law, delta: float) -> dict[str, Any]:
+    """For the diagnostics of a fit: its hold-outs by compute, and beside each form its AICc, its
+    weight and its mean hold-out error. No form is chosen by in-sample residuals alone."""
+    found = thinned(found)
+    rows: list[dict[str, Any]] = []
+    own: list[Split] = []
+    for each in members(found, law, 0, 0):
+        splits = rolling_origin(found.points, each.law, delta)
+        own = splits if each.law.name == law.name else own
+        squares = [float(np.mean(split.error**2)) for split in splits]
+        rows.append(
+            {
+                "law": each.law.name,
+                "aicc": each.aicc,
+                "weight": each.weight,
+                "residual_sd": each.residual_sd,
+                "holdout_rms": float(np.sqrt(np.mean(squares))) if squares else None,
+            }
+        )
+    return {"holdout": [each.as_json() for each in own], "forms": rows}

@@ -1,0 +1,184 @@
+"""The critical batch from runs at several batch sizes: B_crit(L) = B*/L^(1/aB).
+
+To reach a loss L at batch B takes S = S_min + E_min/B steps, which is the hyperbola (S/S_min -
+1)(E/E_min - 1) = 1 with E = B S (McCandlish et al. 2018, 1812.06162, eq 2.11; Kaplan et al. 2020,
+section 5.1). At each level of the loss S_min and E_min follow by non-negative least squares of relative
+errors; B_crit = E_min/S_min then falls as a power of the loss.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from analysis.bootstrap import WEBB
+from analysis.estimate import Fit, interval
+from analysis.points import LossPoints, PointSet
+from analysis.separable import CRITICAL_BATCH
+
+FEWEST_BATCHES = 3
+LEVELS = 10
+FORMULA = "S = S_min + E_min/B at each loss; B_crit = E_min/S_min = B_star/L^(1/aB)"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Steps to one loss at several batches; `run` numbers the run that each came from."""
+
+    loss: float
+    batch: np.ndarray
+    steps: np.ndarray
+    run: np.ndarray
+
+
+def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
+    """B* and aB, with the S_min, E_min and B_crit of every level of the loss."""
+    began = time.perf_counter()
+    known = levels(found.points)
+    if len(known) < 2:
+        raise ValueError(
+            f"{found.source}: {len(known)} losses that {FEWEST_BATCHES} or more batch sizes reach; "
+            "wanted at least 2. Give the steps to the same losses at several batch sizes, or "
+            "learning curves with a column group that names the run of each row."
+        )
+    ends = np.array([hyperbola(each.batch, each.steps) for each in known])
+    loss = np.array([each.loss for each in known])
+    best = _power(loss, ends)
+    drawn = _draws(known, ends, draws, seed)
+    parameters = {name: interval(best[name], drawn[name]) for name in best}
+    relative = [_residual(each, end) for each, end in zip(known, ends, strict=True)]
+    used = int(np.sum(np.all(ends > 0, axis=1)))
+    return Fit(
+        law=CRITICAL_BATCH,
+        formula=FORMULA,
+        x="loss",
+        parameters=parameters,
+        objective={
+            "name": "root mean square of S/S_fitted - 1",
+            "value": float(np.sqrt(np.mean(np.concatenate(relative) ** 2))),
+        },
+        points_used=sum(len(each.batch) for each in known),
+        points_left_out=found.left_out,
+        bootstrap={"method": "wild cluster" if draws else "none", "draws": draws, "seed": seed},
+        diagnostics={
+            "levels": [
+                {
+                    "loss": each.loss,
+                    "batches": len(each.batch),
+                    "min_steps": float(end[0]),
+                    "min_samples": float(end[1]),
+                    "critical_batch": float(end[1] / end[0]) if end[0] > 0 else None,
+                }
+                for each, end in zip(known, ends, strict=True)
+            ]
+        },
+        warnings=(*found.remarks, *_warnings(known, used)),
+        seconds=time.perf_counter() - began,
+        draws=drawn,
+    )
+
+
+def levels(points: LossPoints) -> list[Level]:
+    """Losses that rows of several batches share; else such levels cut from the learning curves."""
+    _, run = np.unique(points.group, return_inverse=True)
+    run = run.reshape(-1)
+    values, which = np.unique(points.loss, return_inverse=True)
+    shared = [
+        Level(float(value), points.batch[rows], points.steps[rows], run[rows])
+        for value, rows in ((value, np.flatnonzero(which == i)) for i, value in enumerate(values))
+        if len(np.unique(points.batch[rows])) >= FEWEST_BATCHES
+    ] if len(values) <= len(points) // FEWEST_BATCHES else []  # fmt: skip
+    return shared if len(shared) >= 2 else _from_curves(points, run)
+
+
+def _from_curves(points: LossPoints, run: np.ndarray) -> list[Level]:
+    """LEVELS losses, evenly in log, and the steps at which each run first reaches them (linear in
+    log loss and log steps between evaluations)."""
+    curves = []
+    for index in range(int(run.max()) + 1 if len(run) else 0):
+        rows = np.flatnonzero(run == index)
+        rows = rows[np.argsort(points.steps[rows], kind="stable")]
+        lowest = np.minimum.accumulate(points.loss[rows])
+        keep = np.concatenate([[True], lowest[1:] < lowest[:-1]])
+        if keep.sum() >= 2:
+            curves.append((index, points.batch[rows[0]], points.steps[rows[keep]], lowest[keep]))
+    if len(curves) < FEWEST_BATCHES:
+        return []
+    low, high = min(c[3].min() for c in curves), min(c[3].max() for c in curves)
+    found = []
+    for loss in np.geomspace(low, high, LEVELS + 2)[1:-1]:
+        there = [c for c in curves if c[3][-1] <= loss <= c[3][0]]
+        batch = np.array([c[1] for c in there])
+        if len(np.unique(batch)) < FEWEST_BATCHES:
+            continue
+        steps = [np.exp(np.interp(-np.log(loss), -np.log(c[3]), np.log(c[2]))) for c in there]
+        found.append(Level(float(loss), batch, np.array(steps), np.array([c[0] for c in there])))
+    return found
+
+
+def hyperbola(batch: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
+    """(S_min, E_min) of S = S_min + E_min/B by non-negative least squares of S_fitted/S - 1."""
+    scale = float(np.exp(np.mean(np.log(batch))))
+    design = np.stack([np.ones(len(batch)), scale / batch], axis=1) / steps[:, None]
+    norm = np.linalg.norm(design, axis=0)
+    found = nnls(design / norm, np.ones(len(batch)))[0] / norm
+    return float(found[0]), float(found[1] * scale)
+
+
+def _residual(level: Level, end: np.ndarray) -> np.ndarray:
+    return level.steps / (end[0] + end[1] / level.batch) - 1
+
+
+def _power(loss: np.ndarray, ends: np.ndarray) -> dict[str, float]:
+    """B* and aB by least squares of log B_crit on log L, over levels where both ends are known."""
+    known = np.all(ends > 0, axis=1)
+    if known.sum() < 2:
+        return {"B_star": float("nan"), "aB": float("nan")}
+    x, y = np.log(loss[known]), np.log(ends[known, 1] / ends[known, 0])
+    slope = float(np.sum((x - x.mean()) * (y - y.mean())) / np.sum((x - x.mean()) ** 2))
+    with np.errstate(over="ignore"):
+        return {
+            "B_star": float(np.exp(y.mean() - slope * x.mean())),
+            "aB": -1 / slope if slope else float("nan"),
+        }
+
+
+def _draws(known: list[Level], ends: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
+    """Each run's relative errors, at all levels together, times one of Webb's weights; their size is
+    drawn too (chi-square), since runs are few."""
+    rng = np.random.default_rng(seed)
+    runs = int(max(each.run.max() for each in known)) + 1
+    free = max(runs - 2, 1)
+    loss = np.array([each.loss for each in known])
+    curve = [end[0] + end[1] / each.batch for each, end in zip(known, ends, strict=True)]
+    grown = [_residual(e, end) * np.sqrt(len(e.batch) / max(len(e.batch) - 2, 1))
+             for e, end in zip(known, ends, strict=True)]  # fmt: skip
+    found: dict[str, list[float]] = {"B_star": [], "aB": []}
+    for _ in range(draws):
+        weight = rng.choice(np.concatenate([WEBB, -WEBB]), runs)
+        weight = weight * np.sqrt(free / rng.chisquare(free))
+        sample = [
+            hyperbola(each.batch, at * np.maximum(1 + weight[each.run] * error, 1e-3))
+            for each, at, error in zip(known, curve, grown, strict=True)
+        ]
+        for name, value in _power(loss, np.array(sample)).items():
+            found[name].append(value)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _warnings(known: list[Level], used: int) -> list[str]:
+    said = []
+    if used < len(known):
+        said.append(
+            f"levels_not_identified: at {len(known) - used} of {len(known)} losses the batches lie all "
+            "far above or all far below the critical one; they are left out of B*/L^(1/aB)."
+        )
+    if used < 3:
+        said.append(
+            f"few_levels: {used} losses with a critical batch; wanted at least 3 for an exponent that "
+            "can be checked."
+        )
+    if max(len(np.unique(each.batch)) for each in known) < 4:
+        said.append("few_batches: three batch sizes; the hyperbola itself cannot be tested.")
+    return said

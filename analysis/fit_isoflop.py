@@ -1,0 +1,192 @@
+"""N_opt(C) by three routes: isoFLOP minima, a surface, and the envelope of all runs.
+
+The routes fail in different ways, so their agreement is the evidence; where their intervals do not
+overlap, that is said.
+"""
+
+import time
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from analysis.estimate import Estimate, Fit, interval
+from analysis.fit import fit_separable
+from analysis.frontier import fit_optimum, lower_hull
+from analysis.isoflop import METHODS, Budget, budgets, minima, vertex_line
+from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_tokens_scale
+from analysis.points import LossPoints, PointSet, pareto
+from analysis.separable import ISOFLOP, SURFACE
+
+FORMULA = (
+    "log L = quadratic in log N for each budget; N_opt = (C/params_scale)^params_exponent through "
+    "the minima; D_opt = C/(6 N_opt) = (C/tokens_scale)^tokens_exponent"
+)
+FEWEST_BUDGETS = 3
+ENVELOPE_DRAWS = 200
+
+
+def fit_isoflop(found: PointSet, draws: int, seed: int) -> Fit:
+    """The parabola's line through the minima, with the other routes beside it."""
+    began = time.perf_counter()
+    known = [each for each in budgets(found.points) if len(each.log_params) >= 3]
+    _check(found, known)
+    sd, free = _noise(known)
+    value, drawn = {}, {}
+    log_flops = np.log([each.flops for each in known])
+    samples = _samples(known, sd, free, draws, seed)
+    vertices = {}
+    for method in METHODS:
+        own = [_bracketed(each, method, each.log_loss[None]) for each in known]
+        vertices[method] = np.concatenate(own)
+        value[method] = vertex_line(log_flops, vertices[method][None])
+        every = [
+            minima(each, method, sample) if np.isfinite(at[0]) else np.full(draws, np.nan)
+            for each, sample, at in zip(known, samples, own, strict=True)
+        ]
+        drawn[method] = vertex_line(log_flops, np.stack(every, axis=1))
+    routes = {
+        f"a_{name}": interval(float(value[name][1][0]), drawn[name][1]) for name in METHODS
+    } | _other_routes(found, draws, seed)
+    parameters, parameter_draws = _parameters(value["parabola"], drawn["parabola"])
+    return Fit(
+        law=ISOFLOP,
+        formula=FORMULA,
+        x="flops",
+        parameters=parameters,
+        objective={"name": "scatter of log loss about the parabolas", "value": sd},
+        points_used=sum(int(each.runs.sum()) for each in known),
+        points_left_out=found.left_out,
+        bootstrap={"method": "residual, scale drawn", "draws": draws, "seed": seed},
+        diagnostics=_diagnostics(known, vertices, found.points),
+        warnings=(*found.remarks, *_warnings(known, vertices, routes)),
+        seconds=time.perf_counter() - began,
+        derived=routes,
+        draws=parameter_draws | {f"a_{name}": drawn[name][1] for name in METHODS},
+    )
+
+
+def _check(found: PointSet, known: list[Budget]) -> None:
+    if len(known) >= 2:
+        return
+    raise ValueError(
+        f"{found.source}: {len(known)} compute budgets with 3 or more sizes, from "
+        f"{len(found.points)} usable points; wanted at least 2 for a line through the minima, 3 for "
+        "one to trust. Train several sizes to the same FLOPs, or fit the law surface, which needs "
+        "no equal budgets."
+    )
+
+
+def _bracketed(budget: Budget, method: str, log_loss: np.ndarray) -> np.ndarray:
+    return minima(budget, method, log_loss) if budget.is_bracketed else np.full(1, np.nan)
+
+
+def _noise(known: list[Budget]) -> tuple[float, int]:
+    """Pooled scatter of log loss about the parabolas, and its degrees of freedom."""
+    squares, free = 0.0, 0
+    for each in known:
+        z = each.log_params - each.log_params.mean()
+        design = np.vander(z, 3)
+        rest = each.log_loss - design @ np.linalg.lstsq(design, each.log_loss, rcond=None)[0]
+        squares += float(each.runs @ rest**2)
+        free += max(len(z) - 3, 0)
+    return (float(np.sqrt(squares / free)), free) if free else (0.0, 0)
+
+
+def _samples(known: list[Budget], sd: float, free: int, draws: int, seed: int) -> list[np.ndarray]:
+    """Losses with new noise of the pooled size, which is itself drawn, [draws, sizes] a budget."""
+    rng = np.random.default_rng(seed)
+    spread = sd * np.sqrt(free / rng.chisquare(free, draws)) if free else np.zeros(draws)
+    return [
+        each.log_loss
+        + spread[:, None] * rng.standard_normal((draws, len(each.runs))) / np.sqrt(each.runs)
+        for each in known
+    ]
+
+
+def _parameters(
+    value: tuple[np.ndarray, np.ndarray], drawn: tuple[np.ndarray, np.ndarray]
+) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
+    def named(log_scale: np.ndarray, exponent: np.ndarray) -> dict[str, np.ndarray]:
+        with np.errstate(all="ignore"):
+            scale = np.exp(log_scale)
+            tokens = [optimal_tokens_scale(*each) for each in zip(scale, exponent, strict=True)]
+        return {
+            "params_scale": scale,
+            "params_exponent": exponent,
+            "tokens_scale": np.array(tokens),
+            "tokens_exponent": 1 - exponent,
+        }
+
+    found, draws = named(*value), named(*drawn)
+    return {name: interval(float(found[name][0]), draws[name]) for name in found}, draws
+
+
+def _other_routes(found: PointSet, draws: int, seed: int) -> dict[str, Estimate]:
+    """The exponent by a surface fitted to all points, and by the envelope."""
+    routes = {"a_envelope": _envelope(found.points, draws, seed)}
+    points = found.points
+    if not points.known("tokens"):
+        tokens = points.flops / (FLOPS_PER_PARAMETER_AND_TOKEN * points.params)
+        points = replace(points, tokens=tokens)
+    try:
+        fit = fit_separable(replace(found, points=points), SURFACE, draws, seed)
+    except ValueError:
+        return routes  # too few points for five constants: that route is not there
+    return {"a_surface": fit.derived["a"], **routes}
+
+
+def _envelope(points: LossPoints, draws: int, seed: int) -> Estimate:
+    """The slope through the convex hull of the lowest losses; runs are resampled."""
+
+    def slope(chosen: np.ndarray) -> float:
+        flops, params, loss = (each[chosen] for each in (points.flops, points.params, points.loss))
+        best = pareto(flops, loss)
+        hull = best[lower_hull(np.log(flops[best]), np.log(loss[best]))]
+        enough = len(hull) >= 2 and np.ptp(np.log(flops[hull])) > 0
+        return fit_optimum(flops[hull], params[hull])[1] if enough else float("nan")
+
+    rng = np.random.default_rng([seed, 3])
+    count = len(points)
+    samples = [rng.integers(count, size=count) for _ in range(min(draws, ENVELOPE_DRAWS))]
+    return interval(slope(np.arange(count)), np.array([slope(np.unique(s)) for s in samples]))
+
+
+def _diagnostics(
+    known: list[Budget], vertices: dict[str, np.ndarray], points: LossPoints
+) -> dict[str, object]:
+    return {
+        "x_range": [float(points.flops.min()), float(points.flops.max())],
+        "minima": [
+            {"flops": each.flops, "sizes": len(each.log_params), "bracketed": each.is_bracketed}
+            | {name: float(np.exp(vertices[name][index])) for name in METHODS}
+            for index, each in enumerate(known)
+        ],
+    }
+
+
+def _warnings(
+    known: list[Budget], vertices: dict[str, np.ndarray], routes: dict[str, Estimate]
+) -> list[str]:
+    said = []
+    inside = int(np.isfinite(vertices["parabola"]).sum())
+    if inside < len(known):
+        said.append(
+            f"minima_not_bracketed: at {len(known) - inside} of {len(known)} budgets the best size is "
+            "the smallest or largest that was trained; they are left out of N_opt."
+        )
+    if inside < FEWEST_BUDGETS:
+        said.append(
+            f"few_budgets: {inside} budgets have a bracketed minimum; wanted at least "
+            f"{FEWEST_BUDGETS} for a slope that can be checked."
+        )
+    if inside < 2:
+        said.append("optimum_not_identified: fewer than two minima; N_opt(C) is not measured.")
+    for (one, first), (other, second) in combinations(routes.items(), 2):
+        if first.low > second.high or second.low > first.high:
+            said.append(
+                f"routes_disagree: {one} = {first.value:.3f} [{first.low:.3f}, {first.high:.3f}] and "
+                f"{other} = {second.value:.3f} [{second.low:.3f}, {second.high:.3f}] do not overlap; "
+                "quote the range of the routes, not one of them."
+            )
+    return said

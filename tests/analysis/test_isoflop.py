@@ -1,0 +1,168 @@
+"""N_opt by three routes, and the critical batch: planted values come back, doubts are said."""
+
+import numpy as np
+import pytest
+
+from analysis import laws
+from analysis.derived import optimal_allocation
+from analysis.estimate import to_text
+from analysis.fit_critical_batch import fit_critical_batch, hyperbola
+from analysis.fit_isoflop import fit_isoflop
+from analysis.isoflop import budgets
+from analysis.words import has_warning
+from tests.analysis.planted import point_set
+
+TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2080.0, "beta": 0.37}
+INNER = {name: value for name, value in TRUTH.items() if name != "E"}
+A_TRUE = 0.37 / 0.72
+
+
+def study(count=5, sizes=7, noise=0.0, span=4.0, shift=1.0, seed=0):
+    flops = np.geomspace(1e17, 1e20, count)
+    params = optimal_allocation(flops, **INNER)[0][:, None] * shift
+    params = params * np.geomspace(1 / span, span, sizes)
+    flops = np.broadcast_to(flops[:, None], params.shape).ravel()
+    params = params.ravel()
+    scatter = np.exp(noise * np.random.default_rng(seed).standard_normal(len(params)))
+    loss = laws.surface(params, flops / 6 / params, **TRUTH) * scatter
+    return point_set(loss, params=params, flops=flops)
+
+
+def test_the_planted_exponent_comes_back_by_every_route():
+    fit = fit_isoflop(study(), 0, 0)
+    assert fit.derived["a_surface"].value == pytest.approx(A_TRUE, abs=1e-4)
+    for name in ("parabola", "cubic", "akima", "envelope"):
+        assert fit.derived[f"a_{name}"].value == pytest.approx(A_TRUE, abs=0.01), name
+    params = laws.optimal_params(1e20, fit.value("params_scale"), fit.value("params_exponent"))
+    assert params == pytest.approx(optimal_allocation(1e20, **INNER)[0], rel=0.05)
+    product = 6 * params * (1e20 / fit.value("tokens_scale")) ** fit.value("tokens_exponent")
+    assert product == pytest.approx(1e20)
+
+
+def test_intervals_cover_the_planted_exponent():
+    hits = []
+    for seed in range(12):
+        fit = fit_isoflop(study(noise=0.003, seed=seed), 100, seed)
+        each = fit.parameters["params_exponent"]
+        hits.append(each.low <= A_TRUE <= each.high)
+    # 95% of 12 has a standard error of 6.3%: three of them below would be 76%.
+    assert np.mean(hits) >= 0.75
+
+
+def test_a_grid_beside_the_optimum_is_not_believed():
+    fit = fit_isoflop(study(shift=20.0), 20, 0)
+    assert has_warning(fit, "minima_not_bracketed")
+    assert has_warning(fit, "few_budgets")
+    assert has_warning(fit, "optimum_not_identified")
+    assert np.isnan(fit.value("params_exponent"))
+
+
+def test_two_budgets_are_flagged():
+    assert has_warning(fit_isoflop(study(count=2), 0, 0), "few_budgets")
+
+
+def test_routes_that_disagree_are_named():
+    """Grids that start above the optimum and drift away from it: the envelope follows the grid, the
+    surface the loss."""
+    flops = np.geomspace(1e17, 1e20, 5)
+    best = optimal_allocation(flops, **INNER)[0]
+    params = best[:, None] * 1.6 ** np.arange(3, 8)[:, None] * np.geomspace(1, 4, 7)
+    flops = np.broadcast_to(flops[:, None], params.shape).ravel()
+    params = params.ravel()
+    loss = laws.surface(params, flops / 6 / params, **TRUTH)
+    fit = fit_isoflop(point_set(loss, params=params, flops=flops), 200, 0)
+    assert fit.derived["a_surface"].value == pytest.approx(A_TRUE, abs=1e-3)
+    assert fit.derived["a_envelope"].value > A_TRUE + 0.1
+    text = next(text for text in fit.warnings if text.startswith("routes_disagree: "))
+    assert "do not overlap; quote the range of the routes" in text
+
+
+def test_one_budget_is_refused():
+    with pytest.raises(ValueError, match="1 compute budgets with 3 or more sizes") as error:
+        fit_isoflop(study(count=1), 0, 0)
+    assert "Train several sizes to the same FLOPs" in str(error.value)
+
+
+def test_repeats_of_a_size_are_averaged():
+    one = budgets(point_set(np.array([2.0, 8.0, 3.0]), params=np.array([1.0, 1.0, 2.0]),
+                            flops=np.array([1.0, 1.01, 1.02])).points)  # fmt: skip
+    assert len(one) == 1
+    np.testing.assert_allclose(np.exp(one[0].log_loss), [4.0, 3.0])
+
+
+def test_same_points_and_seed_give_the_same_bytes():
+    def text():
+        return to_text(fit_isoflop(study(noise=0.003), 50, 3).as_json() | {"seconds": 0})
+
+    assert text() == text()
+
+
+# --- the critical batch ---
+
+BATCHES = np.array([1e4, 1e5, 4e5, 1e6, 1e7])
+KAPLAN = {"B_star": 2.1e8, "aB": 0.21}
+
+
+def at_levels(noise=0.0, seed=0, losses=(4.0, 3.5, 3.0, 2.7)):
+    rng = np.random.default_rng(seed)
+    rows = [(loss, batch) for loss in losses for batch in BATCHES]
+    loss, batch = np.array(rows).T
+    steps = laws.steps_at_batch(batch, 1e3 * (4 / loss) ** 5, laws.critical_batch(loss, **KAPLAN))
+    steps = steps * np.exp(noise * rng.standard_normal(len(loss)))
+    return point_set(loss, batch=batch, steps=steps, group=batch.astype(str))
+
+
+def test_the_planted_critical_batch_comes_back():
+    fit = fit_critical_batch(at_levels(), 0, 0)
+    for name, value in KAPLAN.items():
+        assert fit.value(name) == pytest.approx(value, rel=1e-6)
+    assert [each["loss"] for each in fit.diagnostics["levels"]] == [2.7, 3.0, 3.5, 4.0]
+
+
+def test_noise_is_covered():
+    hits = []
+    for seed in range(40):
+        each = fit_critical_batch(at_levels(0.02, seed), 100, seed).parameters["aB"]
+        hits.append(each.low <= 0.21 <= each.high)
+    assert np.mean(hits) >= 0.81
+
+
+def test_learning_curves_at_several_batches_are_cut_at_common_losses():
+    loss, batch, steps, group = [], [], [], []
+    for each in BATCHES:
+        curve = np.geomspace(4.5, 2.6, 60)
+        needed = laws.steps_at_batch(each, 1e3 * (4 / curve) ** 5,
+                                     laws.critical_batch(curve, **KAPLAN))  # fmt: skip
+        loss.append(curve * (1 + 1e-9 * each / 1e4))  # no two runs share a loss
+        batch.append(np.full(60, each))
+        steps.append(needed)
+        group.append(np.full(60, f"{each:g}"))
+    columns = {"batch": batch, "steps": steps, "group": group}
+    found = point_set(np.concatenate(loss), **{k: np.concatenate(v) for k, v in columns.items()})
+    fit = fit_critical_batch(found, 20, 0)
+    # Linear interpolation between evaluations 0.9% of the loss apart.
+    assert fit.value("aB") == pytest.approx(0.21, rel=0.01)
+    assert fit.value("B_star") == pytest.approx(2.1e8, rel=0.05)
+
+
+def test_batches_all_above_the_critical_one_are_flagged():
+    batch, loss = np.tile([1e9, 2e9, 4e9], 2), np.repeat([3.0, 4.0], 3)
+    steps = np.where(loss == 3, 2e3, 1e3) * np.tile([1.0, 1.001, 1.002], 2)  # rising: E_min = 0
+    fit = fit_critical_batch(point_set(loss, batch=batch, steps=steps), 10, 0)
+    assert has_warning(fit, "levels_not_identified")
+    assert has_warning(fit, "few_levels")
+    assert has_warning(fit, "few_batches")
+    assert np.isnan(fit.value("B_star"))
+
+
+def test_one_loss_is_refused():
+    with pytest.raises(
+        ValueError, match="1 losses that 3 or more|0 losses that 3 or more"
+    ) as error:
+        fit_critical_batch(at_levels(losses=(3.0,)), 0, 0)
+    assert "steps to the same losses at several batch sizes" in str(error.value)
+
+
+def test_the_hyperbola_never_has_a_negative_end():
+    assert hyperbola(np.array([1.0, 2.0, 4.0]), np.array([1.0, 1.1, 1.2]))[1] == 0
+    assert hyperbola(np.array([1.0, 2.0, 4.0]), np.array([4.0, 2.0, 1.0])) == pytest.approx((0, 4))
