@@ -16,11 +16,12 @@ from launch.config import RunConfig, save_config
 from launch.console import first_rank, say, sentence
 from launch.engine import start_process
 from launch.folder import FAILED_FILE, finished_on, locked, record_failure, run_folder
+from launch.lifeline import FAILED, Lifeline
 from launch.stopping import StopSignal
 from launch.train import Progress, train
 
-DONE, FAILED, STOPPED = 0, 1, 3
-"""Exit statuses: all done; some run failed; stopped early by a signal, to be continued."""
+DONE, STOPPED = 0, 3
+"""Exit statuses: all done; stopped early by a signal, to be continued. See `launch.lifeline` too."""
 
 
 def run_all(runs: Sequence[RunConfig], data: Path, results: Path) -> int:
@@ -72,7 +73,10 @@ def _run_one(
     if first_rank():
         (folder / FAILED_FILE).unlink(missing_ok=True)
         save_config(run, folder)
-    return train(run, data, folder, device=device, stop=stop, report=_report)
+    with Lifeline(
+        run.run_id, run.guards.hang_minutes, lambda error: record_failure(folder, error)
+    ) as lifeline:
+        return train(run, data, folder, device=device, stop=stop, report=_report, lifeline=lifeline)
 
 
 def _report(progress: Progress) -> None:

@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from launch import checkpoint
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
 from launch.console import first_rank, say
+from launch.datasets import Dataset
 from launch.engine import Engine, StepResult
 from launch.evaluation import evaluate, evaluation_table, position_means
 from launch.folder import data_identity, refuse_other_data
+from launch.lifeline import Lifeline
 from launch.provenance import provenance
 from launch.results import ResultWriter
 from launch.schedule import learning_rate
@@ -46,6 +50,7 @@ def train(
     device: torch.device,
     stop: StopSignal,
     report: Callable[[Progress], None],
+    lifeline: Lifeline,
 ) -> bool:
     """Train one run to its end, or to an agreed stop, continuing from what `folder` holds.
 
@@ -84,6 +89,7 @@ def train(
                 total_tokens=config.tokens,
             )
             result = engine.train_step(batches.at(step, device), rate)
+            lifeline.step()
             step += 1
             progress = {
                 "step": step,
@@ -107,11 +113,8 @@ def train(
                 _stop_or_skip(config, step, result, rate, skipped)
 
             if step in evaluation_steps:
-                for dataset, chosen in zip(held_out, rows, strict=True):
-                    sums = evaluate(engine, dataset, chosen)
-                    if writer:
-                        writer.eval_position(dataset.split, step, *position_means(sums))
-                        writer.eval(evaluation_table(sums, dataset, **progress))
+                with lifeline.patience():
+                    _evaluate(engine, held_out, rows, writer, progress)
 
             now = time.monotonic()
             due = now - last_save >= 60 * config.checkpoint.interval_minutes
@@ -120,7 +123,8 @@ def train(
             if stopping or save_now or step in config.keep_steps or step == config.train_steps:
                 if writer:
                     writer.flush()
-                checkpoint.save(engine, folder, step, identity)
+                with lifeline.patience():
+                    checkpoint.save(engine, folder, step, identity)
                 last_save = now
             if writer and (
                 now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping
@@ -147,6 +151,21 @@ def train(
             writer.finish()
             checkpoint.remove_all(folder, config.keep_steps)
     return finished
+
+
+def _evaluate(
+    engine: Engine,
+    held_out: list[Dataset],
+    rows: list[np.ndarray],
+    writer: ResultWriter | None,
+    progress: dict[str, Any],
+) -> None:
+    """The loss on the chosen rows of each held-out split, into the run's file. Collective."""
+    for dataset, chosen in zip(held_out, rows, strict=True):
+        sums = evaluate(engine, dataset, chosen)
+        if writer:
+            writer.eval_position(dataset.split, progress["step"], *position_means(sums))
+            writer.eval(evaluation_table(sums, dataset, **progress))
 
 
 def _resume(engine: Engine, folder: Path, identity: str) -> int:

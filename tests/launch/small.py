@@ -83,6 +83,7 @@ def train_until(run: RunConfig, data: Path, results: Path, step: int) -> bool:
     """Train; once `step` steps are done, this process gets a real SIGTERM. Whether it finished."""
     import launch.train
     from launch.engine import start_process
+    from launch.lifeline import Lifeline
     from launch.stopping import StopSignal
 
     def interrupt(progress: launch.train.Progress) -> None:
@@ -93,9 +94,10 @@ def train_until(run: RunConfig, data: Path, results: Path, step: int) -> bool:
     save_config(run, folder)
     kept, launch.train.REPORT_SECONDS = launch.train.REPORT_SECONDS, -1.0  # report every step
     try:
-        with StopSignal() as stop:
+        device = start_process()
+        with StopSignal() as stop, Lifeline(run.run_id, 10.0, print) as lifeline:
             return launch.train.train(
-                run, data, folder, device=start_process(), stop=stop, report=interrupt
+                run, data, folder, device=device, stop=stop, report=interrupt, lifeline=lifeline
             )
     finally:
         launch.train.REPORT_SECONDS = kept

@@ -1,0 +1,153 @@
+"""A run that hangs or loses a rank ends, on all ranks, with one message that says why.
+
+A collective waits for every rank: where one is dead or stuck, the others wait in silence, for ten
+minutes (PyTorch's own limit) or longer. Here each process has threads that
+
+    - note every few seconds, in the store where the ranks met, that the process lives;
+    - look whether the process of the next rank still does: a ring, so that their work does not grow with
+      the number of ranks; and whether anybody has said that the run is over;
+    - watch the steps of this process: one that takes too long is a hang. The stacks of all threads go to
+      stderr.
+
+Whoever finds something says it, once, and writes it into the store; every thread reads that within
+seconds and ends its process. Nothing is saved then: the run continues from its newest checkpoint.
+"""
+
+import contextlib
+import faulthandler
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch.distributed
+from torch.distributed import PrefixStore, Store
+
+FAILED, LOST = 1, 4
+"""Exit statuses: an error that would come again; a hang or a lost rank, after which to start again."""
+
+BEAT_SECONDS = 2.0
+SILENCE_SECONDS = 30.0  # of a process, until it is taken for dead
+LONGER = (
+    10.0  # than a step: the first one, in which kernels are compiled; an evaluation; a checkpoint
+)
+
+_NO_STORE = "the process that keeps the store, rank 0 or its launcher, is gone"
+_OVER, _ERRORS, _LEFT = "over", "errors", "left"
+
+
+class Lifeline:
+    """Watches one run. A context manager; `step` tells that the process has got on."""
+
+    def __init__(self, name: str, hang_minutes: float, record: Callable[[Exception], None]) -> None:
+        """`record` is called, on the process that finds something, with what it found."""
+        self._name, self._record = name, record
+        self._limit = 60 * hang_minutes
+        self._deadline = time.monotonic() + LONGER * self._limit
+        self._ended = threading.Event()
+        self._rank, self._ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._store = _store(name) if self._ranks > 1 else None
+        self._answered = time.monotonic()  # the store, the last time
+        work = [self._watch_steps] + ([self._watch_ranks] if self._store else [])
+        self._threads = [threading.Thread(target=each, daemon=True) for each in work]
+
+    def __enter__(self) -> "Lifeline":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._store and error is not None:
+            self._explain(self._store, error)
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        if self._store:
+            with contextlib.suppress(RuntimeError):  # the process that keeps it may have gone first
+                self._store.set(str(self._rank), _LEFT)
+
+    def step(self) -> None:
+        """The process has finished a step."""
+        self._deadline = time.monotonic() + self._limit
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """What is done in here may take longer than a step."""
+        self._deadline = time.monotonic() + LONGER * self._limit
+        yield
+        self.step()
+
+    def _explain(self, store: Store, error: BaseException) -> None:
+        """Tell the others why this rank leaves; or wait for the reason, if it is that another one did."""
+        try:
+            if isinstance(error, ValueError | OSError | FloatingPointError):
+                store.set(_OVER, f"{FAILED} rank {self._rank} failed: {error}")
+                return
+            count = store.add(_ERRORS, 1)
+            deadline = time.monotonic() + SILENCE_SECONDS + 5 * BEAT_SECONDS
+            # Where every rank failed by itself, none of them was lost.
+            while count < self._ranks and time.monotonic() < deadline:
+                time.sleep(BEAT_SECONDS / 4)
+                count = store.add(_ERRORS, 0)
+        except RuntimeError:
+            self._end(_NO_STORE)
+
+    # --- the threads: one asks the store, which may not answer; the other looks at the clock alone
+
+    def _watch_steps(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            now = time.monotonic()
+            if now > self._deadline:
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                self._end(f"rank {self._rank} on {platform.node()} hangs: its stacks are above")
+            if self._store and now - self._answered > SILENCE_SECONDS:
+                self._end(_NO_STORE)
+
+    def _watch_ranks(self) -> None:
+        assert self._store is not None
+        heard, last = time.monotonic(), None
+        while not self._ended.wait(BEAT_SECONDS):
+            try:
+                self._store.set(str(self._rank), str(time.monotonic()))
+                if self._store.check([_OVER]):
+                    status, _ = self._store.get(_OVER).decode().split(" ", 1)
+                    os._exit(int(status))
+                following = self._following(self._store)
+            except RuntimeError:
+                self._end(_NO_STORE)
+            now = self._answered = time.monotonic()
+            if following != last or following in (None, _LEFT.encode()):
+                heard, last = now, following
+            if now - heard > SILENCE_SECONDS:
+                lost = (self._rank + 1) % self._ranks
+                self._end(f"rank {lost} died: its process has been silent for {now - heard:.0f} s")
+
+    def _following(self, store: Store) -> bytes | None:
+        """The last sign of the next rank; None before its first."""
+        key = str((self._rank + 1) % self._ranks)
+        return store.get(key) if store.check([key]) else None
+
+    def _end(self, what: str) -> None:
+        message = (
+            f"{self._name}: {what}. All ranks end; the run continues from its newest checkpoint."
+        )
+        print(message, file=sys.stderr, flush=True)
+        self._record(RuntimeError(message))
+        if self._store and what != _NO_STORE:
+            # In a thread, for the store may not answer. Rank 0 takes it along, so the others read first.
+            words = (_OVER, f"{LOST} {what}")
+            threading.Thread(target=self._store.set, args=words, daemon=True).start()
+            time.sleep(3 * BEAT_SECONDS)
+        os._exit(LOST)
+
+
+def _store(name: str) -> Store:
+    """A connection of its own: the thread must not wait for one that the main thread waits on."""
+    default: Any = torch.distributed.distributed_c10d._get_default_store()
+    return PrefixStore(f"lifeline/{name}", default.clone())

@@ -1,0 +1,75 @@
+"""Hangs and lost ranks end a run on all ranks, within a minute, with one message that says why."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.folder import FAILED_FILE, run_folder
+from launch.lifeline import LOST
+from tests.launch.small import config, exit_status, start_ranks, study, wait_for, write_study
+
+ROOT = Path(__file__).parents[2]
+
+HANG = """
+import time
+from launch.engine import start_process
+from launch.lifeline import Lifeline
+
+def stuck():
+    time.sleep(600)
+
+start_process()
+with Lifeline("the run", 0.03, lambda error: print("recorded:", error)) as lifeline:
+    for _ in range(3):
+        lifeline.step()
+    stuck()
+"""
+
+
+def test_a_step_that_takes_too_long_ends_the_process_with_its_stacks():
+    done = subprocess.run(
+        [sys.executable, "-c", HANG], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == LOST, done.stderr
+    assert "in stuck" in done.stderr, "the stack of the main thread"
+    assert "the run: rank 0 on " in done.stderr
+    assert "hangs: its stacks are above. All ranks end; the run continues from" in done.stderr
+    assert "recorded: the run: rank 0" in done.stdout
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_rank_ends_the_others_and_is_named(rank, how, pictures, tmp_path):
+    """Killed, it closes its connections; stopped, it is as silent as a node that has gone."""
+    run = config(4000)
+    path = write_study(tmp_path / "s.toml", study(4000))
+    command = ["run", path, "--data", pictures, "--results", tmp_path]
+    ranks = start_ranks(command, tmp_path / "log", 2)
+    folder = run_folder(tmp_path, run)
+    wait_for(lambda: "step " in text(tmp_path), "the first steps")
+    began = time.monotonic()
+    os.kill(ranks[rank].pid, how)
+    assert exit_status(ranks[1 - rank]) == LOST, text(tmp_path)
+    assert time.monotonic() - began < 60  # the promise; half of it is silence
+    if rank == 0:
+        assert "the process that keeps the store, rank 0 or its launcher, is gone" in text(tmp_path)
+    else:
+        assert f"{run.run_id}: rank {rank} died: its process has been silent for 3" in text(
+            tmp_path
+        )
+    assert "Traceback" not in text(tmp_path)
+    assert run.run_id in json.loads((folder / FAILED_FILE).read_text())["error"]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(ranks[rank].pid, signal.SIGCONT)
+    assert exit_status(ranks[rank]) in (LOST, -signal.SIGKILL)
+
+
+def text(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.glob("log.*"))
