@@ -98,7 +98,23 @@ def all_points(study: StudyRuns, counting: Counting) -> PointSet:
         final = table[[-1]].copy()  # its budget: repeats with another best step stay comparable
         final["loss"], final["step"] = best["loss"], best["step"]
         rows.append((run, final))
-    return PointSet(str(study.path), _points(rows, counting), study.left_out)
+    return PointSet(str(study.path), _points(rows, counting), study.left_out, _spiking(study.runs))
+
+
+def _spiking(runs: tuple[RunResult, ...]) -> tuple[str, ...]:
+    """A remark that names the runs whose training loss jumped, for what it did to their last loss is
+    not known."""
+    found = {run.run_id: steps for run in runs if len(steps := run.spikes)}
+    if not found:
+        return ()
+    named = "; ".join(
+        f"{run_id} at step {', '.join(map(str, steps[:5]))}{' and others' * (len(steps) > 5)}"
+        for run_id, steps in found.items()
+    )
+    return (
+        f"loss_spikes: the training loss of {len(found)} of {len(runs)} runs jumped: {named}. Look at "
+        "their learning curves before relying on them.",
+    )
 
 
 def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
@@ -182,6 +198,7 @@ def _recipe(run: RunResult) -> str:
         "question",
         "parallel",
         "checkpoint",
+        "guards",
         "trunk",
         "keep_steps",
     }

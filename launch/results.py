@@ -75,6 +75,9 @@ COUNT_NAMES = (
 """Attributes of a finished run, in every counting convention; `flops_*` are of the whole run."""
 
 
+SPIKE_WINDOW, SPIKE_SCORE = 64, 12.0
+
+
 class DamagedFile(ValueError):
     """A file that should be a run's measurements and cannot be read as that."""
 
@@ -93,10 +96,37 @@ class RunResult:
     eval: np.ndarray
     eval_position: dict[str, dict[str, np.ndarray]]
 
+    @property
+    def spikes(self) -> np.ndarray:
+        """The steps at which the loss spiked (`spike_places`)."""
+        return self.train["step"][spike_places(self.train["loss"])]
+
     def eval_rows(self, split: str, kind: str = "loss") -> np.ndarray:
         """The evaluations of one split and kind, in order of training."""
         chosen = (self.eval["split"] == split.encode()) & (self.eval["kind"] == kind.encode())
         return self.eval[chosen]
+
+
+def spike_places(losses: np.ndarray) -> np.ndarray:
+    """The places of values that stand far above the `SPIKE_WINDOW` before them, or are not finite.
+
+    Far: `SPIKE_SCORE` robust standard deviations above their median, with 1.4826 times the median
+    absolute deviation as one (Iglewicz & Hoaglin 1993). Noise of small batches has heavy tails, so the
+    limit is high: what it finds is a loss that jumped, not an unlucky batch.
+    """
+    broken = ~np.isfinite(losses)
+    filled = np.where(broken, np.inf, losses)
+    jumps = np.zeros(len(losses), bool)
+    for first in range(SPIKE_WINDOW, len(losses), 65_536):  # flat memory for a million steps
+        last = min(first + 65_536, len(losses))
+        windows = np.lib.stride_tricks.sliding_window_view(
+            filled[first - SPIKE_WINDOW : last - 1], SPIKE_WINDOW
+        )
+        with np.errstate(invalid="ignore"):
+            middle = np.median(windows, axis=1)
+            spread = 1.4826 * np.median(np.abs(windows - middle[:, None]), axis=1)
+            jumps[first:last] = filled[first:last] - middle > SPIKE_SCORE * spread
+    return np.flatnonzero(broken | jumps)
 
 
 class ResultWriter:

@@ -44,8 +44,15 @@ def test_a_step_that_takes_too_long_ends_the_process_with_its_stacks():
     assert "recorded: the run: rank 0" in done.stdout
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("rank", "how"),
+    [
+        (0, signal.SIGKILL),
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.long),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.long),
+    ],
+)
 def test_a_lost_rank_ends_the_others_and_is_named(rank, how, pictures, tmp_path):
     """Killed, it closes its connections; stopped, it is as silent as a node that has gone."""
     run = config(4000)
