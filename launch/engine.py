@@ -10,7 +10,6 @@ import gc
 import math
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import torch.distributed
 
 from launch.batches import Batch
 from launch.config import RunConfig
+from launch.noise import SquaredGradient
+from launch.optimizer import forget_warm_up_step, optimizer_of
 from launch.safe_load import SafeCheckpointEngine
 from launch.universal import Universal, load_universal
 from megatron_ext.model import LanguageModel, build_model, is_split
@@ -77,11 +78,14 @@ def _keep_freed_memory() -> None:
 class StepResult:
     """One optimizer step: mean loss of the global batch (nats per counted token), gradient norm.
 
-    A step whose gradient is not finite on any rank changed nothing on any.
+    A step whose gradient is not finite on any rank changed nothing on any. `small_square` is the mean
+    squared norm of the gradient of `small_batch` rows, where it was asked for (`launch.noise`).
     """
 
     loss: float
     grad_norm: float
+    small_square: float | None = None
+    small_batch: int = 0
 
     @property
     def skipped(self) -> bool:
@@ -108,7 +112,7 @@ class Engine:
         self._parameters = list(
             model.parameters()
         )  # walking the modules at each step takes a while
-        self._adam = _optimizer(model, config)
+        self._adam = optimizer_of(model, config)
         with quiet():
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model,
@@ -117,7 +121,7 @@ class Engine:
                 config=_deepspeed_config(config, self.micro_batch, self.world_size),
                 mpu=deepspeed_adapter(),
             )
-        _forget_warm_up_step(self._deepspeed.basic_optimizer)
+        forget_warm_up_step(self._deepspeed.basic_optimizer)
         if self.world_size == 1 and config.parallel.zero_stage == 0:
             # Nothing to add over one rank, but DeepSpeed would wait for gloo to do it.
             self._deepspeed.enable_backward_allreduce = False
@@ -127,7 +131,9 @@ class Engine:
     def model(self) -> LanguageModel:
         return self._deepspeed.module
 
-    def train_step(self, batch: Batch, learning_rate: float) -> StepResult:
+    def train_step(
+        self, batch: Batch, learning_rate: float, *, measure_noise: bool = False
+    ) -> StepResult:
         """One optimizer step over this rank's rows of the global batch.
 
         The loss is the mean over the counted tokens of the *global* batch, however they fall on
@@ -143,13 +149,20 @@ class Engine:
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
+        batch_size = self.config.batch.train_batch_size
         micro_batches = len(batch.tokens) // self.micro_batch
         # DeepSpeed divides by the micro-batches of a rank and by the ranks.
         scale = micro_batches * self.world_size / count
+        small = None
         for start in range(0, len(batch.tokens), self.micro_batch):
             part = batch.rows(slice(start, start + self.micro_batch))
             loss_sum = self._deepspeed(part.tokens, part.counted).sum()
-            self._deepspeed.backward(loss_sum * scale)
+            if measure_noise and start == 0 and self.micro_batch < batch_size:
+                with SquaredGradient(self._parameters, tensor_parallel_rank() == 0) as gradient:
+                    self._deepspeed.backward(loss_sum * scale)
+                small = self._small_square(gradient.value, part.count, count)
+            else:
+                self._deepspeed.backward(loss_sum * scale)
             total += loss_sum.detach()
             if start + self.micro_batch < len(batch.tokens):
                 self._deepspeed.step()
@@ -158,7 +171,20 @@ class Engine:
         self._adam.norm = self._deepspeeds_norm if clipped is None else lambda: clipped
         self._deepspeed.step()
         grad_norm = self._adam.norm()
-        return StepResult(loss=self._sum_over_ranks(total) / count, grad_norm=grad_norm)
+        loss = self._sum_over_ranks(total) / count
+        return StepResult(loss, grad_norm, small, self.micro_batch)
+
+    def _small_square(
+        self, square: torch.Tensor, count: torch.Tensor, global_count: float
+    ) -> float:
+        """As if each rank's micro-batch were a batch of its own: the mean over ranks.
+
+        The backward pass was given the micro-batch's sum over the global count, times the ranks.
+        """
+        if tensor_parallel_size() > 1:
+            torch.distributed.all_reduce(square, group=tensor_parallel_group())
+        factor = global_count / (self.world_size * count.clamp(min=1))
+        return self._sum_over_ranks(square * factor**2) / self.world_size
 
     def _deepspeeds_norm(self) -> float:
         """The norm of the whole gradient, which it gives as -1 where that is not finite."""
@@ -272,47 +298,6 @@ def micro_batch_size(config: RunConfig, world_size: int, device: torch.device) -
     per_rank = batch_size // world_size
     most = max(1, MICRO_BATCH_TOKENS[device.type] // config.shape.seq_length)
     return asked or max(n for n in range(1, min(per_rank, most) + 1) if per_rank % n == 0)
-
-
-class _GuardedAdamW(torch.optim.AdamW):
-    """AdamW that does nothing where the gradient's norm, the same on all ranks, is not finite.
-
-    Most of DeepSpeed's optimizers do not call it then; ZeRO 2 in bf16 does.
-    """
-
-    norm: Callable[[], float] = staticmethod(lambda: 0.0)
-
-    def step(self, closure: Any = None) -> Any:
-        return super().step(closure) if math.isfinite(self.norm()) else None
-
-
-def _optimizer(model: LanguageModel, config: RunConfig) -> _GuardedAdamW:
-    """AdamW; matrices and tables decay, biases and norms do not (GPT-3's practice)."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    kept = [p for p in model.parameters() if p.ndim < 2]
-    options = config.optimizer
-    return _GuardedAdamW(
-        [
-            {"params": decayed, "weight_decay": options.weight_decay},
-            {"params": kept, "weight_decay": 0.0},
-        ],
-        lr=0.0,  # every step sets its own; see _forget_warm_up_step
-        betas=(options.beta1, options.beta2),
-        eps=options.epsilon,
-        fused=True,
-    )
-
-
-def _forget_warm_up_step(optimizer: torch.optim.Optimizer) -> None:
-    """DeepSpeed's bf16 optimizer without ZeRO takes one step on zero gradients to allocate state.
-
-    Adam then believes that it is at its second step, and the first true update is 0.73 of what it
-    should be (seen as 0.01 nats after 12 steps). A learning rate of 0 keeps that step from moving
-    weights; this makes Adam count from 0 again.
-    """
-    for state in optimizer.state.values():
-        if "step" in state:
-            state["step"].zero_()
 
 
 def _deepspeed_clips(config: RunConfig) -> bool:

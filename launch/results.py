@@ -30,6 +30,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from launch.diagnosis import noise_scale, spike_places
+
 SCHEMA = 1
 METRICS_FILE = "metrics.h5"
 RESTORE = "Remove it and run the study again: it comes back from the run's newest checkpoint."
@@ -65,6 +67,17 @@ EVAL_COLUMNS = np.dtype(
     ]
 )
 
+NOISE_COLUMNS = np.dtype(
+    [
+        ("step", "i8"),
+        ("batch_small", "f8"),  # rows
+        ("batch_big", "f8"),
+        ("square_small", "f8"),  # mean squared norm of the gradient of so many rows
+        ("square_big", "f8"),
+    ]
+)
+"""What the gradient noise scale comes from (`launch.noise`); not in files of older runs."""
+
 COUNT_NAMES = (
     "params_non_embedding",
     "params_non_embedding_and_head",
@@ -73,9 +86,6 @@ COUNT_NAMES = (
     "flops_exact",
 )
 """Attributes of a finished run, in every counting convention; `flops_*` are of the whole run."""
-
-
-SPIKE_WINDOW, SPIKE_SCORE = 64, 12.0
 
 
 class DamagedFile(ValueError):
@@ -95,38 +105,22 @@ class RunResult:
     train: np.ndarray
     eval: np.ndarray
     eval_position: dict[str, dict[str, np.ndarray]]
+    noise: np.ndarray
 
     @property
     def spikes(self) -> np.ndarray:
         """The steps at which the loss spiked (`spike_places`)."""
         return self.train["step"][spike_places(self.train["loss"])]
 
+    @property
+    def noise_scale(self) -> float:
+        """B_noise in rows over the second half of the run; NaN where it is not determined."""
+        return noise_scale(self.noise[len(self.noise) // 2 :])
+
     def eval_rows(self, split: str, kind: str = "loss") -> np.ndarray:
         """The evaluations of one split and kind, in order of training."""
         chosen = (self.eval["split"] == split.encode()) & (self.eval["kind"] == kind.encode())
         return self.eval[chosen]
-
-
-def spike_places(losses: np.ndarray) -> np.ndarray:
-    """The places of values that stand far above the `SPIKE_WINDOW` before them, or are not finite.
-
-    Far: `SPIKE_SCORE` robust standard deviations above their median, with 1.4826 times the median
-    absolute deviation as one (Iglewicz & Hoaglin 1993). Noise of small batches has heavy tails, so the
-    limit is high: what it finds is a loss that jumped, not an unlucky batch.
-    """
-    broken = ~np.isfinite(losses)
-    filled = np.where(broken, np.inf, losses)
-    jumps = np.zeros(len(losses), bool)
-    for first in range(SPIKE_WINDOW, len(losses), 65_536):  # flat memory for a million steps
-        last = min(first + 65_536, len(losses))
-        windows = np.lib.stride_tricks.sliding_window_view(
-            filled[first - SPIKE_WINDOW : last - 1], SPIKE_WINDOW
-        )
-        with np.errstate(invalid="ignore"):
-            middle = np.median(windows, axis=1)
-            spread = 1.4826 * np.median(np.abs(windows - middle[:, None]), axis=1)
-            jumps[first:last] = filled[first:last] - middle > SPIKE_SCORE * spread
-    return np.flatnonzero(broken | jumps)
 
 
 class ResultWriter:
@@ -188,6 +182,13 @@ class ResultWriter:
                 group.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape))
             _append(group[name], np.asarray(value, dtype)[None])
 
+    def noise(self, **row: float) -> None:
+        """Append one row (all of NOISE_COLUMNS)."""
+        if "noise" not in self._file:
+            self._file.create_dataset("noise", (0,), NOISE_COLUMNS, maxshape=(None,), chunks=(64,))
+        values = tuple(row[name] for name in NOISE_COLUMNS.names or ())
+        _append(self._file["noise"], np.array([values], NOISE_COLUMNS))
+
     def flush(self) -> None:
         """Write the buffered rows and hand them to the operating system."""
         if self._train_rows:
@@ -223,6 +224,11 @@ def read_result(folder: Path) -> RunResult:
                 split: {name: group[name][()] for name in ("step", "loss", "count")}
                 for split, group in file.get("eval_position", {}).items()
             },
+            noise=(
+                _read_table(file, "noise", NOISE_COLUMNS)
+                if "noise" in file
+                else np.empty(0, NOISE_COLUMNS)
+            ),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from launch import checkpoint
+from launch import checkpoint, noise
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
 from launch.console import first_rank, say
@@ -88,7 +88,9 @@ def train(
                 warmup_tokens=config.warmup_tokens,
                 total_tokens=config.tokens,
             )
-            result = engine.train_step(batches.at(step, device), rate)
+            result = engine.train_step(
+                batches.at(step, device), rate, measure_noise=step % noise.EVERY == 0
+            )
             lifeline.step()
             step += 1
             progress = {
@@ -98,14 +100,8 @@ def train(
                 "flops_exact": config.shape.flops_per_token_exact * tokens,
             }
             if writer:
-                writer.train(
-                    **progress,
-                    samples=step * config.batch.train_batch_size,
-                    loss=result.loss,
-                    learning_rate=rate,
-                    grad_norm=result.grad_norm,
-                    seconds=time.perf_counter() - step_began,
-                )
+                seconds = time.perf_counter() - step_began
+                _record(writer, config, result, progress, learning_rate=rate, seconds=seconds)
             skipped = skipped + 1 if result.skipped else 0
             if result.skipped or not math.isfinite(result.loss):
                 if writer:
@@ -151,6 +147,28 @@ def train(
             writer.finish()
             checkpoint.remove_all(folder, config.keep_steps)
     return finished
+
+
+def _record(
+    writer: ResultWriter,
+    config: RunConfig,
+    result: StepResult,
+    progress: dict[str, Any],
+    **measured: float,
+) -> None:
+    """One step's row, and what the gradient noise scale comes from where it was measured."""
+    samples = progress["step"] * config.batch.train_batch_size
+    writer.train(
+        **progress, **measured, samples=samples, loss=result.loss, grad_norm=result.grad_norm
+    )
+    if result.small_square is not None and not result.skipped:
+        writer.noise(
+            step=progress["step"],
+            batch_small=result.small_batch,
+            batch_big=config.batch.train_batch_size,
+            square_small=result.small_square,
+            square_big=result.grad_norm**2,
+        )
 
 
 def _evaluate(

@@ -24,7 +24,6 @@ from launch.results import (
     is_finished,
     read_progress,
     read_result,
-    spike_places,
 )
 from tests.launch import writer_process
 from tests.launch.rows import WIDTH, eval_rows, position, train_row
@@ -355,19 +354,3 @@ def test_config_and_provenance_are_json_for_other_tools(whole):
         assert json.loads(file.attrs["config"]) == {"seed": 3, "name": "é"}
         assert file.attrs["schema"] == SCHEMA
         assert set(COUNT_NAMES) <= set(file.attrs)
-
-
-def test_spikes_are_jumps_and_not_the_noise_of_small_batches():
-    draw = np.random.default_rng(0)
-    steps = np.arange(70_000)  # more than one stretch of work
-    losses = 2 + 3 / np.sqrt(1 + steps) + 0.1 * draw.standard_t(10, len(steps))
-    assert len(spike_places(losses)) == 0
-    for place in (64, 1_000, 65_599, 65_600, 69_999):
-        spiked = losses.copy()
-        spiked[place] += 30 if place == 64 else 3  # the first losses fall fast
-        assert spike_places(spiked).tolist() == [place]
-    broken = losses.copy()
-    broken[[5, 500]] = np.nan, np.inf
-    assert spike_places(broken).tolist() == [5, 500]
-    assert len(spike_places(losses[:10])) == 0
-    assert len(spike_places(np.empty(0))) == 0

@@ -1,0 +1,85 @@
+"""Spikes, and the gradient noise scale against gradients that are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from launch.batches import Batch
+from launch.diagnosis import noise_scale, spike_places
+from launch.engine import Engine, start_process
+from launch.results import NOISE_COLUMNS
+from launch.verify import Case, run_of
+from megatron_ext.model import build_model
+from tests.launch.small import config, train_alone
+
+CPU = torch.device("cpu")
+
+
+def test_spikes_are_jumps_and_not_the_noise_of_small_batches():
+    draw = np.random.default_rng(0)
+    steps = np.arange(70_000)  # more than one stretch of work
+    losses = 2 + 3 / np.sqrt(1 + steps) + 0.1 * draw.standard_t(10, len(steps))
+    assert len(spike_places(losses)) == 0
+    for place in (64, 1_000, 65_599, 65_600, 69_999):
+        spiked = losses.copy()
+        spiked[place] += 30 if place == 64 else 3  # the first losses fall fast
+        assert spike_places(spiked).tolist() == [place]
+    broken = losses.copy()
+    broken[[5, 500]] = np.nan, np.inf
+    assert spike_places(broken).tolist() == [5, 500]
+    assert len(spike_places(losses[:10])) == 0
+    assert len(spike_places(np.empty(0))) == 0
+
+
+def test_a_planted_noise_scale_is_found():
+    """Gradients of single rows are G plus noise of covariance S / 50 in each of 50 directions."""
+    draw = np.random.default_rng(0)
+    truth, rows, steps = draw.normal(size=50), 64, 4000
+    noise = 3.0
+    measured = np.zeros(steps, NOISE_COLUMNS)
+    for row in measured:
+        gradients = truth + noise * draw.normal(size=(rows, 50))
+        row["batch_small"], row["batch_big"] = 4, rows
+        row["square_small"] = (gradients[:4].mean(0) ** 2).sum()
+        row["square_big"] = (gradients.mean(0) ** 2).sum()
+    wanted = 50 * noise**2 / (truth @ truth)
+    # |G_small|^2 has a standard deviation of 12% of S at most, so its mean over 4,000 steps 0.2%.
+    assert noise_scale(measured) == pytest.approx(wanted, rel=0.02)
+    assert np.isnan(noise_scale(measured[:0]))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_small_batch_is_the_first_micro_batch(stage, masked):
+    """Its squared norm is that of plain autograd on the mean loss of these rows."""
+    device = start_process()
+    run = run_of(Case(1, 1, False, stage, "fp32"))
+    engine = Engine(run, device)
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, run.shape.vocab_size, (16, run.shape.seq_length), generator=draw)
+    counted = torch.rand(tokens.shape, generator=draw) < 0.3 if masked else None
+    batch = Batch(tokens, torch.zeros_like(tokens, dtype=torch.uint8), counted)
+    result = engine.train_step(batch, 1e-3, measure_noise=True)
+    assert engine.train_step(batch, 1e-3).small_square is None
+    engine.close()
+    assert result.small_batch == 2
+
+    model = build_model(run.shape, seed=run.seed, init_std=run.model.init_std, device=CPU)
+    model(tokens[:2], None if counted is None else counted[:2]).mean().backward()
+    wanted = sum((p.grad.double() ** 2).sum().item() for p in model.parameters())
+    # Sums of up to 2 x 192 x 64 products in another order: their number times the rounding unit.
+    assert result.small_square == pytest.approx(wanted, rel=2 * 192 * 64 * 2.0**-24)
+
+
+def test_a_run_records_it(pictures, tmp_path):
+    run = config(40, parallel={"train_micro_batch_size_per_gpu": 1})
+    result = train_alone(run, pictures, tmp_path)
+    assert result.noise["step"].tolist() == [1, 17, 33]
+    assert set(result.noise["batch_small"]) == {1}
+    assert set(result.noise["batch_big"]) == {4}
+    at = result.noise["step"] - 1
+    np.testing.assert_allclose(result.noise["square_big"], result.train["grad_norm"][at] ** 2)
+    assert (result.noise["square_small"] > result.noise["square_big"]).all(), "noise adds to a norm"
+    whole = train_alone(config(40), pictures, tmp_path / "whole")
+    assert len(whole.noise) == 0, "one micro-batch: there is one batch size alone"
+    assert np.isnan(whole.noise_scale)
