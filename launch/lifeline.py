@@ -37,7 +37,7 @@ LONGER = (
 )
 
 _NO_STORE = "the process that keeps the store, rank 0 or its launcher, is gone"
-_OVER, _ERRORS, _LEFT = "over", "errors", "left"
+_OVER, _ERRORS, _LEFT, _GONE = "over", "errors", "left", "gone"
 
 
 class Lifeline:
@@ -71,6 +71,15 @@ class Lifeline:
         if self._store:
             with contextlib.suppress(RuntimeError):  # the process that keeps it may have gone first
                 self._store.set(str(self._rank), _LEFT)
+                self._leave(self._store, error is None)
+
+    def _leave(self, store: Store, well: bool) -> None:
+        """Rank 0 may take the store along, so it goes last; the others of a failed one read why first."""
+        gone = store.add(_GONE, 1)
+        deadline = time.monotonic() + (SILENCE_SECONDS if well else 3 * BEAT_SECONDS)
+        while self._rank == 0 and gone < self._ranks and time.monotonic() < deadline:
+            time.sleep(BEAT_SECONDS / 20)
+            gone = store.add(_GONE, 0)
 
     def step(self) -> None:
         """The process has finished a step."""

@@ -47,11 +47,13 @@ def _guarded(
     run: RunConfig, data: Path, folder: Path, device: torch.device, stop: StopSignal
 ) -> int:
     """One run; whatever goes wrong is said and recorded, and leaves the other runs alone."""
+    lifeline = Lifeline(run.run_id, run.guards.hang_minutes, lambda e: record_failure(folder, e))
     try:
         # The first rank holds the lock for all.
-        with locked(folder) if first_rank() else contextlib.nullcontext():
+        with lifeline, locked(folder) if first_rank() else contextlib.nullcontext():
             try:
-                return DONE if _run_one(run, data, folder, device, stop) else STOPPED
+                done = _run_one(run, data, folder, device, stop, lifeline)
+                return DONE if done else STOPPED
             except Exception as error:
                 if first_rank():
                     record_failure(folder, error)
@@ -65,7 +67,12 @@ def _guarded(
 
 
 def _run_one(
-    run: RunConfig, data: Path, folder: Path, device: torch.device, stop: StopSignal
+    run: RunConfig,
+    data: Path,
+    folder: Path,
+    device: torch.device,
+    stop: StopSignal,
+    lifeline: Lifeline,
 ) -> bool:
     if finished_on(run, folder, data):
         say(f"{run.run_id}: finished before, nothing to do")
@@ -73,10 +80,7 @@ def _run_one(
     if first_rank():
         (folder / FAILED_FILE).unlink(missing_ok=True)
         save_config(run, folder)
-    with Lifeline(
-        run.run_id, run.guards.hang_minutes, lambda error: record_failure(folder, error)
-    ) as lifeline:
-        return train(run, data, folder, device=device, stop=stop, report=_report, lifeline=lifeline)
+    return train(run, data, folder, device=device, stop=stop, report=_report, lifeline=lifeline)
 
 
 def _report(progress: Progress) -> None:
