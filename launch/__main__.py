@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.config import RunConfig
 from launch.console import sentence
@@ -22,9 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from launch.devices import device_of
     from launch.plan import print_plan
 
-    print_plan(expand(load_study(arguments.study), arguments.study), arguments.data)
+    runs = expand(load_study(arguments.study), arguments.study)
+    for option in ("gpus", "gpus_per_node"):
+        if getattr(arguments, option) < 1:
+            raise ValueError(
+                f"--{option.replace('_', '-')} {getattr(arguments, option)}: wanted a whole number of "
+                "at least 1. Leave it out for the default."
+            )
+    device = device_of(arguments.device)
+    print_plan(runs, arguments.data, device, arguments.gpus, arguments.gpus_per_node)
     return 0
 
 
@@ -99,10 +109,36 @@ def _parser() -> argparse.ArgumentParser:
         description="Plan the runs of a study, or train them: DeepSpeed around megatron-core.",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    plan = commands.add_parser("plan", help="print every run: N, tokens, steps, FLOPs, memory")
+    for add in (_add_plan, _add_run, _add_reshard, _add_verify):
+        add(commands)
+    return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="print every run: N, tokens, steps, FLOPs, how to spread it, memory, GPU-hours",
+        description="For each run the cheapest strategy that fits the devices. Memory is predicted "
+        "within 10 per cent, time roughly. Exit status 2 if a run fits no strategy, and what would do.",
+    )
     plan.add_argument("study", type=Path, metavar="STUDY.toml")
     plan.add_argument("--data", type=Path, metavar="DIR", help="also say how often it is repeated")
+    plan.add_argument(
+        "--device",
+        default="h100",
+        metavar="NAME",
+        help="h100 (default), h200, a100, or cpu: this machine's, measured now",
+    )
+    plan.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="devices of a run; default 1"
+    )
+    plan.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="tensor parallelism stays within"
+    )
     plan.set_defaults(command=_plan)
+
+
+def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="train runs in this process, one after another (or on all ranks, under torchrun)",
@@ -115,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, required=True, metavar="DIR")
     run.add_argument("--run", action="append", metavar="RUN_ID", help="only this run; repeatable")
     run.set_defaults(command=_run)
+
+
+def _add_reshard(commands: Any) -> None:
     reshard = commands.add_parser(
         "reshard",
         help="write a checkpoint for any TP, DP and ZeRO, or for other tools; and back",
@@ -136,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
         help="universal: to train on (any K, here checked for K); the others: weights alone",
     )
     reshard.set_defaults(command=_reshard)
+
+
+def _add_verify(commands: Any) -> None:
     verify = commands.add_parser(
         "verify",
         help="train a tiny model in every TP x ZeRO x DP combination here and compare the losses",
@@ -149,7 +191,6 @@ def _parser() -> argparse.ArgumentParser:
         help="ranks; default: every GPU here, else 2 processes",
     )
     verify.set_defaults(command=_verify)
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a study will train, before anything costs money. No torch."""
+"""What a study will train, how, and what it costs, before anything costs money. No torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,40 +9,79 @@ from rich.table import Table
 from data_prep.blend import Blend
 from launch.config import RunConfig
 from launch.datasets import Dataset, open_split
+from launch.devices import GPUS, Device
+from launch.planner import GPUS_PER_NODE, Plan, choose
 
-# Weights, gradients and the two moments of Adam; with bf16, weights and gradients are half as
-# large and fp32 master weights are added: 16 bytes either way (Rajbhandari et al. 2020, section 3).
-STATE_BYTES_PER_PARAMETER = 16
+DEVICE = GPUS["h100"]  # that a plan is for if nobody says
+COLUMNS = ("run", "N", "with head", "total", "tokens", "steps", "6ND", "exact FLOPs", "peak LR")
+CHOSEN = ("TP", "ZeRO", "micro-batch", "accumulate", "recompute", "memory", "hours")
 
 
-def print_plan(runs: Sequence[RunConfig], data: Path | None) -> None:
-    """Print a table of the runs and their sums to stdout."""
+def print_plan(
+    runs: Sequence[RunConfig],
+    data: Path | None,
+    device: Device = DEVICE,
+    gpus: int = 1,
+    gpus_per_node: int = GPUS_PER_NODE,
+) -> None:
+    """Print a table of the runs and their sums to stdout.
+
+    Raises `ValueError` after the table where a run fits no strategy; it names every such run.
+    """
     dataset = None if data is None else open_split(runs[0], data, "train")
-    columns = ["run", "N", "with head", "total", "tokens", "steps", "6ND", "exact FLOPs", "peak LR"]
-    columns += ["ZeRO", "model state"] + (["epochs"] if dataset else [])
+    hours = "GPU-hours" if device.is_gpu else "CPU-hours"
+    columns = [*COLUMNS, *CHOSEN[:-1], hours] + (["epochs"] if dataset else [])
     table = Table(*columns, box=None, pad_edge=False)
+    refusals, total = [], 0.0
     for run in runs:
-        row = [
-            run.run_id,
-            f"{run.shape.params_non_embedding:.3g}",
-            f"{run.shape.params_non_embedding_and_head:.3g}",
-            f"{run.shape.params_total:.3g}",
-            f"{run.tokens:.3g}",
-            f"{run.train_steps}",
-            f"{run.flops:.2e}",
-            f"{run.flops_exact:.2e}",
-            f"{run.peak_learning_rate:.3g}",
-            f"{run.parallel.zero_stage}",
-            _bytes(run.shape.params_total * STATE_BYTES_PER_PARAMETER),
-        ]
+        try:
+            plan = choose(run, device, gpus, gpus_per_node)
+            total += plan.device_hours(run.train_steps)
+        except ValueError as error:
+            plan = None
+            refusals.append(str(error))
+        row = [*_counts(run), *_strategy(run, plan)]
         table.add_row(*row, *([_epochs(dataset, run)] if dataset else []))
     # Wide enough for every column: a table that is piped must not be cut at 80.
-    Console(width=220, soft_wrap=True).print(table)
+    Console(width=280, soft_wrap=True).print(table)
     print(
         f"{len(runs)} runs, {sum(run.tokens for run in runs):.3g} tokens, "
         f"{sum(run.flops for run in runs):.2e} FLOPs (6ND), "
-        f"{sum(run.flops_exact for run in runs):.2e} exact"
+        f"{sum(run.flops_exact for run in runs):.2e} exact, "
+        f"{total:.3g} {hours} on {gpus} {device.name}"
     )
+    if refusals:
+        raise ValueError("\n".join(dict.fromkeys(refusals)))
+
+
+def _counts(run: RunConfig) -> list[str]:
+    return [
+        run.run_id,
+        f"{run.shape.params_non_embedding:.3g}",
+        f"{run.shape.params_non_embedding_and_head:.3g}",
+        f"{run.shape.params_total:.3g}",
+        f"{run.tokens:.3g}",
+        f"{run.train_steps}",
+        f"{run.flops:.2e}",
+        f"{run.flops_exact:.2e}",
+        f"{run.peak_learning_rate:.3g}",
+    ]
+
+
+def _strategy(run: RunConfig, plan: Plan | None) -> list[str]:
+    if plan is None:
+        return ["-"] * len(CHOSEN)
+    parallel = plan.parallel
+    offload = "+offload" if parallel.offload_optimizer else ""
+    return [
+        f"{parallel.tensor_model_parallel_size}" + ("+SP" if parallel.sequence_parallel else ""),
+        f"{parallel.zero_stage}{offload}",
+        f"{parallel.train_micro_batch_size_per_gpu}",
+        f"{plan.micro_batches}",
+        "yes" if parallel.activation_checkpointing else "no",
+        _gigabytes(plan.bytes),
+        f"{plan.device_hours(run.train_steps):.3g}",
+    ]
 
 
 def _epochs(dataset: Dataset, run: RunConfig) -> str:
@@ -53,9 +92,5 @@ def _epochs(dataset: Dataset, run: RunConfig) -> str:
     return f"{run.tokens / dataset.num_tokens:.2f}"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.3g}GB"
