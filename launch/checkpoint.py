@@ -17,7 +17,6 @@ import torch.distributed
 from launch.checkpoint_files import (
     CHECKPOINTS,
     Checkpoint,
-    FileRecord,
     hashed,
     publish,
     step_name,
@@ -31,6 +30,9 @@ from launch.engine import Engine
 from launch.results import METRICS_FILE, DamagedFile, is_finished
 from launch.universal import UNIVERSAL, write_universal
 
+# Ranks that read all of a checkpoint's files: the work is shared, opening the files is not.
+ASSEMBLERS = 16
+
 
 def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
     """Save after `step` steps, then remove what is no longer kept. Collective.
@@ -42,45 +44,63 @@ def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
     final = folder / CHECKPOINTS / step_name(step)
     temporary = final.parent / f".{final.name}.tmp"
     state = temporary / "state"
-    if _first_rank():
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    _barrier()
-    _together(lambda: engine.save(temporary, state.name, {"step": step}), temporary)
-    if _first_rank():
+    whole = Checkpoint(
+        path=final,
+        step=step,
+        config_digest=config.digest,
+        data_identity=data_identity,
+        zero_stage=config.parallel.zero_stage,
+        world_size=engine.world_size,
+        tensor_parallel=config.parallel.tensor_model_parallel_size,
+    )
+
+    def add_ours() -> list[Path]:
         shutil.copyfile(folder / METRICS_FILE, state / METRICS_FILE)
         save_config(config, state)
-    _barrier()
-    records = _together(lambda: _hashed(state), temporary)
-    if _first_rank():
-        whole = Checkpoint(
-            path=final,
-            step=step,
-            config_digest=config.digest,
-            data_identity=data_identity,
-            zero_stage=config.parallel.zero_stage,
-            world_size=engine.world_size,
-            tensor_parallel=config.parallel.tensor_model_parallel_size,
+        return sorted(path for path in state.rglob("*") if path.is_file())
+
+    try:
+        _on_first(lambda: _fresh(temporary))
+        _together(lambda: engine.save(temporary, state.name, {"step": step}))
+        files = _on_first(add_ours)
+        share = files[_rank() :: torch.distributed.get_world_size()]
+        records = _together(lambda: hashed(share, state))
+        _on_first(
+            lambda: publish(state, whole, {name: r for each in records for name, r in each.items()})
         )
-        publish(state, whole, {name: each for some in records for name, each in some.items()})
-        shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        if _first_rank():
+            shutil.rmtree(temporary, ignore_errors=True)
+    if _first_rank():
         _remove_old(folder, config)
     _barrier()
 
 
-def _together(work: Callable[[], Any], temporary: Path) -> list[Any]:
-    """Every rank does its part of a save; where one fails, all remove `temporary` and raise."""
-    problem, result = None, None
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _on_first(work: Callable[[], Any]) -> Any:
+    """What the first rank does for all; the others get its result, or its error."""
+    return _together(lambda: work() if _first_rank() else None)[0]
+
+
+def _together(work: Callable[[], Any]) -> list[Any]:
+    """Every rank does its part; where one cannot, all raise: the reason there, `OSError` or `ValueError`.
+
+    Without this a rank that raises alone leaves the others waiting in their next collective.
+    """
+    problem: OSError | ValueError | None = None
+    result = None
     try:
         result = work()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         problem = error
-    results = _gathered((result, problem and (problem.errno, problem.strerror, problem.filename)))
-    failed = [(rank, reason) for rank, (_, reason) in enumerate(results) if reason]
+    results = _gathered((result, problem))
+    failed = [error for _, error in results if error]
     if failed:
-        if _first_rank():
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise problem or OSError(*failed[0][1])  # errno, what, file
+        raise problem or failed[0]
     return [result for result, _ in results]
 
 
@@ -98,7 +118,10 @@ def newest(folder: Path, *, at_step: int | None = None) -> Checkpoint | None:
         try:
             checkpoint = verify(path, _rank(), torch.distributed.get_world_size())
         except ValueError as error:
-            problem = str(error)
+            passed = "kept as broken-..." if at_step is None else "left where it is"
+            problem = (
+                f"{error} It is passed over and {passed}; an older one, or the beginning, serves."
+            )
         problems = [each for each in _gathered(problem) if each]
         if not problems:
             return checkpoint
@@ -160,18 +183,27 @@ def load(engine: Engine, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _load_through_universal(engine: Engine, checkpoint: Checkpoint, temporary: Path) -> None:
-    if _first_rank():
-        shutil.rmtree(temporary, ignore_errors=True)
-    _barrier()
+    """At most `ASSEMBLERS` ranks read every file to put parameters together; all then read these."""
+    parts = min(torch.distributed.get_world_size(), ASSEMBLERS)
+
+    def assemble() -> None:
+        if _rank() < parts:
+            shape = engine.config.shape
+            write_universal(checkpoint.path, temporary, shape, part=_rank(), parts=parts)
+
     try:
-        parts = torch.distributed.get_world_size()
-        write_universal(checkpoint.path, temporary, engine.config.shape, part=_rank(), parts=parts)
-        _barrier()
-        engine.load_universal(temporary)
-        _barrier()
+        _on_first(lambda: _fresh(temporary))
+        _together(assemble)
+        _together(lambda: engine.load_universal(temporary))
     finally:
         if _first_rank():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a killed process had begun to write. Only for who holds the run's lock."""
+    for path in (folder / CHECKPOINTS).glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_all(folder: Path, keep_steps: list[int]) -> None:
@@ -187,12 +219,6 @@ def _remove_old(folder: Path, config: RunConfig) -> None:
     for path in paths[: -config.checkpoint.keep_last]:
         if step_number(path) not in config.keep_steps:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _hashed(state: Path) -> dict[str, FileRecord]:
-    """This rank's share of the files of a folder: pushed to the disk, and hashed."""
-    files = sorted(path for path in state.rglob("*") if path.is_file())
-    return hashed(files[_rank() :: torch.distributed.get_world_size()], state)
 
 
 def _rank() -> int:

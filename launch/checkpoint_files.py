@@ -8,6 +8,7 @@ checkpoints/step-<n>/       appears by rename, once every rank has written and h
     checkpoint.json         step, the run's digest, the data's identity, size and sha256 of each file
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -65,13 +66,10 @@ def verify(path: Path, part: int = 0, parts: int = 1) -> Checkpoint:
 
     Raises `ValueError` that names the first broken file.
     """
-    advice = (
-        "It is passed over and kept as `broken-step-...`; the next older checkpoint, or the beginning, "
-        "is used instead."
-    )
+    advice = "This checkpoint is damaged or incomplete: take another one."
     try:
         description = Description.model_validate_json((path / DESCRIPTION).read_bytes())
-    except (OSError, ValidationError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValidationError) as error:
         raise ValueError(
             f"{path / DESCRIPTION}: not readable as a checkpoint's description "
             f"({str(error).splitlines()[0]}); wanted what was saved. {advice}"
@@ -87,7 +85,14 @@ def verify(path: Path, part: int = 0, parts: int = 1) -> Checkpoint:
         if size != wanted.bytes:
             found = "missing" if size is None else f"{size} bytes"
             raise ValueError(f"{file}: {found}; wanted {wanted.bytes} bytes. {advice}")
-        digest = _sha256(file)
+        try:
+            digest = _sha256(file)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a bad sector is damage; too many open files is not
+                raise
+            raise ValueError(
+                f"{file}: not readable ({error.strerror}); wanted its bytes. {advice}"
+            ) from None
         if digest != wanted.sha256:
             raise ValueError(
                 f"{file}: sha256 {digest[:12]}...; wanted {wanted.sha256[:12]}... {advice}"

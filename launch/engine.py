@@ -4,11 +4,8 @@ The module that runs DeepSpeed (`safe_load` reads its files). DeepSpeed's config
 one function, never an input.
 """
 
-import contextlib
-import ctypes
 import gc
 import math
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from launch.batches import Batch
 from launch.config import RunConfig
 from launch.noise import SquaredGradient
 from launch.optimizer import forget_warm_up_step, optimizer_of
+from launch.process import keep_freed_memory, own_device
 from launch.safe_load import SafeCheckpointEngine
 from launch.universal import Universal, load_universal
 from megatron_ext.model import LanguageModel, build_model, is_split
@@ -48,30 +46,14 @@ def start_process() -> torch.device:
     """Make this process ready to train: device, process group, DeepSpeed. Safe to call twice."""
     # DeepSpeed calls torch's collectives by names that torch has since replaced.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    _keep_freed_memory()
+    keep_freed_memory()
     # 85 s of g++ the first time, for a collective that gloo has already (measured; stack notes).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+    device = own_device()
     start_process_groups()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return device
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks instead of returning them to the system.
-
-    A training step frees and asks for the same large blocks again. By default glibc unmaps each,
-    and the next step pays a page fault for every 4 KiB of it.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to tell
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold, limit = -1, -3, 2**30
-        libc.mallopt(m_mmap_threshold, limit)
-        libc.mallopt(m_trim_threshold, limit)
 
 
 @dataclass(frozen=True)
@@ -125,7 +107,10 @@ class Engine:
         if self.world_size == 1 and config.parallel.zero_stage == 0:
             # Nothing to add over one rank, but DeepSpeed would wait for gloo to do it.
             self._deepspeed.enable_backward_allreduce = False
-        self._deepspeed.checkpoint_engine = SafeCheckpointEngine(self._deepspeed._config)
+        self._files = SafeCheckpointEngine(self._deepspeed._config)
+        self._deepspeed.checkpoint_engine = self._files
+        # Scripts beside the checkpoint, which one rank writes outside of the checkpoint engine.
+        self._deepspeed._copy_recovery_script = lambda _: None
 
     @property
     def model(self) -> LanguageModel:
@@ -221,11 +206,17 @@ class Engine:
         return torch.cat(losses)
 
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
-        """Write model, optimizer and `state` under folder/tag. Collective: all ranks call it."""
+        """Write model, optimizer and `state` under folder/tag. Collective: all ranks call it.
+
+        Raises `OSError` on the ranks that could not write, once all have tried.
+        """
         with quiet():
             self._deepspeed.save_checkpoint(
                 str(folder), tag=tag, client_state=state, save_latest=False
             )
+        problem, self._files.problem = self._files.problem, None
+        if problem:
+            raise problem
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
         """Read what `save` wrote; returns the state. Collective.
@@ -327,7 +318,11 @@ def _deepspeed_config(config: RunConfig, micro_batch: int, world_size: int) -> d
 
 
 def _zero_config(config: RunConfig) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.parallel.zero_stage}
+    zero: dict[str, Any] = {
+        "stage": config.parallel.zero_stage,
+        # Else ZeRO 3 replaces torch's linear function for good, and the bits of later runs change.
+        "memory_efficient_linear": False,
+    }
     if config.parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return zero

@@ -106,5 +106,11 @@ def record_failure(folder: Path, error: Exception) -> None:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "process": f"{os.getpid()} {platform.node()}",
     }
-    with contextlib.suppress(OSError):  # a full disk is often the failure itself
-        (folder / FAILED_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    temporary = folder / f".{FAILED_FILE}.tmp"
+    with contextlib.suppress(
+        OSError
+    ):  # a full disk is often the failure itself: then there is none
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(folder / FAILED_FILE)
+        return
+    temporary.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ LONGER = (
 )
 
 _NO_STORE = "the process that keeps the store, rank 0 or its launcher, is gone"
-_OVER, _ERRORS, _LEFT, _GONE = "over", "errors", "left", "gone"
+_OVER, _SAID, _ERRORS, _LEFT, _GONE = "over", "said", "errors", "left", "gone"
 
 
 class Lifeline:
@@ -48,7 +48,7 @@ class Lifeline:
         self._name, self._record = name, record
         self._limit = 60 * hang_minutes
         self._deadline = time.monotonic() + LONGER * self._limit
-        self._ended = threading.Event()
+        self._ended, self._spoken = threading.Event(), threading.Event()
         self._rank, self._ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._store = _store(name) if self._ranks > 1 else None
         self._answered = time.monotonic()  # the store, the last time
@@ -96,6 +96,7 @@ class Lifeline:
         """Tell the others why this rank leaves; or wait for the reason, if it is that another one did."""
         try:
             if isinstance(error, ValueError | OSError | FloatingPointError):
+                self._spoken.set()
                 store.set(_OVER, f"{FAILED} rank {self._rank} failed: {error}")
                 return
             count = store.add(_ERRORS, 1)
@@ -125,8 +126,7 @@ class Lifeline:
             try:
                 self._store.set(str(self._rank), str(time.monotonic()))
                 if self._store.check([_OVER]):
-                    status, _ = self._store.get(_OVER).decode().split(" ", 1)
-                    os._exit(int(status))
+                    self._follow(self._store.get(_OVER).decode())
                 following = self._following(self._store)
             except RuntimeError:
                 self._end(_NO_STORE)
@@ -142,18 +142,39 @@ class Lifeline:
         key = str((self._rank + 1) % self._ranks)
         return store.get(key) if store.check([key]) else None
 
+    def _follow(self, over: str) -> None:
+        """Another rank has said why the run is over. The first writes it down, for it has the folder."""
+        if self._spoken.is_set():
+            return
+        status, why = over.split(" ", 1)
+        if self._rank == 0:
+            self._record(RuntimeError(f"{self._name}: {why}"))
+            time.sleep(2 * BEAT_SECONDS)  # it may take the store along: the others read it first
+        os._exit(int(status))
+
     def _end(self, what: str) -> None:
         message = (
             f"{self._name}: {what}. All ranks end; the run continues from its newest checkpoint."
         )
+        if self._store and what != _NO_STORE:
+            # The store may not answer: half of the beats to be the first to say it, half for the others.
+            first = threading.Thread(target=self._say_first, args=(self._store, what), daemon=True)
+            first.start()
+            first.join(3 * BEAT_SECONDS)
+        self._spoken.set()
         print(message, file=sys.stderr, flush=True)
         self._record(RuntimeError(message))
         if self._store and what != _NO_STORE:
-            # In a thread, for the store may not answer. Rank 0 takes it along, so the others read first.
-            words = (_OVER, f"{LOST} {what}")
-            threading.Thread(target=self._store.set, args=words, daemon=True).start()
             time.sleep(3 * BEAT_SECONDS)
         os._exit(LOST)
+
+    def _say_first(self, store: Store, what: str) -> None:
+        """Tell the others; the rank that another one forestalled ends in silence."""
+        if store.add(_SAID, 1) > 1:
+            time.sleep(2 * BEAT_SECONDS)  # until the other's words are there
+            self._follow(store.get(_OVER).decode())
+        self._spoken.set()
+        store.set(_OVER, f"{LOST} {what}")
 
 
 def _store(name: str) -> Store:

@@ -22,8 +22,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from launch.checkpoint_files import (
@@ -39,8 +38,12 @@ from launch.checkpoint_files import (
 from launch.config import CONFIG_FILE, RunConfig, load_config
 from launch.results import METRICS_FILE
 from launch.safe_load import load_file
-from launch.universal import UNIVERSAL, Universal, save_weights, write_universal
-from megatron_ext.model import VOCABULARY_TABLES, refuse_indivisible, split_dimension
+from launch.universal import UNIVERSAL, Universal, save_weights, write_tensors, write_universal
+from megatron_ext.model import (
+    VOCABULARY_TABLES,
+    refuse_indivisible,
+    split_dimension,
+)
 
 FORMS = ("universal", "safetensors", "megatron")
 INDEX = "model.safetensors.index.json"
@@ -82,7 +85,7 @@ def _read(source: Path, scratch: Path) -> tuple[Checkpoint, RunConfig, Path]:
     if (source / INDEX).is_file():
         return _imported(source, source, _safetensors_weights(source), 0, scratch)
     if (source / TRACKER).is_file():
-        step = int((source / TRACKER).read_text())
+        step = _tracked_step(source / TRACKER)
         folder = source / f"iter_{step:07d}"
         return _imported(source, folder, _megatron_weights(folder), step, scratch)
     path = source if (source / DESCRIPTION).is_file() else newest_path(source)
@@ -100,12 +103,34 @@ def _read(source: Path, scratch: Path) -> tuple[Checkpoint, RunConfig, Path]:
     return checkpoint, config, scratch / UNIVERSAL
 
 
+def _tracked_step(tracker: Path) -> int:
+    text = tracker.read_text().strip()
+    if not text.isdecimal():
+        raise ValueError(
+            f"{tracker}: {text[:40]!r}; wanted the number of a step, iter_<number>/ beside it. Write the "
+            "number of the folder that you want into it."
+        )
+    return int(text)
+
+
 def _imported(
     source: Path, folder: Path, weights: Iterator[tuple[str, Tensor]], step: int, scratch: Path
 ) -> tuple[Checkpoint, RunConfig, Path]:
     config = load_config(source)
+    wanted, found = config.shape.parameter_shapes, {}
     for name, weight in weights:
         save_weights(scratch / UNIVERSAL, PREFIX + name, weight)
+        found[name] = tuple(weight.shape)
+    wrong = sorted(
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    )
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{folder}: {name} is {found.get(name, 'missing')}; wanted "
+            f"{wanted.get(name, 'no such parameter')}, as {source / CONFIG_FILE} says (and {len(wrong) - 1} "
+            "more). A file is missing or of another model: export it again."
+        )
     none = Checkpoint(
         path=folder,
         step=step,
@@ -119,10 +144,23 @@ def _imported(
 
 
 def _safetensors_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values())):
-        with safe_open(folder / file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no dict
-                yield name, tensors.get_tensor(name)
+    try:
+        files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{folder / INDEX}: not the index of safetensors files; wanted JSON with a weight_map. Export "
+            "the model again."
+        ) from None
+    for file in files:
+        try:
+            with safe_open(folder / file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                    yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / file}: not readable ({error}); wanted a whole safetensors file. Export the model "
+                "again."
+            ) from None
 
 
 def _megatron_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -186,7 +224,7 @@ def _export_safetensors(whole: Path, config: RunConfig, out: Path) -> Path:
             for name in group:
                 tensors[name.removeprefix(PREFIX)] = universal.local(name, config.shape)
                 advance(name, len(names))
-            save_file(tensors, out / file, metadata={"format": "pt"})
+            write_tensors(tensors, out / file)
             weight_map |= dict.fromkeys(tensors, file)
     total = sum(4 * universal.whole_shape(name).numel() for name in names)
     _write(out / CONFIG_FILE, config.model_dump_json(indent=2))

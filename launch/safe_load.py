@@ -4,6 +4,7 @@ DeepSpeed unpickles with full trust. Here tensors, plain values and three of Dee
 classes, which are allowed by name, come through; anything else, code included, is refused.
 """
 
+import errno
 import logging
 import os
 import pickle
@@ -41,6 +42,13 @@ def load_file(
     try:
         with torch.serialization.safe_globals([*_PLAIN_CLASSES, *also]):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not readable ({str(error).splitlines()[0]}); wanted a file that torch.save wrote, whole. "
+            "It is truncated or damaged: take another checkpoint."
+        ) from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ['\"]?([\w.]+)", str(error))
         reason = f"it holds {named[1]}" if named else "it is no such archive"
@@ -52,7 +60,26 @@ def load_file(
 
 
 class SafeCheckpointEngine(TorchCheckpointEngine):
-    """DeepSpeed's own checkpoint files, read by `load_file`."""
+    """Reads and writes DeepSpeed's checkpoint files, for it.
+
+    A write that fails is kept in `problem` and not raised: DeepSpeed's ranks meet after writing, and a
+    rank that is missing there would leave the others waiting (`launch.checkpoint` lets them agree).
+    """
+
+    problem: OSError | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        try:
+            with open(path, "wb") as file:  # torch's own writer does not say what went wrong
+                torch.save(state_dict, file)
+        except (OSError, RuntimeError) as error:
+            # Its archive, closed half-written, complains last; what went wrong first is the context.
+            first: BaseException | None = error
+            while first is not None and not isinstance(first, OSError):
+                first = first.__context__
+            number = first.errno if first and first.errno else errno.EIO
+            reason = os.strerror(number) if first else str(error).splitlines()[0]
+            self.problem = self.problem or OSError(number, reason, path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_file(path, map_location=map_location, mmap=False)

@@ -188,6 +188,8 @@ def _evaluate(
 
 def _resume(engine: Engine, folder: Path, identity: str) -> int:
     """Load the newest whole checkpoint of the run, or its trunk's; returns the steps done."""
+    if first_rank():
+        checkpoint.remove_leftovers(folder)
     trunk = engine.config.trunk
     found = checkpoint.newest(folder)
     if found is None and trunk is not None:

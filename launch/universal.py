@@ -12,6 +12,7 @@ Tensor parallelism cuts a matrix by rows (`linear_qkv`, `linear_fc1`, the token 
 are left out here, and made anew.
 """
 
+import errno
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -61,7 +62,7 @@ def write_universal(
     names = list(ranks[0].shapes)
     for name in names[part::parts]:
         whole = {state: _whole(name, state, ranks, shape, source) for state in STATES}
-        save_file(whole, out / f"{name}.safetensors")
+        write_tensors(whole, out / f"{name}.safetensors")
         if report:
             report(name, len(names))
     steps = {step for rank in ranks for step in rank.steps}
@@ -77,7 +78,17 @@ def write_universal(
 def save_weights(out: Path, name: str, weight: Tensor) -> None:
     """A parameter without the optimizer's moments, as another tool keeps it."""
     out.mkdir(parents=True, exist_ok=True)
-    save_file({"fp32": weight.float().contiguous()}, out / f"{name}.safetensors")
+    write_tensors({"fp32": weight.float().contiguous()}, out / f"{name}.safetensors")
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file. Raises `OSError` that names it where it cannot be written."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        full = "No space left" in str(error) or "os error 28" in str(error)
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, str(error).splitlines()[0], str(path)) from None
 
 
 def _read_parts(source: Path) -> list[_Part]:

@@ -139,6 +139,38 @@ class ModelShape:
         final_norm = 2 * d
         return self.params_non_embedding + self.num_layers * (biases + norms) + tables + final_norm
 
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter of the unsplit model, under megatron-core's names."""
+        d, attention, feed = self.hidden_size, self.attention_size, self.ffn_hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "embedding.word_embeddings.weight": (self.embedding_rows, d),
+            "output_layer.weight": (self.embedding_rows, d),
+            "decoder.final_layernorm.weight": (d,),
+            "decoder.final_layernorm.bias": (d,),
+        }
+        if not self.position_axes:
+            shapes["embedding.position_embeddings.weight"] = (self.seq_length, d)
+        for number, size in enumerate(self.position_axes):
+            shapes[f"embedding.position_embeddings.tables.{number}.weight"] = (size, d)
+        layer = {
+            "input_layernorm.weight": (d,),
+            "input_layernorm.bias": (d,),
+            "self_attention.linear_qkv.weight": (3 * attention, d),
+            "self_attention.linear_qkv.bias": (3 * attention,),
+            "self_attention.linear_proj.weight": (d, attention),
+            "self_attention.linear_proj.bias": (d,),
+            "pre_mlp_layernorm.weight": (d,),
+            "pre_mlp_layernorm.bias": (d,),
+            "mlp.linear_fc1.weight": (feed, d),
+            "mlp.linear_fc1.bias": (feed,),
+            "mlp.linear_fc2.weight": (d, feed),
+            "mlp.linear_fc2.bias": (d,),
+        }
+        for number in range(self.num_layers):
+            shapes |= {f"decoder.layers.{number}.{name}": size for name, size in layer.items()}
+        return shapes
+
     # --- FLOPs of training, per token ---
 
     @property

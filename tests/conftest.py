@@ -26,6 +26,15 @@ def sample_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def fits_data() -> Path:
+    """The folder of published measurements that the environment variable FITS_DATA names; or a skip."""
+    folder = os.environ.get("FITS_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("FITS_DATA does not name the folder of published measurements")
+    return Path(folder)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, with the reason."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
@@ -44,9 +53,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI a skipped test is a failed one; only a GPU and the real sample files may be missing."""
     report = yield
-    samples = "sample_data" in getattr(item, "fixturenames", ())
+    samples = {"sample_data", "fits_data"} & set(getattr(item, "fixturenames", ()))
     gpu = item.get_closest_marker("gpu") is not None
-    excused = hasattr(report, "wasxfail") or gpu or samples
+    excused = hasattr(report, "wasxfail") or gpu or bool(samples)
     if IN_CI and report.skipped and not excused:
         report.outcome = "failed"
         report.longrepr = f"skipped, and CI=true allows no skip: {report.longrepr}"

@@ -30,7 +30,7 @@ CHINCHILLA = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0
 """Besiroglu et al. 2024 (2404.10102)."""
 KAPLAN = {"Nc": 6.4e13, "aN": 0.076, "Dc": 1.8e13, "aD": 0.103}
 """Kaplan et al. 2020, Table 2."""
-real = pytest.mark.skipif(not FITS.is_dir(), reason="FITS_DATA names no folder")
+real = pytest.mark.usefixtures("fits_data")
 
 
 def grid(sizes=6, budgets=5):

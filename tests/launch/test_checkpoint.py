@@ -97,9 +97,7 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_used(kind, copy, capfd
         warning = capfd.readouterr().err
         assert warning.startswith(f"WARNING: {file}: ")
         assert words in warning
-        assert (
-            "It is passed over and kept as `broken-step-...`; the next older checkpoint" in warning
-        )
+        assert "It is passed over and kept as broken-...; an older one" in warning
         newer.with_name("broken-step-8").rename(newer)
         file.write_bytes(kept)
     assert newest(folder).step == 8

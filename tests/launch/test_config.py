@@ -28,6 +28,7 @@ def test_the_run_id_is_stable_and_readable():
         {"parallel": {"zero_stage": 1}},
         {"parallel": {"train_micro_batch_size_per_gpu": 1}},
         {"checkpoint": {"interval_minutes": 1.0, "keep_last": 9}},
+        {"guards": {"non_finite": "skip", "hang_minutes": 1.0}},
         {"trunk": {"run_id": "x", "step": 3}},
         {"keep_steps": [1, 2]},
     ],
@@ -69,7 +70,7 @@ def changed(change):
 
 
 def test_every_field_is_covered_by_the_two_tests_above():
-    where = {"study", "question", "parallel", "checkpoint", "trunk", "keep_steps"}
+    where = {"study", "question", "parallel", "checkpoint", "guards", "trunk", "keep_steps"}
     what = {"domain", "tokens", "seed", "precision", "shape", "batch", "optimizer", "schedule",
             "model", "evaluation", "blend"}  # fmt: skip
     assert set(type(config()).model_fields) == where | what

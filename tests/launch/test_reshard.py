@@ -207,3 +207,36 @@ def test_deepspeeds_own_converter_gives_the_same(stopped, universal, tmp_path):
             assert torch.equal(mine[name].view(-1), theirs.view(-1)), (file.stem, name)
     step = json.loads((universal / "universal" / "optimizer.json").read_text())["step"]
     assert step == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("a part is missing", "linear_fc1.bias is (16,); wanted (32,), as "),
+        ("a part is truncated", "model_optim_rng.pt: not readable"),
+        ("the step is a word", "'release'; wanted the number of a step"),
+        ("an index is broken", "not the index of safetensors files; wanted JSON with a weight_map"),
+        ("a tensor file is truncated", "not readable (Error while deserializing header"),
+    ],
+)
+def test_damaged_forms_of_other_tools_are_refused(damage, words, universal, tmp_path, capsys):
+    there = tmp_path / "there"
+    form = "megatron" if "part" in damage or "step" in damage else "safetensors"
+    command = ["reshard", str(universal), "--to", form, "--out", str(there)]
+    assert main([*command, "--tensor-parallel", "2"]) == 0
+    if damage == "a part is missing":
+        shutil.rmtree(there / "iter_0000004" / "mp_rank_01")
+    elif damage == "a part is truncated":
+        path = there / "iter_0000004" / "mp_rank_01" / "model_optim_rng.pt"
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif damage == "the step is a word":
+        (there / "latest_checkpointed_iteration.txt").write_text("release\n")
+    elif damage == "an index is broken":
+        (there / "model.safetensors.index.json").write_text('{"weight_map": [')
+    else:
+        path = there / "model-00001-of-00001.safetensors"
+        path.write_bytes(path.read_bytes()[:100])
+    assert main(["reshard", str(there), "--out", str(tmp_path / "back")]) == 2
+    error = capsys.readouterr().err
+    assert words in error, error
+    assert not list((tmp_path / "back").glob("*")), "nothing half-made is left"

@@ -92,3 +92,15 @@ def test_every_topology_becomes_every_other(precision, ranks, tmp_path):
         for tensor_parallel, stage in product(sizes, (0, 1, 2, 3))
     ]
     assert_all_agree(spread(tmp_path, ranks, chosen, sources=len(chosen) - 1))
+
+
+def test_a_rank_that_cannot_write_a_checkpoint_stops_all_and_loses_nothing(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "tests.launch.full_disk", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        said, newest, left = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(said) == 2, "all ranks raise, whichever could not write"
+        assert all("File too large" in each and "_states.pt" in each for each in said), said
+        assert (newest, left) == (2, ["step-1", "step-2"])

@@ -187,13 +187,13 @@ def test_a_loss_that_is_not_finite_fails_that_run_alone(alone, pictures, tmp_pat
     good = config(6)
     assert run_all([bad, good], pictures, tmp_path) == 1
     error = capfd.readouterr().err
-    assert f"{bad.run_id}: FAILED: {bad.run_id}: the loss of step 2 is nan" in error
-    assert "at learning rate 1e+30; wanted a finite number" in error
+    assert f"{bad.run_id}: FAILED: {bad.run_id}: step 2 has loss nan and gradient norm " in error
+    assert "at learning rate 1e+30; wanted finite numbers" in error
     assert "Lower optimizer.learning_rate" in error
     assert "Traceback" not in error
     folder = run_folder(tmp_path, bad)
     reason = json.loads((folder / "failed.json").read_text())
-    assert reason["error"].startswith(f"FloatingPointError: {bad.run_id}: the loss of step 2")
+    assert reason["error"].startswith(f"FloatingPointError: {bad.run_id}: step 2 has loss nan")
     broken = read_result(folder)
     assert not broken.finished
     assert len(broken.train) == 2

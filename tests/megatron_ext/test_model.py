@@ -44,6 +44,9 @@ def test_every_formula_counts_the_real_model(family, layers, width):
     matrices = [p for name, p in model.gpt.decoder.named_parameters() if p.ndim == 2]
     assert sum(each.numel() for each in matrices) == of.params_non_embedding
     assert len(matrices) == 4 * layers
+    assert {f"gpt.{name}": size for name, size in of.parameter_shapes.items()} == {
+        name: tuple(parameter.shape) for name, parameter in model.named_parameters()
+    }
     head = model.gpt.output_layer.weight
     assert head.shape == (of.vocab_size + 1, width)
     assert head.data_ptr() != model.gpt.embedding.word_embeddings.weight.data_ptr(), "not shared"
@@ -58,6 +61,7 @@ def test_a_sparse_model_with_factorised_positions_is_counted_too():
     assert sum(each.numel() for each in model.parameters()) == of.params_total
     core = [layer.self_attention.core_attention for layer in model.gpt.decoder.layers]
     assert [(each.pattern, each.window) for each in core] == [("local", 6), ("strided", 6)] * 2
+    assert set(of.parameter_shapes) == {name[4:] for name, _ in model.named_parameters()}
     tables = [table.weight for table in model.gpt.embedding.position_embeddings.tables]
     positions = torch.arange(24)[None]
     found = model.gpt.embedding.position_embeddings(positions)

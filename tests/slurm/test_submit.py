@@ -70,6 +70,7 @@ def study(tmp_path):
     return write_study(tmp_path / "tiny.toml", tokens=LONG)
 
 
+@pytest.mark.long  # late in a whole session it wakes too late, see LONG
 def test_killed_jobs_then_ctrl_c_then_cancel_then_done(terminal, undisturbed):
     """Each time the same command continues, and the losses are those of an undisturbed study."""
     waiting = terminal.start("submit", "--wait")
@@ -106,6 +107,7 @@ def test_killed_jobs_then_ctrl_c_then_cancel_then_done(terminal, undisturbed):
     assert losses(terminal) == undisturbed
 
 
+@pytest.mark.long  # late in a whole session it wakes too late, see LONG
 def test_a_killed_submit_is_taken_over_and_a_job_out_of_time_requeues(terminal, undisturbed):
     """Its jobs live on; two others at once find them, start nothing, and wait for them.
 

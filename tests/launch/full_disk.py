@@ -1,0 +1,53 @@
+"""Run by every rank of a group: one rank cannot write during a save; then it can again.
+
+RLIMIT_FSIZE stands for the full disk: a write beyond it fails as one on a full disk does.
+"""
+
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import torch.distributed
+
+from launch import checkpoint
+from launch.engine import Engine, start_process
+from launch.results import METRICS_FILE
+from launch.verify import Case, run_of
+from tests.launch.topologies import train
+
+PLENTY = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+def main(folder: Path) -> None:
+    device = start_process()
+    rank = torch.distributed.get_rank()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    engine = Engine(run_of(Case(2, 1, False, 1, "fp32")), device)
+    if rank == 0:
+        (folder / "checkpoints").mkdir()
+        (folder / METRICS_FILE).write_bytes(b"what was measured")
+    torch.distributed.barrier()
+    checkpoint.save(engine, folder, 1, "data")
+    said = []
+    for limited in (0, 1):
+        train(engine, 0, 1)
+        if rank == limited:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, PLENTY[1]))
+        try:
+            checkpoint.save(engine, folder, 2, "data")
+        except OSError as error:
+            said.append(str(error))
+        resource.setrlimit(resource.RLIMIT_FSIZE, PLENTY)
+        newest = checkpoint.newest(folder)
+        assert newest is not None
+        assert newest.step == 1, "the older one is as it was"
+    checkpoint.save(engine, folder, 2, "data")
+    newest = checkpoint.newest(folder)
+    left = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    (folder / f"{rank}.json").write_text(json.dumps([said, newest and newest.step, left]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
