@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.domain import domain
-from data_prep.files import beside, sync_folder, write_file
+from data_prep.files import beside, sync_path, write_file
 from data_prep.manifest import ShardRecord, record_of
 from data_prep.shard_index import map_index
 from data_prep.shards import ShardWriter
@@ -126,7 +126,7 @@ def place(task: Placement, watch: Watch) -> ShardRecord | None:
     # The index comes last: a pair that is there is whole.
     for ending in (".bin", ".idx"):
         _link(beside(task.merged, ending), beside(task.final, ending))
-    sync_folder(task.final.parent)
+    sync_path(task.final.parent)
     return task.record
 
 

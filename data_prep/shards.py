@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from data_prep.domain import Domain
-from data_prep.files import beside, sync, sync_folder
+from data_prep.files import beside, sync, sync_path
 from data_prep.shard_index import CODES, HEADER, MAGIC
 
 _MAX_LENGTH = (1 << 31) - 1
@@ -107,7 +107,7 @@ class ShardWriter:
         idx_path.unlink(missing_ok=True)
         os.replace(self._bin_temporary, bin_path)
         os.replace(self._idx_temporary, idx_path)
-        sync_folder(self._prefix.parent)
+        sync_path(self._prefix.parent)
         self.summary = ShardSummary(
             file=self._prefix.name, sequences=self._sequences, documents=self._document_count, tokens=self._tokens,
             bin_bytes=self._tokens * self._domain.dtype.itemsize, idx_bytes=len(index),

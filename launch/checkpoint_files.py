@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from data_prep.files import sync_path
 from launch.strict import Strict
 
 CHECKPOINTS = "checkpoints"
@@ -111,19 +112,19 @@ def publish(state: Path, whole: Checkpoint, files: dict[str, FileRecord]) -> Non
     fields = {name: value for name, value in asdict(whole).items() if name != "path"}
     description = Description(**fields, files=dict(sorted(files.items())))
     (state / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
-    _sync(state / DESCRIPTION)
-    _sync(state)
+    sync_path(state / DESCRIPTION)
+    sync_path(state)
     # A run that was stopped comes by steps that it has saved before; those may be broken.
     shutil.rmtree(whole.path, ignore_errors=True)
     os.replace(state, whole.path)
-    _sync(whole.path.parent)
+    sync_path(whole.path.parent)
 
 
 def hashed(files: Sequence[Path], folder: Path) -> dict[str, FileRecord]:
     """Size and sha256 of each, by its path inside `folder`; all are on the disk then."""
     records = {}
     for file in files:
-        _sync(file)
+        sync_path(file)
         record = FileRecord(bytes=file.stat().st_size, sha256=_sha256(file))
         records[str(file.relative_to(folder))] = record
     return records
@@ -144,14 +145,6 @@ def steps_of(folder: Path) -> list[Path]:
 
 def step_number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

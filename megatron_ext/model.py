@@ -58,9 +58,12 @@ class LanguageModel(torch.nn.Module):
         logits = self.gpt.output_layer(hidden_KD)
         if self.ranks == 1:
             return token_losses(logits, targets_K)
-        first = tensor_parallel_rank() * logits.shape[1]
-        unused = torch.arange(first, first + logits.shape[1], device=logits.device)
-        logits = logits.masked_fill(unused >= self.shape.vocab_size, float("-inf"))
+        # The start token and the rows that pad the table, on the last ranks, are no predictions.
+        columns = logits.shape[1]
+        unused = (tensor_parallel_rank() + 1) * columns - self.shape.vocab_size
+        if unused > 0:
+            used = max(0, columns - unused)
+            logits = F.pad(logits[:, :used], (0, columns - used), value=float("-inf"))
         return token_losses(logits, targets_K, split=True)
 
     def logits(self, tokens_BS: Tensor, counted_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
