@@ -27,13 +27,11 @@ from pathlib import Path
 
 import torch
 
-from launch import config as configs
+from benchmarks.synthetic import batch_of, run_of
 from launch.activations import Share
-from launch.batches import Batch
 from launch.config import Parallel, RunConfig
 from launch.engine import Engine, start_process
 from launch.memory import Memory, memory_of
-from launch.schedule import Schedule
 from megatron_ext.shape import Family, shape_of
 
 STEPS = 3
@@ -130,23 +128,9 @@ def config_of(case: Case) -> RunConfig:
     )
     share = case.rows // (case.ranks // case.parallel.tensor_model_parallel_size)
     asked = case.parallel.train_micro_batch_size_per_gpu
-    return RunConfig(
-        study="benchmark",
-        question="how much memory?",
-        domain="benchmark",
-        shape=shape,
-        tokens=STEPS * case.rows * case.length,
-        seed=0,
-        batch=configs.Batch(train_batch_size=case.rows),
-        optimizer=configs.Optimizer(learning_rate=1e-3),
-        schedule=Schedule(),
-        model=configs.Model(family=case.family),
-        precision=case.precision,
-        evaluation=configs.Evaluation(),
-        checkpoint=configs.Checkpoint(),
-        parallel=case.parallel.model_copy(
-            update={"train_micro_batch_size_per_gpu": asked or share}
-        ),
+    parallel = case.parallel.model_copy(update={"train_micro_batch_size_per_gpu": asked or share})
+    return run_of(
+        shape, case.rows, case.precision, steps=STEPS, family=case.family, parallel=parallel
     )
 
 
@@ -173,9 +157,7 @@ def train(case: Case, device: torch.device) -> None:
     """Three steps; the engine is gone afterwards."""
     config = config_of(case)
     engine = Engine(config, device)
-    size = (case.rows // engine.world_size, case.length)
-    tokens = torch.randint(0, case.vocabulary, size, device=device)
-    batch = Batch(tokens, torch.zeros(size, dtype=torch.uint8, device=device), None)
+    batch = batch_of(config, device, data_parallel=engine.world_size)
     for _ in range(STEPS):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -12,8 +12,8 @@ import statistics
 
 import torch
 
+from benchmarks.synthetic import batch_of
 from benchmarks.train_step import make_config, measure, our_step
-from launch.batches import Batch
 from launch.engine import Engine, start_process
 
 SHARE_OF_FLOPS = 0.6
@@ -44,17 +44,15 @@ def main() -> None:
         dense = make_config(case, options.precision)
         shape = dataclasses.replace(dense.shape, attention_window=window)
         sparse = dense.model_copy(update={"shape": shape})
-        size = (case[3], case[2])
-        tokens = torch.randint(0, 256, size, device=device)
-        batch = Batch(tokens, torch.zeros(size, dtype=torch.uint8, device=device), None)
+        batch = batch_of(dense, device)
         engines = [Engine(config, device) for config in (dense, sparse)]
         steps = [our_step(engine, batch) for engine in engines]
         slow, fast = measure(steps, options.rounds, options.seconds)
         ratios = sorted(b / a for a, b in zip(slow, fast, strict=True))
         flops = dense.flops_exact / sparse.flops_exact
         print(
-            f"| {name} | {statistics.median(slow) * tokens.numel():,.0f} "
-            f"| {statistics.median(fast) * tokens.numel():,.0f} "
+            f"| {name} | {statistics.median(slow) * dense.tokens_per_step:,.0f} "
+            f"| {statistics.median(fast) * dense.tokens_per_step:,.0f} "
             f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) "
             f"| {flops:.2f} | {SHARE_OF_FLOPS * flops:.2f}x |",
             flush=True,

@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch import config as configs
+from benchmarks.synthetic import batch_of, run_of
 from launch.batches import Batch
 from launch.config import RunConfig
 from launch.engine import Engine, start_process
-from launch.schedule import Schedule
 from megatron_ext.shape import ModelShape, shape_of
 
 CASES = {
@@ -116,24 +115,10 @@ def measure(steps: list[Callable[[], None]], rounds: int, seconds: float) -> lis
 
 def make_config(case: tuple, precision: str) -> RunConfig:
     layers, width, length, rows, _, family = case
-    return RunConfig(
-        study="benchmark",
-        question="how fast is a step?",
-        domain="benchmark",
-        shape=shape_of(
-            family, num_layers=layers, hidden_size=width, seq_length=length, vocab_size=256
-        ),
-        tokens=rows * length,
-        seed=0,
-        batch=configs.Batch(train_batch_size=rows),
-        optimizer=configs.Optimizer(learning_rate=1e-3),
-        schedule=Schedule(),
-        model=configs.Model(family=family),
-        precision=precision,
-        evaluation=configs.Evaluation(),
-        checkpoint=configs.Checkpoint(),
-        parallel=configs.Parallel(),
+    shape = shape_of(
+        family, num_layers=layers, hidden_size=width, seq_length=length, vocab_size=256
     )
+    return run_of(shape, rows, precision, family=family)
 
 
 def main() -> None:
@@ -156,10 +141,7 @@ def main() -> None:
             continue
         config = make_config(case, arguments.precision)
         torch.manual_seed(0)
-        size = (case[3], case[2])
-        tokens = torch.randint(0, 256, size, device=device)
-        counted = torch.rand(size, device=device) < case[4] if case[4] < 1 else None
-        batch = Batch(tokens, torch.zeros(size, dtype=torch.uint8, device=device), counted)
+        batch = batch_of(config, device, counted=case[4])
         engine = Engine(config, device)
         sides = [plain_step(config, batch, device), our_step(engine, batch)]
         plain, ours = measure(sides, arguments.rounds, arguments.seconds)

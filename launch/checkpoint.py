@@ -1,13 +1,15 @@
 """Saving and resuming: what all ranks do together, and which checkpoint a run resumes from.
 
 The newest folder whose files all match is used (`launch.checkpoint_files`); one that does not match is
-named aloud and passed over. There is no `latest` file to go stale. The ranks share the hashing, of what
-they write and of what they read, so that its time does not grow with their number.
+named aloud and passed over. There is no `latest` file to go stale. Each rank hashes what it writes, and
+they share the hashing of what they read, so that its time does not grow with their number.
 """
 
+import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch.distributed
 from launch.checkpoint_files import (
     CHECKPOINTS,
     Checkpoint,
+    FileRecord,
     hashed,
     publish,
     step_name,
@@ -24,7 +27,8 @@ from launch.checkpoint_files import (
     steps_of,
     verify,
 )
-from launch.config import RunConfig, save_config
+from launch.checkpoint_writer import Writing
+from launch.config import CONFIG_FILE, RunConfig, save_config
 from launch.console import say
 from launch.engine import Engine
 from launch.results import METRICS_FILE, DamagedFile, is_finished
@@ -34,46 +38,114 @@ from launch.universal import UNIVERSAL, write_universal
 ASSEMBLERS = 16
 
 
-def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
-    """Save after `step` steps, then remove what is no longer kept. Collective.
+class Saver:
+    """Saves one run's checkpoints. A context manager; `begin` and `finish` are collective.
 
-    The run's flushed `metrics.h5` goes in too. Raises `OSError` on all ranks where one cannot write,
-    and leaves the checkpoints as they were.
+    `begin` copies the state in memory and lets a thread of each rank write it (`launch.checkpoint_writer`);
+    `finish` has it appear, once every rank has written. A save waits for the one before it.
     """
-    config = engine.config
-    final = folder / CHECKPOINTS / step_name(step)
-    temporary = final.parent / f".{final.name}.tmp"
-    state = temporary / "state"
-    whole = Checkpoint(
-        path=final,
-        step=step,
-        config_digest=config.digest,
-        data_identity=data_identity,
-        zero_stage=config.parallel.zero_stage,
-        world_size=engine.world_size,
-        tensor_parallel=config.parallel.tensor_model_parallel_size,
-    )
 
-    def add_ours() -> list[Path]:
-        shutil.copyfile(folder / METRICS_FILE, state / METRICS_FILE)
-        save_config(config, state)
-        return sorted(path for path in state.rglob("*") if path.is_file())
+    def __init__(self, engine: Engine, folder: Path, data_identity: str) -> None:
+        self.saves = 0
+        self.seconds_waited = 0.0  # by training
+        self.seconds_written = 0.0  # by this rank's thread
+        self._engine, self._folder, self._data_identity = engine, folder, data_identity
+        self._writing: Writing | None = None
+        self._final, self._step = folder, 0
 
-    try:
-        _on_first(lambda: _fresh(temporary))
-        _together(lambda: engine.save(temporary, state.name, {"step": step}))
-        files = _on_first(add_ours)
-        share = files[_rank() :: torch.distributed.get_world_size()]
-        records = _together(lambda: hashed(share, state))
-        _on_first(
-            lambda: publish(state, whole, {name: r for each in records for name, r in each.items()})
-        )
-    finally:
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, FloatingPointError):  # which all ranks raise together
+            self.finish()
+        elif (
+            self._writing
+        ):  # the others may be elsewhere; what was begun is removed at the next start
+            with contextlib.suppress(OSError):
+                self._writing.result()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._writing is not None and self._writing.under_way
+
+    def begin(self, step: int) -> None:
+        """Start saving the state after `step` steps; the run's flushed `metrics.h5` goes in too.
+
+        Raises `OSError` on all ranks where one cannot, and leaves the checkpoints as they were.
+        """
+        self.finish()
+        began = time.monotonic()
+        self._step, self._final = step, self._folder / CHECKPOINTS / step_name(step)
+        state, copy = self._state, self._engine.config.checkpoint.overlap
+
+        def measured_so_far() -> None:
+            shutil.copyfile(self._folder / METRICS_FILE, state / METRICS_FILE)
+            save_config(self._engine.config, state)
+
+        try:
+            _on_first(lambda: _fresh(state))
+            _on_first(measured_so_far)
+            parts = self._engine.to_save(state.parent, state.name, {"step": step}, copy=copy)
+        except BaseException:
+            self._clear()
+            raise
+        self._writing = Writing(parts)
+        if not copy:
+            self._writing.wait()
+        self.seconds_waited += time.monotonic() - began
+
+    def finish(self) -> None:
+        """Have the checkpoint that was begun appear, then remove what is no longer kept.
+
+        Raises `OSError` on all ranks where one could not write, and leaves the checkpoints as they were.
+        """
+        if not self._writing:
+            return
+        began = time.monotonic()
+        writing, self._writing = self._writing, None
+        try:
+            each = _together(writing.result)
+            files = {path: record for records in each for path, record in records.items()}
+            _on_first(lambda: self._publish(files))
+        finally:
+            self._clear()
         if _first_rank():
-            shutil.rmtree(temporary, ignore_errors=True)
-    if _first_rank():
-        _remove_old(folder, config)
-    _barrier()
+            _remove_old(self._folder, self._engine.config)
+        _barrier()
+        self.saves += 1
+        self.seconds_written += writing.seconds
+        self.seconds_waited += time.monotonic() - began
+
+    @property
+    def _state(self) -> Path:
+        return self._final.parent / f".{self._final.name}.tmp" / "state"
+
+    def _publish(self, files: dict[Path, FileRecord]) -> None:
+        config, state = self._engine.config, self._state
+        records = {str(path.relative_to(state)): record for path, record in files.items()}
+        records |= hashed([state / METRICS_FILE, state / CONFIG_FILE], state)
+        whole = Checkpoint(
+            path=self._final,
+            step=self._step,
+            config_digest=config.digest,
+            data_identity=self._data_identity,
+            zero_stage=config.parallel.zero_stage,
+            world_size=self._engine.world_size,
+            tensor_parallel=config.parallel.tensor_model_parallel_size,
+        )
+        publish(state, whole, records)
+
+    def _clear(self) -> None:
+        if _first_rank():
+            shutil.rmtree(self._state.parent, ignore_errors=True)
+
+
+def save(engine: Engine, folder: Path, step: int, data_identity: str) -> None:
+    """Save after `step` steps, and wait for it. Collective; see `Saver`."""
+    with Saver(engine, folder, data_identity) as saver:
+        saver.begin(step)
 
 
 def _fresh(folder: Path) -> None:
@@ -206,18 +278,18 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_all(folder: Path, keep_steps: list[int]) -> None:
-    """A finished run keeps its last checkpoint, and those that shorter runs start from."""
-    paths = steps_of(folder)
-    for path in paths[:-1]:
-        if step_number(path) not in keep_steps:
-            shutil.rmtree(path, ignore_errors=True)
+def remove_all(folder: Path, config: RunConfig) -> None:
+    """A finished run keeps its last checkpoint, and those that are kept for good."""
+    _remove(steps_of(folder)[:-1], config)
 
 
 def _remove_old(folder: Path, config: RunConfig) -> None:
-    paths = steps_of(folder)
-    for path in paths[: -config.checkpoint.keep_last]:
-        if step_number(path) not in config.keep_steps:
+    _remove(steps_of(folder)[: -config.checkpoint.keep_last], config)
+
+
+def _remove(paths: list[Path], config: RunConfig) -> None:
+    for path in paths:
+        if not config.keeps(step_number(path)):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -67,8 +67,13 @@ class Evaluation(Strict):
 
 
 class Checkpoint(Strict):
+    """`keep_every`: a checkpoint after every so many steps, kept for good. `overlap`: written while
+    training goes on, from a copy in the host's memory; without it training waits, and needs no copy."""
+
     interval_minutes: Annotated[float, Field(ge=0)] = 10.0
     keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    overlap: bool = True
 
 
 class Parallel(Strict):
@@ -151,6 +156,11 @@ class RunConfig(Strict):
     guards: Guards = Guards()
     trunk: Trunk | None = None
     keep_steps: list[int] = []  # checkpoints that shorter runs start from
+
+    def keeps(self, step: int) -> bool:
+        """Whether the checkpoint after `step` steps is saved, and kept for good."""
+        every = self.checkpoint.keep_every
+        return step in self.keep_steps or (every is not None and step % every == 0)
 
     @property
     def tokens_per_step(self) -> int:

@@ -104,6 +104,12 @@ def device_of(name: str) -> Device:
     return GPUS[name]
 
 
+def known_gpu(full_name: str) -> Device | None:
+    """The device that CUDA calls, for example, 'NVIDIA H100 80GB HBM3'; None for one not in `GPUS`."""
+    words = full_name.lower().replace("-", " ").split()
+    return next((gpu for gpu in GPUS.values() if gpu.name in words), None)
+
+
 def measured_cpu() -> Device:
     """This machine: one matrix product and one copy, the best of some, on as many threads as numpy uses."""
     size = 512

@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 
 from launch.batches import Batch
+from launch.checkpoint_writer import Part
 from launch.config import RunConfig
 from launch.noise import SquaredGradient
 from launch.optimizer import forget_warm_up_step, optimizer_of
@@ -205,21 +206,21 @@ class Engine:
         self._deepspeed.train()
         return torch.cat(losses)
 
-    def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
-        """Write model, optimizer and `state` under folder/tag. Collective: all ranks call it.
+    def to_save(self, folder: Path, tag: str, state: dict[str, Any], *, copy: bool) -> list[Part]:
+        """The files under folder/tag that hold model, optimizer and `state`, for this rank to write.
 
-        Raises `OSError` on the ranks that could not write, once all have tried.
+        Collective: all ranks call it. With `copy` training may go on before they are written.
         """
+        self._files.copies = copy
         with quiet():
             self._deepspeed.save_checkpoint(
                 str(folder), tag=tag, client_state=state, save_latest=False
             )
-        problem, self._files.problem = self._files.problem, None
-        if problem:
-            raise problem
+        parts, self._files.parts = self._files.parts, []
+        return parts
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Read what `save` wrote; returns the state. Collective.
+        """Read what was saved; returns the state. Collective.
 
         Raises `ValueError` that names the checkpoint for one that is not this model's.
         """

@@ -130,6 +130,17 @@ def _host(share: Share) -> float:
     return (FP32 + MOMENTS + FP32 + on_the_way) * size + passing
 
 
+def saved(share: Share) -> float:
+    """Bytes that a rank writes into a checkpoint, and has copied in its host's memory until then: the
+    weights (of the first data-parallel rank, or every one's part), the optimizer's state."""
+    parallel, n = share.parallel, share.data_parallel
+    if parallel.zero_stage == 0:
+        master = FP32 if share.precision == "bf16" else 0
+        return (share.width + master + MOMENTS) * share.parameters
+    weights = share.width * share.parameters / (n if parallel.zero_stage == 3 else 1)
+    return weights + (FP32 + MOMENTS) * share.parameters / n
+
+
 def _bucket(share: Share, whole: bool) -> float:
     """The bucket in which ZeRO collects gradients: all of it, or what this model fills."""
     if share.parallel.zero_stage == 0 or _whole_sums(share):

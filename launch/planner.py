@@ -13,7 +13,7 @@ from functools import lru_cache
 from launch.activations import Share
 from launch.config import Parallel, RunConfig
 from launch.devices import GPUS, Device
-from launch.memory import Memory, memory_of
+from launch.memory import Memory, memory_of, saved
 from launch.step_time import step_parts
 from megatron_ext.shape import ModelShape
 
@@ -22,6 +22,7 @@ MARGIN = 1.1  # predictions are to be within 10% of what is measured
 MOST_GPUS = 2**14  # how far a refusal looks for a number that would do
 MOST_ROWS = 4096  # of a micro-batch that is tried
 GPUS_PER_NODE = 8
+DECISIVE = {"tensor_model_parallel_size", "zero_stage", "train_micro_batch_size_per_gpu"}
 GB = 1e9
 
 
@@ -65,6 +66,7 @@ def choose(run: RunConfig, device: Device, gpus: int, gpus_per_node: int = GPUS_
         run.parallel,
         frozenset(run.parallel.model_fields_set),
         gpus_per_node,
+        run.checkpoint.overlap,
     )
     fitting, least = _search(job, device, gpus)
     if fitting:
@@ -72,6 +74,17 @@ def choose(run: RunConfig, device: Device, gpus: int, gpus_per_node: int = GPUS_
     if least is None:
         raise ValueError(_cannot_share(run, job, device, gpus))
     raise ValueError(_too_little_memory(run, job, device, least))
+
+
+def spread(run: RunConfig, device: Device, gpus: int, gpus_per_node: int) -> RunConfig:
+    """The run with the strategy that `choose` gives for what its study leaves open.
+
+    A study that states how the model is shared, its ZeRO stage and its micro-batch is taken at its word.
+    """
+    if run.parallel.model_fields_set >= DECISIVE:
+        return run
+    plan = choose(run, device, gpus, gpus_per_node)
+    return run.model_copy(update={"parallel": plan.parallel})
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class _Job:
     asked: Parallel
     stated: frozenset[str]  # of `asked`, by the study
     gpus_per_node: int
+    copies: bool  # the state in the host's memory, to save it
 
 
 @lru_cache(maxsize=1024)
@@ -107,13 +121,14 @@ def _predicted(share: Share, job: _Job, device: Device, gpus: int) -> Plan:
     memory = memory_of(share)
     # A CPU is its own host.
     alive = memory.peak + (0.0 if device.is_gpu else memory.host)
+    copy = saved(share) if job.copies and not device.is_gpu else 0.0
     return Plan(
         parallel=share.parallel,
         gpus=gpus,
         data_parallel=share.data_parallel,
         micro_batches=share.micro_batches,
         memory=memory,
-        bytes=device.base + device.heap * alive,
+        bytes=device.base + device.heap * alive + copy,
         seconds=sum(step_parts(share, device, job.gpus_per_node).values()),
     )
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 from pathlib import Path
 
 import torch
+
+from launch.devices import Device, known_gpu
 
 GPU_NODE = Path("/proc/driver/nvidia/gpus")  # there where the driver is
 
@@ -27,6 +30,20 @@ def own_device() -> torch.device:
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+def gpu_of(device: torch.device) -> Device | None:
+    """The figures of this GPU, with the memory that it has; None for a CPU or one that is not known."""
+    if device.type != "cuda":
+        return None
+    known = known_gpu(torch.cuda.get_device_name(device))
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return known and dataclasses.replace(known, memory=float(memory))
+
+
+def gpus_per_node() -> int:
+    """As torchrun and the Slurm jobs say; without them, what is visible here."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
 
 
 def keep_freed_memory() -> None:

@@ -189,6 +189,11 @@ class ResultWriter:
         values = tuple(row[name] for name in NOISE_COLUMNS.names or ())
         _append(self._file["noise"], np.array([values], NOISE_COLUMNS))
 
+    def step_seconds(self) -> np.ndarray:
+        """The wall time of every step so far [steps], those before a stop included."""
+        self.flush()
+        return self._file["train"]["seconds"]
+
     def flush(self) -> None:
         """Write the buffered rows and hand them to the operating system."""
         if self._train_rows:

@@ -17,6 +17,8 @@ from launch.console import first_rank, say, sentence
 from launch.engine import start_process
 from launch.folder import FAILED_FILE, finished_on, locked, record_failure, run_folder
 from launch.lifeline import FAILED, Lifeline
+from launch.planner import spread
+from launch.process import gpu_of, gpus_per_node
 from launch.stopping import StopSignal
 from launch.train import Progress, train
 
@@ -77,6 +79,8 @@ def _run_one(
     if finished_on(run, folder, data):
         say(f"{run.run_id}: finished before, nothing to do")
         return True
+    if gpu := gpu_of(device):
+        run = spread(run, gpu, torch.distributed.get_world_size(), gpus_per_node())
     if first_rank():
         (folder / FAILED_FILE).unlink(missing_ok=True)
         save_config(run, folder)

@@ -4,7 +4,6 @@ DeepSpeed unpickles with full trust. Here tensors, plain values and three of Dee
 classes, which are allowed by name, come through; anything else, code included, is refused.
 """
 
-import errno
 import logging
 import os
 import pickle
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from launch.checkpoint_writer import Part, copied
 from megatron_ext.quiet import quiet
 
 # DeepSpeed looks for a compiler, a launcher and GPUs when imported, and tells at length. This is the
@@ -60,26 +60,20 @@ def load_file(
 
 
 class SafeCheckpointEngine(TorchCheckpointEngine):
-    """Reads and writes DeepSpeed's checkpoint files, for it.
+    """Reads DeepSpeed's checkpoint files for it; what it wants written is kept, for who writes it.
 
-    A write that fails is kept in `problem` and not raised: DeepSpeed's ranks meet after writing, and a
-    rank that is missing there would leave the others waiting (`launch.checkpoint` lets them agree).
+    So nothing fails between DeepSpeed's barriers, where a rank that is missing would leave the others
+    waiting (`launch.checkpoint` lets them agree).
     """
 
-    problem: OSError | None = None
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.copies = True
+        self.parts: list[Part] = []
 
     def save(self, state_dict: Any, path: str) -> None:
-        try:
-            with open(path, "wb") as file:  # torch's own writer does not say what went wrong
-                torch.save(state_dict, file)
-        except (OSError, RuntimeError) as error:
-            # Its archive, closed half-written, complains last; what went wrong first is the context.
-            first: BaseException | None = error
-            while first is not None and not isinstance(first, OSError):
-                first = first.__context__
-            number = first.errno if first and first.errno else errno.EIO
-            reason = os.strerror(number) if first else str(error).splitlines()[0]
-            self.problem = self.problem or OSError(number, reason, path)
+        state = copied(state_dict) if self.copies else state_dict
+        self.parts.append(Part(Path(path), state))
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_file(path, map_location=map_location, mmap=False)

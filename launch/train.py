@@ -20,9 +20,11 @@ from launch.engine import Engine, StepResult
 from launch.evaluation import evaluate, evaluation_table, position_means
 from launch.folder import data_identity, refuse_other_data
 from launch.lifeline import Lifeline
+from launch.process import gpu_of
 from launch.provenance import provenance
 from launch.results import ResultWriter
 from launch.schedule import learning_rate
+from launch.speed import described, speed
 from launch.stopping import StopSignal
 from megatron_ext.parallel import data_parallel_rank
 
@@ -73,6 +75,8 @@ def train(
         if first_rank():
             results = _open_results(engine, folder, step, identity)
             writer = opened.enter_context(results)
+        # The last to be opened: what it is still writing is waited for first.
+        saver = opened.enter_context(checkpoint.Saver(engine, folder, identity))
 
         # --- the loop ---
         last_save = last_report = time.monotonic()
@@ -114,39 +118,61 @@ def train(
 
             now = time.monotonic()
             due = now - last_save >= 60 * config.checkpoint.interval_minutes
-            stopping, save_now = engine.agree(stop.number, int(first_rank() and due))
+            stopping, save_now, writing = engine.agree(
+                stop.number, int(first_rank() and due), int(saver.under_way)
+            )
             stop.agree(stopping)
-            if stopping or save_now or step in config.keep_steps or step == config.train_steps:
-                if writer:
-                    writer.flush()
-                with lifeline.patience():
-                    checkpoint.save(engine, folder, step, identity)
-                last_save = now
-            if writer and (
-                now - last_report >= REPORT_SECONDS or step == config.train_steps or stopping
-            ):
+            last = stopping or step == config.train_steps
+            with lifeline.patience():
+                if last or save_now or config.keeps(step):
+                    if writer:
+                        writer.flush()
+                    saver.begin(step)
+                    last_save = now
+                elif not writing:
+                    saver.finish()
+            if writer and (last or now - last_report >= REPORT_SECONDS):
                 writer.flush()
-                pace = (now - began) / (step - first_step)
-                report(
-                    Progress(
-                        run_id=config.run_id,
-                        step=step,
-                        steps=config.train_steps,
-                        loss=result.loss,
-                        tokens_per_second=config.tokens_per_step / pace,
-                        seconds_left=pace * (config.train_steps - step),
-                    )
-                )
+                report(_progress(config, step, result.loss, (now - began) / (step - first_step)))
                 last_report = now
             if stopping:
                 break
 
         # --- the end ---
+        with lifeline.patience():
+            saver.finish()
         finished = step == config.train_steps
         if writer and finished:
             writer.finish()
-            checkpoint.remove_all(folder, config.keep_steps)
+            checkpoint.remove_all(folder, config)
+        if writer and step > first_step:
+            _tell_speed(engine, writer, saver, time.monotonic() - began)
     return finished
+
+
+def _progress(config: RunConfig, step: int, loss: float, pace: float) -> Progress:
+    """`pace`: seconds of a step, all that comes between two included."""
+    return Progress(
+        run_id=config.run_id,
+        step=step,
+        steps=config.train_steps,
+        loss=loss,
+        tokens_per_second=config.tokens_per_step / pace,
+        seconds_left=pace * (config.train_steps - step),
+    )
+
+
+def _tell_speed(
+    engine: Engine, writer: ResultWriter, saver: checkpoint.Saver, seconds: float
+) -> None:
+    config, device = engine.config, gpu_of(engine.device)
+    fast = speed(writer.step_seconds(), config, torch.distributed.get_world_size(), device)
+    say(f"{config.run_id}: {described(fast, config, device)}")
+    say(
+        f"{config.run_id}: {saver.saves} checkpoints, for which training waited "
+        f"{saver.seconds_waited / seconds:.1%} of the time ({saver.seconds_waited:.2g} s); written in "
+        f"{saver.seconds_written:.2g} s"
+    )
 
 
 def _record(

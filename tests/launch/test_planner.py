@@ -18,8 +18,8 @@ from launch.activations import (
 )
 from launch.config import Parallel, RunConfig
 from launch.devices import CPU_BASE, CPU_HEAP, GPU_BASE, GPUS, device_of, measured_cpu
-from launch.memory import BUCKET, memory_of
-from launch.planner import MARGIN, choose
+from launch.memory import BUCKET, memory_of, saved
+from launch.planner import MARGIN, choose, spread
 from launch.step_time import flops_of_step, step_parts
 from megatron_ext.shape import shape_of
 from tests.launch.small import config, study, write_study
@@ -315,7 +315,7 @@ def test_the_cpu_is_measured():
     cpu = measured_cpu()
     assert not cpu.is_gpu
     assert all(math.isfinite(each) and each > 0 for each in (cpu.fp32, cpu.bandwidth, cpu.memory))
-    plan = choose(config(), cpu, 1)
+    plan = choose(config(checkpoint={"overlap": False}), cpu, 1)
     assert plan.bytes == CPU_BASE + CPU_HEAP * plan.memory.peak
 
 
@@ -344,6 +344,37 @@ def test_the_command_prints_the_strategy_and_refuses_after_the_table(tmp_path, c
     for wrong in (["--gpus", "0"], ["--gpus-per-node", "-1"], ["--device", "tpu"]):
         assert main(["plan", path, *wrong]) == 2
         assert f"plan: {wrong[0]} {wrong[1]}: " in capsys.readouterr().err
+
+
+def test_a_run_is_spread_as_planned_and_a_study_that_says_how_is_taken_at_its_word():
+    run = config(batch={"train_batch_size": 8}, parallel={"zero_stage": 1})
+    plan = choose(run, H100, 4)
+    spread_run = spread(run, H100, 4, 8)
+    assert spread_run.parallel == plan.parallel
+    assert (spread_run.parallel.zero_stage, spread_run.digest) == (1, run.digest)
+    everything = {
+        "tensor_model_parallel_size": 1,
+        "zero_stage": 0,
+        "train_micro_batch_size_per_gpu": 2,
+    }
+    tiny = dataclasses.replace(H100, memory=1e6)
+    with pytest.raises(ValueError, match="does not fit"):
+        spread(run, tiny, 4, 8)
+    stated = config(batch={"train_batch_size": 8}, parallel=everything)
+    assert spread(stated, tiny, 4, 8) is stated
+
+
+def test_a_copy_to_save_from_is_counted_where_the_device_is_its_own_host():
+    cpu = measured_cpu()
+    copied = choose(config(), cpu, 1)
+    alone = choose(config(checkpoint={"overlap": False}), cpu, 1)
+    size = config().shape.params_total
+    assert copied.bytes - alone.bytes == pytest.approx(12 * size, rel=1e-6)
+    assert choose(config(), H100, 1) == choose(config(checkpoint={"overlap": False}), H100, 1)
+    # bf16: weights of the first rank, and its quarter of master weights and moments
+    assert saved(share(precision="bf16", n=4, zero_stage=1)) == (2 + 12 / 4) * SMALL.params_total
+    assert saved(share(precision="bf16", n=4, zero_stage=3)) == (2 + 12) / 4 * SMALL.params_total
+    assert saved(share(precision="bf16", n=4)) == 14 * SMALL.params_total
 
 
 # --- and in truth
