@@ -52,13 +52,13 @@ def dd_seconds(folder: Path, size: int) -> float:
     return seconds
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: here")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     device = start_process()
     shape = shape_of(
         "kaplan",

@@ -1,11 +1,12 @@
 """One training step, ours (DeepSpeed + megatron-core) against a plain-PyTorch GPT.
 
-    python -m benchmarks.train_step [--threads N] [--rounds N] [--precision fp32|bf16]
+    python -m benchmarks.train_step [--threads N] [--rounds N] [--precision fp32|bf16] [--compile]
 
 Same shape, data type, batch, loss and optimizer; the two alternate in one process, so that noise
 from other work on the machine meets both. The peer is written as one would write it in an
 afternoon, and not slowly: fused attention, fused AdamW, `ignore_index` for tokens that do not
-count. Prints a table: tokens/s of each (median of the rounds) and their ratio with its spread.
+count; with `--compile`, which needs a compiler, through torch.compile too. Prints a table: tokens/s of
+each (median of the rounds) and their ratio with its spread.
 """
 
 import argparse
@@ -70,8 +71,12 @@ class PlainGPT(nn.Module):
         return self.head(self.norm(x))
 
 
-def plain_step(config: RunConfig, batch: Batch, device: torch.device) -> Callable[[], None]:
-    model = PlainGPT(config.shape).to(device)
+def plain_step(
+    config: RunConfig, batch: Batch, device: torch.device, *, compiled: bool = False
+) -> Callable[[], None]:
+    model: nn.Module = PlainGPT(config.shape).to(device)
+    if compiled:
+        model = torch.compile(model)  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
     start = torch.full_like(batch.tokens[:, :1], config.shape.vocab_size)
     inputs = torch.cat((start, batch.tokens[:, :-1]), 1)
@@ -121,18 +126,20 @@ def make_config(case: tuple, precision: str) -> RunConfig:
     return run_of(shape, rows, precision, family=family)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each side in a round")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true", help="the peer, by torch.compile")
     parser.add_argument("--case", action="append", help="only cases whose name holds this")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     device = start_process()
     print(
-        f"{arguments.threads} threads, {device}, {arguments.precision}, {arguments.rounds} rounds\n"
+        f"{arguments.threads} threads, {device}, {arguments.precision}, {arguments.rounds} rounds"
+        f"{', peer compiled' if arguments.compile else ''}\n"
     )
     print("| case | N | plain PyTorch, tokens/s | ours, tokens/s | ratio (spread of rounds) |")
     print("|---|---:|---:|---:|---:|")
@@ -143,7 +150,10 @@ def main() -> None:
         torch.manual_seed(0)
         batch = batch_of(config, device, counted=case[4])
         engine = Engine(config, device)
-        sides = [plain_step(config, batch, device), our_step(engine, batch)]
+        sides = [
+            plain_step(config, batch, device, compiled=arguments.compile),
+            our_step(engine, batch),
+        ]
         plain, ours = measure(sides, arguments.rounds, arguments.seconds)
         ratios = sorted(b / a for a, b in zip(plain, ours, strict=True))
         per_step = config.tokens_per_step

@@ -1,14 +1,16 @@
 """`python -m launch`: plan a study, or train its runs in this process."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.config import RunConfig
-from launch.console import sentence
+from launch.console import first_rank, sentence
 from launch.folder import data_identity, finished_on, run_folder
+from launch.packing import run_packed
 from launch.study import expand, load_study
 
 
@@ -51,13 +53,25 @@ def _run(arguments: argparse.Namespace) -> int:
             f"--results {arguments.results}: this is a file; wanted a folder for the runs. Name "
             "another path."
         )
+    _refuse_at_a_time(arguments.at_a_time)
     data_identity(chosen[0], arguments.data)  # a missing split is better refused now, once
     if all(_finished(run, arguments) for run in chosen):
         print(f"{len(chosen)} of {len(chosen)} runs are finished: nothing to do", file=sys.stderr)
         return 0
+    if arguments.at_a_time > 1:
+        return run_packed(chosen, arguments.data, arguments.results, arguments.at_a_time)
     from launch.run import run_all  # torch and DeepSpeed: only now
 
     return run_all(chosen, arguments.data, arguments.results)
+
+
+def _refuse_at_a_time(number: int) -> None:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if number < 1 or (number > 1 and ranks > 1):
+        raise ValueError(
+            f"--at-a-time {number} with {ranks} ranks; wanted a whole number of at least 1, and 1 where several "
+            "ranks train one run. Leave it out for one run at a time."
+        )
 
 
 def _reshard(arguments: argparse.Namespace) -> int:
@@ -70,6 +84,16 @@ def _reshard(arguments: argparse.Namespace) -> int:
         to=arguments.to,
     )
     print(made)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from launch.evaluate import evaluate_all
+
+    sources, data = arguments.checkpoints, arguments.data
+    lines = evaluate_all(sources, data, arguments.split, arguments.rows, arguments.out)
+    if first_rank():
+        print("\n".join(lines))
     return 0
 
 
@@ -109,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Plan the runs of a study, or train them: DeepSpeed around megatron-core.",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for add in (_add_plan, _add_run, _add_reshard, _add_verify):
+    for add in (_add_plan, _add_run, _add_evaluate, _add_reshard, _add_verify):
         add(commands)
     return parser
 
@@ -150,7 +174,39 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--data", type=Path, required=True, metavar="DIR", help="the dataset's folder")
     run.add_argument("--results", type=Path, required=True, metavar="DIR")
     run.add_argument("--run", action="append", metavar="RUN_ID", help="only this run; repeatable")
+    run.add_argument(
+        "--at-a-time",
+        type=int,
+        default=1,
+        metavar="K",
+        help="so many runs at a time on this device, each in its own process: for small models",
+    )
     run.set_defaults(command=_run)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="the loss of checkpoints on a dataset: by position, kind of token and document",
+        description="Any dataset of the same vocabulary and context. Results go into each run's folder, "
+        "evaluations/*.h5. Of several checkpoints the first and the last are compared row by row.",
+    )
+    evaluate.add_argument(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run's folder (its newest checkpoint) or a checkpoints/step-<n>; as many as you like",
+    )
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument("--split", default="valid", help="train, valid (default) or test")
+    evaluate.add_argument(
+        "--rows", type=int, metavar="N", help="so many, chosen as in training; default: all"
+    )
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FILE", help="one HDF5 file for all, instead of the run folders"
+    )
+    evaluate.set_defaults(command=_evaluate)
 
 
 def _add_reshard(commands: Any) -> None:

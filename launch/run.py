@@ -7,7 +7,7 @@ folder and does not stop the others.
 import contextlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -26,8 +26,11 @@ DONE, STOPPED = 0, 3
 """Exit statuses: all done; stopped early by a signal, to be continued. See `launch.lifeline` too."""
 
 
-def run_all(runs: Sequence[RunConfig], data: Path, results: Path) -> int:
-    """Train every run that is not finished; returns the exit status."""
+def run_all(runs: Iterable[RunConfig], data: Path, results: Path) -> int:
+    """Train every run that is not finished; returns the exit status.
+
+    A stop ends it before the next of `runs` is taken.
+    """
     device = start_process()
     status = DONE
     with StopSignal() as stop:

@@ -1,0 +1,119 @@
+"""Several small runs at a time on one device, each in a process of its own.
+
+A model of a few million parameters leaves most of a GPU idle: a step's kernels are shorter than the time
+that Python takes to launch them. Processes that share the device fill each other's gaps; NVIDIA's MPS, where
+the operator has started it, lets their kernels run side by side too. On a CPU each process takes its part of
+the cores: small models gain little from more threads. Imports are paid once for each process, not for each
+run. `benchmarks/packing.py` measures the gain. This module needs no torch.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from launch.config import RunConfig
+
+DONE, FAILED, STOPPED = 0, 1, 3  # as in `launch.run`
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # which ask for a stop
+LONGEST_WAIT = 1.0  # seconds: a signal may come just before a wait
+
+
+def run_packed(runs: Sequence[RunConfig], data: Path, results: Path, at_a_time: int) -> int:
+    """Train every run that is not finished, so many at a time; returns the exit status.
+
+    A run that starts from another's checkpoint is done by that one's process, after it.
+    """
+    chains = _chains(runs)
+    context: Any = multiprocessing.get_context("spawn")
+    work = context.Queue()
+    for chain in chains:
+        work.put(chain)
+    workers = [
+        context.Process(target=_work, args=(work, data, results), name=f"process {number}")
+        for number in range(1, min(at_a_time, len(chains)) + 1)
+    ]
+    with _forwarded(workers):
+        with shared_cores(at_a_time):
+            for worker in workers:
+                worker.start()
+        for worker in workers:
+            while worker.exitcode is None:
+                worker.join(LONGEST_WAIT)
+    return _status(workers)
+
+
+def _status(workers: list[Any]) -> int:
+    statuses = [worker.exitcode for worker in workers]
+    for worker in workers:
+        if worker.exitcode < 0 and -worker.exitcode not in SIGNALS:
+            print(
+                f"{worker.name} of {len(workers)} was ended by {signal.Signals(-worker.exitcode).name}: its run "
+                "is not finished. Start the same again: it continues from its newest checkpoint; and with "
+                "a smaller --at-a-time, if memory ran out.",
+                file=sys.stderr,
+                flush=True,
+            )
+    # A signal that meets a process before it is ready for it ends it, and nothing is lost.
+    if any(status == STOPPED or -status in SIGNALS for status in statuses):
+        return STOPPED
+    return max(FAILED if status < 0 else status for status in statuses)
+
+
+def _chains(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """A trunk and its branches are one; the longest first, so that the processes end together."""
+    chains: dict[str, list[RunConfig]] = {}
+    for run in sorted(runs, key=lambda run: run.trunk is not None):
+        chains.setdefault(run.trunk.run_id if run.trunk else run.run_id, []).append(run)
+    return sorted(chains.values(), key=lambda chain: -sum(run.flops_exact for run in chain))
+
+
+@contextlib.contextmanager
+def shared_cores(processes: int) -> Iterator[None]:
+    """Share the cores, unless somebody has said how: OpenMP reads this when a process starts."""
+    name = "OMP_NUM_THREADS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@contextlib.contextmanager
+def _forwarded(workers: list[Any]) -> Iterator[None]:
+    """Signals that ask for a stop go to every process, which saves and ends."""
+
+    def forward(number: int, _: FrameType | None) -> None:
+        for worker in workers:
+            if worker.pid and worker.exitcode is None:
+                os.kill(worker.pid, number)
+
+    kept = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _work(work: Any, data: Path, results: Path) -> None:
+    """One process: takes the next runs until none is left."""
+    from launch.run import run_all  # torch and DeepSpeed
+
+    sys.exit(run_all(_taken(work), data, results))
+
+
+def _taken(work: Any) -> Iterator[RunConfig]:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            # What is there was put before this process began; a pipe may hand it over a moment later.
+            yield from work.get(timeout=LONGEST_WAIT)
