@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from data_prep.__main__ import main as data_prep
+from data_prep.domain import family
 from launch.config import RunConfig
 from launch.folder import run_folder
 from launch.results import RunResult, read_result
@@ -176,6 +179,56 @@ def test_a_lock_held_elsewhere_ends_all_ranks(alone, pictures, tmp_path):
     ranks = start_ranks(command, tmp_path / "log", 2)
     assert [exit_status(each) for each in ranks] == [0, 0], logs(tmp_path / "log")
     assert_equal_up_to_order_of_sums(read_result(folder), alone(run))
+
+
+def test_a_bit_flipped_in_one_ranks_file_sends_both_to_the_older_checkpoint(pictures, tmp_path):
+    tables = {"parallel": {"zero_stage": 1}, "checkpoint": {"interval_minutes": 0.0}}
+    run = config(25, **tables)
+    command = ["run", write_study(tmp_path / "s.toml", study(25, **tables)), "--data", pictures]
+    whole = undisturbed(command, tmp_path, run)
+    command += ["--results", tmp_path / "damaged"]
+    folder = run_folder(tmp_path / "damaged", run)
+    ranks = start_ranks(command, tmp_path / "log", 2)
+    wait_for(lambda: len(list(folder.glob("checkpoints/step-*"))) == 2, "two checkpoints")
+    os.kill(ranks[0].pid, signal.SIGTERM)
+    assert [exit_status(each) for each in ranks] == [STOPPED, STOPPED], logs(tmp_path / "log")
+    newest = max(folder.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
+    file = next(newest.glob("*zero_pp_rank_1_*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    ranks = start_ranks(command, tmp_path / "again", 2)
+    assert [exit_status(each) for each in ranks] == [0, 0], logs(tmp_path / "again")
+    said = logs(tmp_path / "again")
+    assert said.count(f"WARNING: {file}: sha256") == 1
+    assert f"continues after step {int(newest.name[5:]) - 1} " in said
+    assert_same_bits(read_result(folder), whole)
+
+
+def test_a_shard_that_is_missing_ends_both_ranks_with_its_name_and_loses_nothing(
+    tmp_path, monkeypatch
+):
+    """Found before the first step; one that is taken away later is still open."""
+    monkeypatch.setattr(family("image-8x8"), "_PIECE", 40)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(200):
+        Image.new("RGB", (8, 8), (number, 255 - number, 7)).save(raw / f"{number}.png")
+    words = ["build", "image-8x8", "--raw", str(raw), "--out", str(tmp_path / "data")]
+    assert data_prep([*words, "--workers", "1", "--chunks-per-shard", "1"]) == 0
+    shard = sorted((tmp_path / "data").glob("train-*.bin"))[1]
+    shard.rename(tmp_path / "elsewhere")
+    path = write_study(tmp_path / "s.toml", study(25))
+    command = ["run", path, "--data", tmp_path / "data", "--results", tmp_path]
+    ranks = start_ranks(command, tmp_path / "log", 2)
+    assert [exit_status(each) for each in ranks] == [2, 2], logs(tmp_path / "log")
+    said = logs(tmp_path / "log")
+    assert f"{shard}: is missing; wanted " in said
+    assert "Traceback" not in said
+    (tmp_path / "elsewhere").rename(shard)
+    ranks = start_ranks(command, tmp_path / "log", 2)
+    assert [exit_status(each) for each in ranks] == [0, 0], logs(tmp_path / "log")
+    assert read_result(run_folder(tmp_path, config(25))).finished
 
 
 def logs(prefix: Path) -> str:
