@@ -6,8 +6,8 @@ minutes (PyTorch's own limit) or longer. Here each process has threads that
     - note every few seconds, in the store where the ranks met, that the process lives;
     - look whether the process of the next rank still does: a ring, so that their work does not grow with
       the number of ranks; and whether anybody has said that the run is over;
-    - watch the steps of this process: one that takes too long is a hang. The stacks of all threads go to
-      stderr.
+    - watch the steps of this process: one that takes too long is a hang. Every rank's stacks go to its
+      stderr: the ranks wait for each other, and the one whose time is up first need not be the one behind.
 
 Whoever finds something says it, once, and writes it into the store; every thread reads that within
 seconds and ends its process. Nothing is saved then: the run continues from its newest checkpoint.
@@ -36,6 +36,7 @@ LONGER = (
     10.0  # than a step: the first one, in which kernels are compiled; an evaluation; a checkpoint
 )
 
+HANGS = "hangs"
 _NO_STORE = "the process that keeps the store, rank 0 or its launcher, is gone"
 _OVER, _SAID, _ERRORS, _LEFT, _GONE = "over", "said", "errors", "left", "gone"
 
@@ -115,7 +116,7 @@ class Lifeline:
             now = time.monotonic()
             if now > self._deadline:
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                self._end(f"rank {self._rank} on {platform.node()} hangs: its stacks are above")
+                self._end(f"rank {self._rank} on {platform.node()} {HANGS}: its stacks are above")
             if self._store and now - self._answered > SILENCE_SECONDS:
                 self._end(_NO_STORE)
 
@@ -147,6 +148,8 @@ class Lifeline:
         if self._spoken.is_set():
             return
         status, why = over.split(" ", 1)
+        if HANGS in why:  # whose stack is not in a collective is the one that is behind
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         if self._rank == 0:
             self._record(RuntimeError(f"{self._name}: {why}"))
             time.sleep(2 * BEAT_SECONDS)  # it may take the store along: the others read it first

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,50 @@ def test_a_step_that_takes_too_long_ends_the_process_with_its_stacks():
     assert "the run: rank 0 on " in done.stderr
     assert "hangs: its stacks are above. All ranks end; the run continues from" in done.stderr
     assert "recorded: the run: rank 0" in done.stdout
+
+
+BEHIND = """
+import time
+import torch
+from launch import lifeline
+from launch.engine import start_process
+from launch.lifeline import Lifeline
+
+lifeline.BEAT_SECONDS = 0.5
+start_process()
+
+def stuck():
+    time.sleep(600)
+
+with Lifeline("the run", 0.1, lambda error: None) as watched:
+    watched.step()
+    if torch.distributed.get_rank() == 1:
+        stuck()
+    torch.distributed.barrier()
+"""
+
+
+def test_every_rank_shows_where_it_is_when_one_hangs(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", BEHIND],
+            cwd=ROOT,
+            env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [LOST, LOST], said
+    assert "in barrier" in said[0]
+    assert "in stuck" in said[1]
+    assert "in stuck" not in said[0]
+    assert "".join(said).count("hangs: its stacks are above") == 1
 
 
 @pytest.mark.parametrize(
