@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 ROUNDS = 8
+CHOICE = -1  # in place of an epoch: the permutation that says which rows are in a subset
 # SplitMix64's increment and multipliers (Steele, Lea, Flood 2014): an integer hash with good avalanche.
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLY = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -55,6 +56,37 @@ class Sampler:
 
         The slices of all ranks, in order, are the same global batch for any world size.
         """
+        return self.rows(*rank_share(step, batch_size, rank, world_size))
+
+
+@dataclass(frozen=True)
+class SubsetSampler:
+    """A shuffle of `count` of `num_rows` rows, another one in each epoch, keyed by `seed`.
+
+    The rows are the first `count` of one permutation of all that is keyed by `seed`, so a larger count holds the
+    rows of every smaller one.
+    """
+
+    num_rows: int
+    count: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= self.num_rows:
+            raise ValueError(
+                f"count = {self.count} of {self.num_rows} rows: wanted at least one, and no more than there are. "
+                "Choose fewer, or build a larger dataset."
+            )
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """Row numbers, int64 [count], of the samples first, first + 1, ...; epoch = sample // self.count."""
+        places = Sampler(self.count, self.seed).rows(first, count)
+        return _permute(places.astype(np.uint64), self.num_rows, self.seed, CHOICE)
+
+    def rows_for(
+        self, step: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> np.ndarray:
+        """This rank's slice, int64 [batch_size / world_size], of the global batch of `step`, as in `Sampler`."""
         return self.rows(*rank_share(step, batch_size, rank, world_size))
 
 

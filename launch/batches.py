@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_prep.blend import Blend, BlendSampler
 from data_prep.dataset import RowBatch
-from data_prep.sampler import Sampler
+from data_prep.sampler import Sampler, SubsetSampler
 from launch.config import RunConfig
 from launch.datasets import Dataset, open_split
 
@@ -63,7 +63,9 @@ class TrainingBatches:
 
     def __init__(self, dataset: Dataset, config: RunConfig, rank: int, world_size: int) -> None:
         self._dataset = dataset
-        self._sampler = _order(dataset, config.seed)
+        self._sampler: Sampler | BlendSampler | SubsetSampler
+        unique = config.data.unique_tokens
+        self._sampler = _subset(dataset, config, unique) if unique else _order(dataset, config.seed)
         self._batch_size = config.batch.train_batch_size
         self._rank, self._world_size = rank, world_size
 
@@ -78,6 +80,17 @@ def _order(dataset: Dataset, seed: int) -> Sampler | BlendSampler:
         sizes = [each.num_rows for each in dataset.datasets]
         return BlendSampler(sizes, dataset.sampler.shares, seed)
     return Sampler(dataset.num_rows, seed)
+
+
+def _subset(dataset: Dataset, config: RunConfig, unique_tokens: int) -> SubsetSampler:
+    rows = unique_tokens // config.shape.seq_length
+    if not 1 <= rows <= dataset.num_rows:
+        raise ValueError(
+            f"{config.run_id}: data.unique_tokens = {unique_tokens:,} are {rows:,} rows of "
+            f"{config.shape.seq_length} tokens; wanted 1 to {dataset.num_rows:,}, which the training split "
+            "holds. Change data.unique_tokens, or build a larger dataset."
+        )
+    return SubsetSampler(dataset.num_rows, rows, config.seed)
 
 
 def evaluation_rows(dataset: Dataset, count: int) -> np.ndarray:

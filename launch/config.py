@@ -119,6 +119,13 @@ class Guards(Strict):
     hang_minutes: Annotated[float, Field(gt=0)] = 10.0
 
 
+class Data(Strict):
+    """`unique_tokens`: train on so many tokens of the split, in whole rows, again and again. Which ones is a
+    pure function of (seed, number of rows), and a larger number holds those of every smaller one."""
+
+    unique_tokens: PositiveInt | None = None
+
+
 class Source(Strict):
     """One dataset of a blend: the folder `name` below `--data`, met in proportion to `weight`."""
 
@@ -154,6 +161,8 @@ class RunConfig(Strict):
     checkpoint: Checkpoint
     parallel: Parallel
     guards: Guards = Guards()
+    data: Data = Data()
+    variant: str = ""  # which of the study's variants; its values are in the tables
     trunk: Trunk | None = None
     keep_steps: list[int] = []  # checkpoints that shorter runs start from
 
@@ -193,8 +202,9 @@ class RunConfig(Strict):
     def digest(self) -> str:
         """sha256 of what changes a loss, as hex."""
         where_not_what = {"study", "question", "parallel", "checkpoint", "guards"}
-        where_not_what |= {"trunk", "keep_steps"}
+        where_not_what |= {"trunk", "keep_steps", "variant"}
         where_not_what |= set() if self.blend else {"blend"}  # older runs keep their names
+        where_not_what |= set() if self.data.unique_tokens else {"data"}
         science = self.model_dump(mode="json", exclude=where_not_what)
         # What is as it always was is left out, so that older runs keep their names.
         for name in ("attention", "positions"):  # the shape has them
@@ -208,7 +218,9 @@ class RunConfig(Strict):
     def run_id(self) -> str:
         """Readable and unique, for example `mathematics-L2-H64-2e6tok-s0-9f2c1a`."""
         tokens = f"{self.tokens:.3g}" if self.tokens < 1000 else _short(self.tokens)
-        return f"{self.domain}-{self.shape.name}-{tokens}tok-s{self.seed}-{self.digest[:6]}"
+        variant = f"-{self.variant}" if self.variant else ""
+        name = f"{self.domain}-{self.shape.name}-{tokens}tok{variant}-s{self.seed}"
+        return f"{name}-{self.digest[:6]}"
 
     def evaluation_steps(self) -> list[int]:
         """The steps after which to evaluate, from the end of the warm-up (or step 10, if later) on.

@@ -89,7 +89,7 @@ def _epochs(dataset: Dataset, run: RunConfig) -> str:
     if isinstance(dataset, Blend):
         samples = run.tokens // run.shape.seq_length
         return " / ".join(f"{epochs:.2f}" for epochs in dataset.sampler.epochs(samples))
-    return f"{run.tokens / dataset.num_tokens:.2f}"
+    return f"{run.tokens / (run.data.unique_tokens or dataset.num_tokens):.2f}"
 
 
 def _gigabytes(count: float) -> str:

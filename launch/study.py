@@ -1,13 +1,13 @@
 """`Study`: one TOML file is one question. It expands to the runs that answer it.
 
-every shape of the ladder  x  every budget  x  every seed  =  one `RunConfig` each
+every variant  x  every shape of the ladder  x  every budget  x  every seed  =  one `RunConfig` each
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from data_prep.domain import Domain, domain
 from launch.config import (
     Batch,
     Checkpoint,
+    Data,
     Evaluation,
     Guards,
     Model,
@@ -78,6 +79,23 @@ class Budget(Strict):
         ]
 
 
+Table = dict[str, Any]
+REPLACED_KEY_BY_KEY = ("batch", "optimizer", "schedule", "model", "data")
+
+
+class Variant(Strict):
+    """One way to train the whole ladder: what these tables hold replaces the study's, key by key, and `budget`
+    as a whole. A variant of a name alone is the study as it stands."""
+
+    name: Name
+    batch: Table = {}
+    optimizer: Table = {}
+    schedule: Table = {}
+    model: Table = {}
+    data: Table = {}
+    budget: Budget | None = None
+
+
 class Study(Strict):
     name: Name
     question: Annotated[str, Field(min_length=1)]
@@ -95,12 +113,22 @@ class Study(Strict):
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Parallel()
     guards: Guards = Guards()
+    data: Data = Data()
+    variants: list[Variant] = []
 
     @field_validator("domain")
     @classmethod
     def _known_domain(cls, name: str) -> str:
         domain(name)
         return name
+
+    @field_validator("variants")
+    @classmethod
+    def _names_once(cls, variants: list[Variant]) -> list[Variant]:
+        names = [each.name for each in variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{names}: wanted each name once; give every variant its own")
+        return variants
 
     @field_validator("blend")
     @classmethod
@@ -126,19 +154,40 @@ def expand(study: Study, where: Path | str) -> tuple[RunConfig, ...]:
     """
     the_domain = domain(study.domain)
     runs = []
-    for index, rung in enumerate(study.ladder):
-        try:
-            shape = _shape(rung, study, the_domain)
-        except ValueError as error:
-            raise ValueError(f"{where}: ladder[{index}]: {error}") from None
-        for position, value in enumerate(study.budget.values):
-            for seed in rung.seeds or study.seeds:
-                run = _run(study, shape, value, seed)
-                _refuse_too_short(run, study, position, value, where)
-                runs.append(run)
+    for varied, variant in _variants(study, where):
+        if varied.blend and varied.data.unique_tokens:
+            raise ValueError(
+                f"{where}: data.unique_tokens = {varied.data.unique_tokens:,} with [[blend]]; wanted one of "
+                "them, for it does not say of which dataset. Build a smaller dataset for the blend."
+            )
+        for index, rung in enumerate(study.ladder):
+            try:
+                shape = _shape(rung, varied, the_domain)
+            except ValueError as error:
+                raise ValueError(f"{where}: ladder[{index}]: {error}") from None
+            for position, value in enumerate(varied.budget.values):
+                for seed in rung.seeds or study.seeds:
+                    run = _run(varied, shape, value, seed, variant)
+                    _refuse_too_short(run, varied, position, value, where)
+                    runs.append(run)
     _refuse_duplicates(runs, where)
     ordered = sorted(runs, key=lambda run: (run.flops, run.run_id))
     return tuple(_with_trunks(ordered))
+
+
+def _variants(study: Study, where: Path | str) -> Iterator[tuple[Study, str]]:
+    """The study as each of its variants has it, and the variant's name; itself where it has none."""
+    if not study.variants:
+        yield study, ""
+    for index, variant in enumerate(study.variants):
+        changed: dict[str, Any] = {} if variant.budget is None else {"budget": variant.budget}
+        for name in REPLACED_KEY_BY_KEY:
+            if override := getattr(variant, name):
+                table = getattr(study, name)
+                stated = table.model_dump(exclude_unset=True)
+                place = f"{where}: variants[{index}].{name}"
+                changed[name] = validate(type(table), stated | override, place)
+        yield study.model_copy(update=changed), variant.name
 
 
 def _shape(rung: Rung, study: Study, the_domain: Domain) -> ModelShape:
@@ -172,7 +221,7 @@ def _axes(the_domain: Domain) -> tuple[int, ...]:
     return tuple(size for _, size in the_domain.grid)
 
 
-def _run(study: Study, shape: ModelShape, value: float, seed: int) -> RunConfig:
+def _run(study: Study, shape: ModelShape, value: float, seed: int, variant: str) -> RunConfig:
     params = shape.params_non_embedding
     per_step = study.batch.train_batch_size * shape.seq_length
     steps = max(1, round(study.budget.tokens_for(value, params) / per_step))
@@ -194,6 +243,8 @@ def _run(study: Study, shape: ModelShape, value: float, seed: int) -> RunConfig:
         checkpoint=study.checkpoint,
         parallel=study.parallel,
         guards=study.guards,
+        data=study.data,
+        variant=variant,
     )
 
 
@@ -227,19 +278,20 @@ def _refuse_duplicates(runs: list[RunConfig], where: Path | str) -> None:
     for run in runs:
         if run.run_id in seen:
             raise ValueError(
-                f"{where}: {run.run_id} appears twice; wanted every shape, budget and seed once. "
-                "Remove the repeated rung, budget or seed."
+                f"{where}: {run.run_id} appears twice; wanted every shape, budget, seed and variant "
+                "once. Remove the repeated one."
             )
         seen.add(run.run_id)
 
 
 def _with_trunks(runs: list[RunConfig]) -> Iterator[RunConfig]:
     """Tie shorter `wsd` runs to the longest run of the same shape and seed: their trunk."""
-    groups: dict[tuple[ModelShape, int], list[RunConfig]] = defaultdict(list)
+    groups: dict[tuple[ModelShape, int, str], list[RunConfig]] = defaultdict(list)
     for run in runs:
-        groups[run.shape, run.seed].append(run)
+        groups[run.shape, run.seed, run.variant].append(run)
     for run in runs:
-        *shorter, trunk = sorted(groups[run.shape, run.seed], key=lambda member: member.tokens)
+        group = groups[run.shape, run.seed, run.variant]
+        *shorter, trunk = sorted(group, key=lambda member: member.tokens)
         if run is trunk:
             keep = [step for member in shorter if (step := _branch_step(member))]
             yield run.model_copy(update={"keep_steps": keep})

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_prep.sampler import Sampler
+from data_prep.sampler import Sampler, SubsetSampler
 
 GOLDEN_10 = [9, 7, 1, 4, 2, 5, 3, 8, 0, 6, 0, 6, 9, 4, 5, 3, 1, 2, 7, 8]
 GOLDEN_MILLION = [364000, 841327, 579437, 916848, 634926, 958822, 662305, 719399]
@@ -95,3 +95,37 @@ def test_uneven_batch_or_bad_rank_is_refused(batch, rank, world):
         match=f"batch_size = {batch}, rank = {rank}, world_size = {world}: wanted a batch",
     ):
         Sampler(5, 0).rows_for(0, batch, rank, world)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (10, 10), (1000, 37), (10**12, 5)])
+def test_a_subset_is_met_whole_in_every_epoch_and_nothing_else(size, count):
+    order = SubsetSampler(size, count, seed=3)
+    epochs = order.rows(0, 4 * count).reshape(4, count)
+    chosen = set(epochs[0].tolist())
+    assert len(chosen) == count
+    assert all(0 <= row < size for row in chosen)
+    assert all(set(epoch.tolist()) == chosen for epoch in epochs)
+    if count > 3:
+        assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4, "in another order each time"
+
+
+def test_subsets_are_nested_and_of_their_seed():
+    def chosen(count: int, seed: int) -> set[int]:
+        return set(SubsetSampler(10_000, count, seed).rows(0, count).tolist())
+
+    assert chosen(10, 0) < chosen(100, 0) < chosen(5000, 0)
+    # Two random choices of 5000 of 10,000 share 2500 +- 25 (hypergeometric): within 5 of these.
+    assert abs(len(chosen(5000, 0) & chosen(5000, 1)) - 2500) < 125
+
+
+def test_ranks_share_the_batches_of_a_subset():
+    order = SubsetSampler(1000, 30, seed=1)
+    whole = order.rows_for(7, 8)
+    parts = [order.rows_for(7, 8, rank, 4) for rank in range(4)]
+    assert np.concatenate(parts).tolist() == whole.tolist() == order.rows(56, 8).tolist()
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_a_subset_that_is_none_is_refused(count):
+    with pytest.raises(ValueError, match=f"count = {count} of 10 rows: wanted at least one"):
+        SubsetSampler(10, count, 0)

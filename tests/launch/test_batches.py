@@ -63,3 +63,18 @@ def test_every_token_of_a_picture_counts(pictures):
     assert batch.counted is None
     assert batch.count == BATCH * 192
     assert batch.tokens.dtype == torch.int64
+
+
+def test_a_run_on_few_tokens_meets_these_rows_again_and_again(pictures):
+    run = config(data={"unique_tokens": 10 * 192 + 5})
+    dataset = open_dataset(pictures, "train", run)
+    batches = TrainingBatches(dataset, run, 0, 1)
+    rows = torch.cat([batches.at(step, CPU).tokens for step in range(5)])  # 20 rows: two epochs
+    first, second = ({tuple(row) for row in part.tolist()} for part in (rows[:10], rows[10:]))
+    assert first == second
+    assert len(first) == 10
+    for tokens in (191, 192 * (dataset.num_rows + 1)):
+        with pytest.raises(
+            ValueError, match=rf"data.unique_tokens = {tokens:,} are .* wanted 1 to"
+        ):
+            TrainingBatches(dataset, config(data={"unique_tokens": tokens}), 0, 1)

@@ -31,6 +31,7 @@ def test_the_run_id_is_stable_and_readable():
         {"guards": {"non_finite": "skip", "hang_minutes": 1.0}},
         {"trunk": {"run_id": "x", "step": 3}},
         {"keep_steps": [1, 2]},
+        {"variant": "other"},
     ],
 )
 def test_where_and_how_a_run_is_done_is_not_its_identity(change):
@@ -50,7 +51,7 @@ def test_where_and_how_a_run_is_done_is_not_its_identity(change):
         {"schedule": {"kind": "cosine"}}, {"schedule": {"warmup_steps": 1}},
         {"schedule": {"warmup_steps": None, "warmup_tokens": 5.0}}, {"schedule": {"final_fraction": 0.0}},
         {"schedule": {"cooldown_fraction": 0.5}},
-        {"blend": [{"name": "one", "weight": 1.0}]},
+        {"blend": [{"name": "one", "weight": 1.0}]}, {"data": {"unique_tokens": 1920}},
         {"model": {"family": "kaplan"}}, {"model": {"init_std": 0.1}},
         {"evaluation": {"rows": 4}}, {"evaluation": {"points_per_decade": 4}}, {"evaluation": {"splits": ["test"]}},
     ],
@@ -70,9 +71,18 @@ def changed(change):
 
 
 def test_every_field_is_covered_by_the_two_tests_above():
-    where = {"study", "question", "parallel", "checkpoint", "guards", "trunk", "keep_steps"}
+    where = {
+        "study",
+        "question",
+        "parallel",
+        "checkpoint",
+        "guards",
+        "trunk",
+        "keep_steps",
+        "variant",
+    }
     what = {"domain", "tokens", "seed", "precision", "shape", "batch", "optimizer", "schedule",
-            "model", "evaluation", "blend"}  # fmt: skip
+            "model", "evaluation", "blend", "data"}  # fmt: skip
     assert set(type(config()).model_fields) == where | what
 
 

@@ -282,3 +282,67 @@ def test_a_strict_value_cannot_be_changed():
     the_study = validate(Study, study(), "here")
     with pytest.raises(ValueError, match="frozen"):
         the_study.name = "other"
+
+
+VARIANTS = [
+    {"name": "as-it-stands"},
+    {"name": "large-batch", "batch": {"train_batch_size": 8}, "optimizer": {"beta2": 0.99}},
+    {"name": "few-rows", "data": {"unique_tokens": 1920}, "budget": {"tokens": [20.0 * STEP]}},
+    {"name": "sparse", "model": {"attention": "sparse"}, "schedule": {"kind": "cosine"}},
+]
+
+
+def test_every_variant_trains_the_whole_ladder_with_its_values():
+    ladder = [{"num_layers": 1, "hidden_size": 32}, {"num_layers": 2, "hidden_size": 32}]
+    runs = expanded(ladder=ladder, seeds=[0, 1], variants=VARIANTS)
+    assert len(runs) == len({run.run_id for run in runs}) == 2 * 2 * 4
+    plain = {run.digest: run for run in expanded(ladder=ladder, seeds=[0, 1])}
+    by_name = {
+        each["name"]: [run for run in runs if run.variant == each["name"]] for each in VARIANTS
+    }
+    assert {run.digest for run in by_name["as-it-stands"]} == set(plain), "a name changes no run"
+    for run in by_name["as-it-stands"]:
+        assert run.run_id == plain[run.digest].run_id.replace("tok-s", "tok-as-it-stands-s")
+    for run in by_name["large-batch"]:
+        assert (run.batch.train_batch_size, run.optimizer.beta2) == (8, 0.99)
+        assert (run.optimizer.learning_rate, run.train_steps) == (3e-3, 6)
+    for run in by_name["few-rows"]:
+        assert (run.data.unique_tokens, run.train_steps) == (1920, 20)
+    for run in by_name["sparse"]:
+        assert run.shape.attention_window == 24
+        assert (run.schedule.kind, run.schedule.warmup_steps) == ("cosine", 3)
+    assert len({run.digest for run in runs}) == len(runs)
+
+
+def test_variants_keep_their_trunks_apart():
+    runs = expanded(
+        budget={"tokens": [10.0 * STEP, 20.0 * STEP]},
+        schedule={"kind": "wsd", "warmup_steps": 3},
+        variants=[{"name": "a"}, {"name": "b", "batch": {"train_batch_size": 2}}],
+    )
+    for name in ("a", "b"):
+        short, trunk = (run for run in runs if run.variant == name)
+        assert short.trunk.run_id == trunk.run_id
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ([{"name": "a"}, {"name": "a"}], "wanted each name once"),
+        ([{"name": "a", "batch": {"size": 3}}], r"variants\[0\]\.batch: 1 problem.*\n.*valid keys: train_batch_size"),
+        ([{"name": "a", "batch": {"train_batch_size": "3"}}], r"variants\[0\]\.batch"),
+        ([{"name": "a", "optimiser": {}}], "did you mean 'optimizer'"),
+        ([{"name": "a b"}], r"variants\[0\]\.name"),
+        ([{"name": "a", "data": {"unique_tokens": 0}}], r"variants\[0\]\.data"),
+        ([{"name": "a", "budget": {"tokens": 1e6, "flops": 1e9}}], "wanted exactly one of tokens"),
+    ],
+)  # fmt: skip
+def test_wrong_variants_are_refused(variants, words):
+    with pytest.raises(ValueError, match=words):
+        expanded(variants=variants)
+
+
+def test_a_subset_of_a_blend_is_refused():
+    blend = [{"name": "one", "weight": 0.5}, {"name": "two", "weight": 0.5}]
+    with pytest.raises(ValueError, match=r"data.unique_tokens = 1,920 with \[\[blend\]\]; wanted"):
+        expanded(blend=blend, data={"unique_tokens": 1920})
