@@ -27,7 +27,7 @@ from launch.checkpoint_files import (
     steps_of,
     verify,
 )
-from launch.checkpoint_writer import Writing
+from launch.checkpoint_writer import Part, Writing
 from launch.config import CONFIG_FILE, RunConfig, save_config
 from launch.console import say
 from launch.engine import Engine
@@ -57,7 +57,8 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, FloatingPointError):  # which all ranks raise together
+        together = kind is not None and issubclass(kind, FloatingPointError)  # raised by all ranks
+        if kind is None or together or torch.distributed.get_world_size() == 1:
             self.finish()
         elif (
             self._writing
@@ -84,10 +85,14 @@ class Saver:
             shutil.copyfile(self._folder / METRICS_FILE, state / METRICS_FILE)
             save_config(self._engine.config, state)
 
+        def hand_over() -> None:  # what it returned would be gathered from all ranks
+            parts.extend(self._engine.to_save(state.parent, state.name, {"step": step}, copy=copy))
+
+        parts: list[Part] = []
         try:
             _on_first(lambda: _fresh(state))
             _on_first(measured_so_far)
-            parts = self._engine.to_save(state.parent, state.name, {"step": step}, copy=copy)
+            _together(hand_over)
         except BaseException:
             self._clear()
             raise
@@ -159,17 +164,21 @@ def _on_first(work: Callable[[], Any]) -> Any:
 
 
 def _together(work: Callable[[], Any]) -> list[Any]:
-    """Every rank does its part; where one cannot, all raise: the reason there, `OSError` or `ValueError`.
+    """Every rank does its part; where one cannot, all raise: the reason there, elsewhere the first reason.
 
     Without this a rank that raises alone leaves the others waiting in their next collective.
     """
-    problem: OSError | ValueError | None = None
+    problem: Exception | None = None
     result = None
     try:
         result = work()
-    except (OSError, ValueError) as error:
+    except Exception as error:
         problem = error
-    results = _gathered((result, problem))
+    # Any other kind of error may not survive the way to the other ranks.
+    told = problem
+    if problem and not isinstance(problem, OSError | ValueError):
+        told = RuntimeError(f"rank {_rank()}: {type(problem).__name__}: {problem}")
+    results = _gathered((result, told))
     failed = [error for _, error in results if error]
     if failed:
         raise problem or failed[0]

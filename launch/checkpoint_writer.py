@@ -60,7 +60,7 @@ def write_file(part: Part) -> FileRecord:
         with open(part.path, "wb") as file:  # torch's own writer does not say what went wrong
             hashed = _Hashed(file)
             with hashed:
-                torch.save(part.state, hashed)
+                torch.save(part.state, hashed)  # type: ignore[arg-type]  # it only writes
             os.fsync(file.fileno())
         return FileRecord(bytes=hashed.bytes, sha256=hashed.digest.hexdigest())
     except (OSError, RuntimeError) as error:
@@ -105,9 +105,9 @@ class Writing:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.seconds = 0.0
-        self._parts = list(parts)
+        self._parts, self._wanted = list(parts), {part.path for part in parts}
         self._records: dict[Path, FileRecord] = {}
-        self._problem: OSError | None = None
+        self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="checkpoint")
         self._thread.start()
 
@@ -119,10 +119,11 @@ class Writing:
         self._thread.join()
 
     def result(self) -> dict[Path, FileRecord]:
-        """What was written, once it is. Raises `OSError` where a file could not be."""
+        """What was written, once it is. Raises what kept a file from it, mostly `OSError`."""
         self.wait()
         if self._problem:
             raise self._problem
+        assert self._records.keys() == self._wanted
         return self._records
 
     def _write(self) -> None:
@@ -132,7 +133,7 @@ class Writing:
                 part = self._parts.pop(0)
                 self._records[part.path] = write_file(part)
                 del part
-        except OSError as error:
+        except BaseException as error:  # whatever it is: a thread that just ends would say nothing
             self._problem = error
             self._parts.clear()
         self.seconds = time.monotonic() - began

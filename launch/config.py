@@ -67,7 +67,7 @@ class Evaluation(Strict):
 
 
 class Checkpoint(Strict):
-    """`keep_every`: a checkpoint after every so many steps, kept for good. `overlap`: written while
+    """`keep_every`: a checkpoint after every so many steps, kept as long as the study says so. `overlap`: written while
     training goes on, from a copy in the host's memory; without it training waits, and needs no copy."""
 
     interval_minutes: Annotated[float, Field(ge=0)] = 10.0

@@ -209,15 +209,15 @@ class Engine:
     def to_save(self, folder: Path, tag: str, state: dict[str, Any], *, copy: bool) -> list[Part]:
         """The files under folder/tag that hold model, optimizer and `state`, for this rank to write.
 
-        Collective: all ranks call it. With `copy` training may go on before they are written.
+        Collective: all ranks call it. With `copy` training may go on before they are written. Raises
+        what kept this rank from copying, when all are through.
         """
         self._files.copies = copy
         with quiet():
             self._deepspeed.save_checkpoint(
                 str(folder), tag=tag, client_state=state, save_latest=False
             )
-        parts, self._files.parts = self._files.parts, []
-        return parts
+        return self._files.taken()
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
         """Read what was saved; returns the state. Collective.

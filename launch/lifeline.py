@@ -106,6 +106,10 @@ class Lifeline:
             while count < self._ranks and time.monotonic() < deadline:
                 time.sleep(BEAT_SECONDS / 4)
                 count = store.add(_ERRORS, 0)
+            if count < self._ranks:  # nobody was lost and nobody else failed: it is this rank's own
+                self._spoken.set()
+                what = f"{type(error).__name__}: {error}"
+                store.set(_OVER, f"{FAILED} rank {self._rank} failed: {what}")
         except RuntimeError:
             self._end(_NO_STORE)
 

@@ -8,9 +8,9 @@ run. `benchmarks/packing.py` measures the gain. This module needs no torch.
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,10 @@ from types import FrameType
 from typing import Any
 
 from launch.config import RunConfig
+from launch.console import sentence
 
-DONE, FAILED, STOPPED = 0, 1, 3  # as in `launch.run`
+DONE, FAILED, BAD_INPUT, STOPPED, LOST = 0, 1, 2, 3, 4  # as in `launch.run` and `launch.lifeline`
+PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # which ask for a stop
 LONGEST_WAIT = 1.0  # seconds: a signal may come just before a wait
 
@@ -33,14 +35,19 @@ def run_packed(runs: Sequence[RunConfig], data: Path, results: Path, at_a_time: 
     chains = _chains(runs)
     context: Any = multiprocessing.get_context("spawn")
     work = context.Queue()
-    for chain in chains:
+    number_of_workers = min(at_a_time, len(chains))
+    for chain in [*chains, *[[]] * number_of_workers]:  # an empty one: there are no more
         work.put(chain)
     workers = [
-        context.Process(target=_work, args=(work, data, results), name=f"process {number}")
-        for number in range(1, min(at_a_time, len(chains)) + 1)
+        context.Process(
+            target=_work,
+            args=(work, data, results, number_of_workers, os.getpid()),
+            name=f"process {number}",
+        )
+        for number in range(1, number_of_workers + 1)
     ]
     with _forwarded(workers):
-        with shared_cores(at_a_time):
+        with shared_cores(len(workers)):
             for worker in workers:
                 worker.start()
         for worker in workers:
@@ -105,15 +112,24 @@ def _forwarded(workers: list[Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _work(work: Any, data: Path, results: Path) -> None:
-    """One process: takes the next runs until none is left."""
+def _work(work: Any, data: Path, results: Path, sharing: int, parent: int) -> None:
+    """One process: takes the next runs until none is left. It does not outlive the one that started it."""
+    # Until `launch.run` takes over there is nothing to save: a signal ends us, even inside of C++.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(LOST)  # it ended before we asked to be told
     from launch.run import run_all  # torch and DeepSpeed
 
-    sys.exit(run_all(_taken(work), data, results))
+    try:
+        status = run_all(_taken(work), data, results, sharing=sharing)
+    except (ValueError, OSError) as error:
+        print(f"run: {sentence(error)}", file=sys.stderr, flush=True)
+        status = BAD_INPUT
+    sys.exit(status)
 
 
 def _taken(work: Any) -> Iterator[RunConfig]:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            # What is there was put before this process began; a pipe may hand it over a moment later.
-            yield from work.get(timeout=LONGEST_WAIT)
+    while chain := work.get():
+        yield from chain

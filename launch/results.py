@@ -190,7 +190,7 @@ class ResultWriter:
         _append(self._file["noise"], np.array([values], NOISE_COLUMNS))
 
     def step_seconds(self) -> np.ndarray:
-        """The wall time of every step so far [steps], those before a stop included."""
+        """The wall time of every step so far [steps], those before a stop or of a trunk included."""
         self.flush()
         return self._file["train"]["seconds"]
 

@@ -5,6 +5,7 @@ folder and does not stop the others.
 """
 
 import contextlib
+import dataclasses
 import sys
 import traceback
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ import torch
 
 from launch.config import RunConfig, save_config
 from launch.console import first_rank, say, sentence
+from launch.devices import Device
 from launch.engine import start_process
 from launch.folder import FAILED_FILE, finished_on, locked, record_failure, run_folder
 from launch.lifeline import FAILED, Lifeline
@@ -26,15 +28,20 @@ DONE, STOPPED = 0, 3
 """Exit statuses: all done; stopped early by a signal, to be continued. See `launch.lifeline` too."""
 
 
-def run_all(runs: Iterable[RunConfig], data: Path, results: Path) -> int:
+def run_all(runs: Iterable[RunConfig], data: Path, results: Path, *, sharing: int = 1) -> int:
     """Train every run that is not finished; returns the exit status.
 
-    A stop ends it before the next of `runs` is taken.
+    A stop ends it before the next of `runs` is taken. `sharing`: so many processes share the device.
     """
     device = start_process()
+    gpu = gpu_of(device)
+    if gpu:
+        gpu = dataclasses.replace(gpu, memory=gpu.memory / sharing)
     status = DONE
     with StopSignal() as stop:
         for run in runs:
+            if gpu:
+                run = _spread(run, gpu)
             outcome = _guarded(run, data, run_folder(results, run), device, stop)
             if outcome == STOPPED:
                 say(f"{run.run_id}: stopped by {stop.name}, saved; run it again to continue")
@@ -46,6 +53,15 @@ def run_all(runs: Iterable[RunConfig], data: Path, results: Path) -> int:
     if status == STOPPED:
         stop.hand_over()
     return status
+
+
+def _spread(run: RunConfig, gpu: Device) -> RunConfig:
+    """As the planner says; as the study says where the planner knows no way, which it tells."""
+    try:
+        return spread(run, gpu, torch.distributed.get_world_size(), gpus_per_node())
+    except ValueError as error:
+        say(f"WARNING: {error} It is tried as the study says.")
+        return run
 
 
 def _guarded(
@@ -82,8 +98,6 @@ def _run_one(
     if finished_on(run, folder, data):
         say(f"{run.run_id}: finished before, nothing to do")
         return True
-    if gpu := gpu_of(device):
-        run = spread(run, gpu, torch.distributed.get_world_size(), gpus_per_node())
     if first_rank():
         (folder / FAILED_FILE).unlink(missing_ok=True)
         save_config(run, folder)

@@ -62,18 +62,30 @@ def load_file(
 class SafeCheckpointEngine(TorchCheckpointEngine):
     """Reads DeepSpeed's checkpoint files for it; what it wants written is kept, for who writes it.
 
-    So nothing fails between DeepSpeed's barriers, where a rank that is missing would leave the others
-    waiting (`launch.checkpoint` lets them agree).
+    Nothing is raised between DeepSpeed's barriers, where a rank that is missing would leave the others
+    waiting: a copy that fails is kept in `problem` (`launch.checkpoint` lets the ranks agree).
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.copies = True
         self.parts: list[Part] = []
+        self.problem: Exception | None = None
 
     def save(self, state_dict: Any, path: str) -> None:
-        state = copied(state_dict) if self.copies else state_dict
-        self.parts.append(Part(Path(path), state))
+        try:
+            state = copied(state_dict) if self.copies else state_dict
+            self.parts.append(Part(Path(path), state))
+        except Exception as error:
+            self.problem = error
+
+    def taken(self) -> list[Part]:
+        """The parts since the last time. Raises what kept one from being copied."""
+        parts, problem = self.parts, self.problem
+        self.parts, self.problem = [], None
+        if problem:
+            raise problem
+        return parts
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_file(path, map_location=map_location, mmap=False)

@@ -146,7 +146,8 @@ def train(
             writer.finish()
             checkpoint.remove_all(folder, config)
         if writer and step > first_step:
-            _tell_speed(engine, writer, saver, time.monotonic() - began)
+            steps = writer.step_seconds()[first_step:]  # others may be of other devices
+            _tell_speed(engine, steps, saver, time.monotonic() - began)
     return finished
 
 
@@ -162,11 +163,10 @@ def _progress(config: RunConfig, step: int, loss: float, pace: float) -> Progres
     )
 
 
-def _tell_speed(
-    engine: Engine, writer: ResultWriter, saver: checkpoint.Saver, seconds: float
-) -> None:
+def _tell_speed(engine: Engine, steps: np.ndarray, saver: checkpoint.Saver, seconds: float) -> None:
+    """`steps`: the seconds of each; `seconds`: of all, with evaluations and checkpoints."""
     config, device = engine.config, gpu_of(engine.device)
-    fast = speed(writer.step_seconds(), config, torch.distributed.get_world_size(), device)
+    fast = speed(steps, config, torch.distributed.get_world_size(), device)
     say(f"{config.run_id}: {described(fast, config, device)}")
     say(
         f"{config.run_id}: {saver.saves} checkpoints, for which training waited "

@@ -1,4 +1,4 @@
-"""Run by every rank of a group: one rank cannot write during a save; then it can again.
+"""Run by every rank of a group: one rank cannot write, or copy, during a save; then it can again.
 
 RLIMIT_FSIZE stands for the full disk: a write beyond it fails as one on a full disk does.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch.distributed
 
-from launch import checkpoint
+from launch import checkpoint, safe_load
 from launch.engine import Engine, start_process
 from launch.results import METRICS_FILE
 from launch.verify import Case, run_of
@@ -43,10 +43,25 @@ def main(folder: Path) -> None:
         newest = checkpoint.newest(folder)
         assert newest is not None
         assert newest.step == 1, "the older one is as it was"
+    said.append(one_that_cannot_copy(engine, folder, rank))
     checkpoint.save(engine, folder, 2, "data")
     newest = checkpoint.newest(folder)
     left = sorted(path.name for path in (folder / "checkpoints").iterdir())
     (folder / f"{rank}.json").write_text(json.dumps([said, newest and newest.step, left]))
+
+
+def one_that_cannot_copy(engine: Engine, folder: Path, rank: int) -> str:
+    def no_more(_: object) -> None:
+        raise MemoryError("no more")
+
+    whole, safe_load.copied = safe_load.copied, no_more if rank == 1 else safe_load.copied
+    try:
+        checkpoint.save(engine, folder, 2, "data")
+    except (MemoryError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        safe_load.copied = whole
+    return "saved"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from launch.checkpoint import Saver, newest, verify
+from launch.checkpoint import Saver, newest, save, verify
 from launch.checkpoint_files import CHECKPOINTS
 from launch.checkpoint_writer import Part, Writing, copied, write_file
 from launch.engine import Engine, start_process
@@ -60,6 +60,27 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path):
             writing.result()
         assert error.value.errno == errno.ENOSPC
     assert not after.exists()
+
+
+def test_whatever_goes_wrong_no_checkpoint_appears_and_the_older_stays(tmp_path, monkeypatch):
+    """A thread that ends by an error that nobody expected must not look like one that is done."""
+    engine = Engine(config(checkpoint={"keep_last": 1}), start_process())
+    (tmp_path / METRICS_FILE).write_bytes(b"what was measured")
+    save(engine, tmp_path, 1, "data")
+    for place, error in (
+        ("launch.checkpoint_writer.write_file", MemoryError),
+        ("launch.safe_load.copied", MemoryError),
+        ("launch.checkpoint_writer.write_file", TypeError),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, lambda *_, error=error: (_ for _ in ()).throw(error("no more")))
+            with pytest.raises(error, match="no more"):
+                save(engine, tmp_path, 2, "data")
+        assert newest(tmp_path).step == 1
+        assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-1"]
+    save(engine, tmp_path, 2, "data")
+    assert newest(tmp_path).step == 2
+    engine.close()
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -115,7 +136,7 @@ def test_numbers_that_are_not_finite_lose_nothing_that_was_begun(tmp_path):
     assert newest(tmp_path).step == 1
     with pytest.raises(KeyError):
         fail(2, KeyError)
-    assert newest(tmp_path).step == 1
+    assert newest(tmp_path).step == 2, "one rank alone need not ask the others"
     engine.close()
 
 

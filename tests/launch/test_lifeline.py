@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.folder import FAILED_FILE, run_folder
-from launch.lifeline import LOST
+from launch.lifeline import FAILED, LOST
 from tests.launch.small import config, exit_status, start_ranks, study, wait_for, write_study
 
 ROOT = Path(__file__).parents[2]
@@ -66,27 +66,59 @@ with Lifeline("the run", 0.1, lambda error: None) as watched:
 """
 
 
-def test_every_rank_shows_where_it_is_when_one_hangs(tmp_path):
+def test_every_rank_shows_where_it_is_when_one_hangs():
+    status, said = two_ranks(BEHIND)
+    assert status == [LOST, LOST], said
+    assert "in barrier" in said[0]
+    assert "in stuck" in said[1]
+    assert "in stuck" not in said[0]
+    assert "".join(said).count("hangs: its stacks are above") == 1
+
+
+OWN = """
+import time
+import torch
+from launch import lifeline
+from launch.engine import start_process
+from launch.lifeline import Lifeline
+
+lifeline.BEAT_SECONDS, lifeline.SILENCE_SECONDS = 0.2, 4.0
+start_process()
+
+with Lifeline("the run", 10.0, lambda error: print("recorded:", error)) as watched:
+    watched.step()
+    if torch.distributed.get_rank() == 1:
+        raise RuntimeError("CUDA out of memory, say")
+    torch.distributed.barrier()
+"""
+
+
+def test_an_error_of_one_rank_that_nothing_explains_is_told_to_the_others():
+    status, said = two_ranks(OWN)
+    assert status == [FAILED, 1], said
+    assert "recorded: the run: rank 1 failed: RuntimeError: CUDA out of memory, say" in said[0]
+    assert "CUDA out of memory" in said[1]
+
+
+def two_ranks(program: str) -> tuple[list[int], list[str]]:
+    """Exit statuses, and all that each said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", BEHIND],
+            [sys.executable, "-u", "-c", program],
             cwd=ROOT,
             env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         for rank in "01"
     ]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [LOST, LOST], said
-    assert "in barrier" in said[0]
-    assert "in stuck" in said[1]
-    assert "in stuck" not in said[0]
-    assert "".join(said).count("hangs: its stacks are above") == 1
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    return [rank.returncode for rank in ranks], said
 
 
 @pytest.mark.parametrize(

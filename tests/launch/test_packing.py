@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,14 +74,29 @@ def test_a_signal_stops_all_and_a_dead_process_takes_no_other_along(pictures, al
     progress = [len(read_progress(run_folder(tmp_path, run))[1]) for run in runs]
     assert sum(each > 0 for each in progress) == 2
 
+    shutil.rmtree(tmp_path / "small")
+    file = write_study(tmp_path / "s.toml", changes(200))
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        killed, _ = wait_for_children(process)
-        os.kill(killed, signal.SIGKILL)
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
+        wait_for_steps(tmp_path / "small", 2)
+        os.kill(children(process)[0], signal.SIGKILL)
         said = process.communicate(timeout=SECONDS)[1]
-        assert process.returncode == 3, said
+        assert process.returncode == 1, said
     assert re.search(r"process \d of 2 was ended by SIGKILL: its run is not finished", said)
+    runs = expanded(200, ladder=LADDER, seeds=[0, 1])
+    finished = [read_progress(run_folder(tmp_path, run))[0] for run in runs]
+    assert sorted(finished) == [False, True, True, True], "the other process did all the rest"
+
+
+@pytest.mark.long
+def test_the_processes_do_not_outlive_the_one_that_started_them(pictures, tmp_path):
+    file = write_study(tmp_path / "s.toml", changes(4000))
+    with subprocess.Popen(command(file, pictures, tmp_path), stderr=subprocess.PIPE) as process:
+        pids = wait_for_children(process)
+        process.kill()
+    end = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def wait_for_children(process: subprocess.Popen) -> list[int]:

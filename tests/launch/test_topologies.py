@@ -101,6 +101,11 @@ def test_a_rank_that_cannot_write_a_checkpoint_stops_all_and_loses_nothing(tmp_p
     assert done.returncode == 0, done.stderr[-4000:]
     for rank in range(2):
         said, newest, left = json.loads((tmp_path / f"{rank}.json").read_text())
+        copying = said.pop()
+        assert (
+            copying
+            == ("MemoryError: no more", "RuntimeError: rank 1: MemoryError: no more")[1 - rank]
+        )
         assert len(said) == 2, "all ranks raise, whichever could not write"
         assert all("File too large" in each and "_states.pt" in each for each in said), said
         assert (newest, left) == (2, ["step-1", "step-2"])
