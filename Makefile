@@ -10,14 +10,14 @@ INSTALLED := .venv/.installed
 
 study: install
 	$(PY) -m data_prep build mathematics --raw generator --out data/mathematics --rows 3800 --fractions 0.9,0.06,0.04 --seed 0
-	$(PY) -m slurm submit launch/studies/quickstart.toml --cluster local --data data/mathematics --results results --wait
+	$(PY) -m slurm submit launch/studies/quickstart.toml --cluster local --data data/mathematics --results results --wait --no-report
 	$(PY) -m analysis report results/quickstart --out results/quickstart
 
 # The same for pictures of yours: make photos RAW=/path/to/a/folder/or.tar
 photos: install
 	@test -n "$(RAW)" || { echo "RAW is not given; wanted a folder or tar of pictures: make photos RAW=/path" >&2; exit 2; }
 	$(PY) -m data_prep build image-8x8 --raw "$(RAW)" --out data/image-8x8 --fractions 0.9,0.1,0
-	$(PY) -m slurm submit launch/studies/photos-8x8.toml --cluster local --data data/image-8x8 --results results --wait
+	$(PY) -m slurm submit launch/studies/photos-8x8.toml --cluster local --data data/image-8x8 --results results --wait --no-report
 	$(PY) -m analysis report results/photos-8x8 --out results/photos-8x8
 
 install: $(INSTALLED)
@@ -31,11 +31,11 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@touch $@
 
 test: install
-	@$(MAKE) --silent browser
+	@$(MAKE) --silent browser slurm-programs
 	$(PY) -m pytest
 
 test-long: install
-	@$(MAKE) --silent browser
+	@$(MAKE) --silent browser slurm-programs
 	$(PY) -m pytest -m "long or not long"
 
 # One test opens the report in a real browser: on Debian as root we can install one.
@@ -44,6 +44,21 @@ browser:
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		{ apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null 2>&1 || true; \
 	fi
+
+# Some tests train on a private Slurm of two nodes, whose programs we can install in the same way.
+.PHONY: slurm-programs
+slurm-programs:
+	@if ! { command -v slurmctld && command -v slurmdbd && command -v munged && command -v mariadbd; } >/dev/null \
+		&& command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		{ apt-get update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+			slurm-wlm slurmdbd munge mariadb-server; } >/dev/null 2>&1 || true; \
+	fi
+
+# The same private Slurm to try things on: prints what to export, and stays until Ctrl-C.
+.PHONY: slurm-playground
+slurm-playground: install
+	@$(MAKE) --silent slurm-programs
+	@$(PY) -m slurm.playground
 
 lint: install
 	$(PY) -m ruff check .

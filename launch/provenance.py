@@ -31,6 +31,9 @@ def provenance(**more: Any) -> dict[str, Any]:
 def _commit() -> str | None:
     """The commit of the code that runs, "+changes" if it was edited; None outside a repository."""
     here = Path(__file__).parent
+    frozen = here.parent / "COMMIT"  # `slurm submit` runs a copy of the code
+    if frozen.exists():
+        return frozen.read_text().strip() or None
     try:
         commit, changes = (
             subprocess.run(

@@ -31,6 +31,7 @@ from launch.schedule import Schedule, cooldown_start, peak_learning_rate
 from launch.strict import Strict, read_toml, validate
 from megatron_ext.shape import ModelShape, shape_of
 
+MOST_TOKENS = 1e18  # a thousand times what the largest runs have seen, and more
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Positives = Annotated[list[Positive], Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -166,6 +167,7 @@ def expand(study: Study, where: Path | str) -> tuple[RunConfig, ...]:
             except ValueError as error:
                 raise ValueError(f"{where}: ladder[{index}]: {error}") from None
             for position, value in enumerate(varied.budget.values):
+                _refuse_absurd(shape, varied, position, value, where)
                 for seed in rung.seeds or study.seeds:
                     run = _run(varied, shape, value, seed, variant)
                     _refuse_too_short(run, varied, position, value, where)
@@ -246,6 +248,25 @@ def _run(study: Study, shape: ModelShape, value: float, seed: int, variant: str)
         data=study.data,
         variant=variant,
     )
+
+
+def _refuse_absurd(
+    shape: ModelShape, study: Study, position: int, value: float, where: Path | str
+) -> None:
+    """Budgets that no run can have: under half a step, or beyond what anybody counts."""
+    step = study.batch.train_batch_size * shape.seq_length
+    tokens = study.budget.tokens_for(value, shape.params_non_embedding)
+    if tokens <= MOST_TOKENS and (tokens >= step / 2 or _warmup_steps(study.schedule, step)):
+        return
+    raise ValueError(
+        f"{where}: budget.{study.budget.unit}[{position}] = {value:.3g} trains {shape.name} for {tokens:.3g} "
+        f"tokens; wanted one step ({step:,} tokens) to {MOST_TOKENS:.0e}. Change the budget."
+    )
+
+
+def _warmup_steps(schedule: Schedule, step: int) -> float:
+    """Of a run with a warm-up that is too short it is said what would do."""
+    return schedule.warmup_steps or (schedule.warmup_tokens or 0) / step
 
 
 def _refuse_too_short(

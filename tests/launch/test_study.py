@@ -346,3 +346,13 @@ def test_a_subset_of_a_blend_is_refused():
     blend = [{"name": "one", "weight": 0.5}, {"name": "two", "weight": 0.5}]
     with pytest.raises(ValueError, match=r"data.unique_tokens = 1,920 with \[\[blend\]\]; wanted"):
         expanded(blend=blend, data={"unique_tokens": 1920})
+
+
+@pytest.mark.parametrize(
+    "budget", [{"tokens": 1e300}, {"tokens_per_param": 1e306}, {"flops": 1e308}, {"tokens": 1.0}]
+)
+def test_a_budget_that_no_run_can_have_is_refused(budget):
+    with pytest.raises(
+        ValueError, match=r"budget\.\w+\[0\] = .* wanted one step \(768 tokens\) to"
+    ):
+        config(budget=budget, schedule={"kind": "constant"})
