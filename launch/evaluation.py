@@ -1,35 +1,96 @@
-"""The loss on held-out rows: in all, by kind of token, by position.
+"""The loss on held-out rows: in all, by kind of token, by position, by document.
 
 Every rank takes every world-size-th batch; the sums are added over ranks before any mean is taken,
 so the result does not depend on how many ranks there are beyond rounding in float64.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from launch.batches import evaluation_batch
+from data_prep.dataset import TokenDataset
+from data_prep.domain import Domain
+from launch.batches import Batch, evaluation_batch
 from launch.datasets import Dataset
-from launch.engine import Engine
 from megatron_ext.loss import LossSums
 from megatron_ext.parallel import data_parallel_rank
 
+PERCENTILES = (1, 5, 20, 50, 80, 95, 99)  # Henighan et al. 2020, Figure 10
 
-def evaluate(engine: Engine, dataset: Dataset, rows: np.ndarray) -> LossSums:
-    """Sum the loss of `rows` (row numbers) over all ranks. Collective."""
+
+class Model(Protocol):
+    """What can be evaluated: a training engine, or a trained model alone."""
+
+    device: torch.device
+    world_size: int
+    micro_batch: int
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of every token [B, S], in nats."""
+
+    def add_over_ranks(self, tensors: tuple[Tensor, ...]) -> None:
+        """Sum each tensor over the data-parallel ranks, in place."""
+
+
+@dataclass(frozen=True)
+class DocumentSums:
+    """Sums over the documents that lie whole in an evaluated row: loss and number of counted tokens, float64 [n].
+
+    `row` is the place of the row in the evaluation, sorted; the document is its tokens `start` to `stop`.
+    """
+
+    row: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    loss_sum: Tensor
+    count: Tensor
+
+    @staticmethod
+    def of(dataset: TokenDataset, rows: np.ndarray, device: torch.device) -> "DocumentSums":
+        """No loss yet."""
+        row, start, stop = dataset.documents(rows)
+        sums = (torch.zeros(len(row), dtype=torch.float64, device=device) for _ in range(2))
+        return DocumentSums(row, start, stop, *sums)
+
+    def add(self, where: slice, losses_BS: Tensor, counted_BS: Tensor) -> None:
+        """Add a batch: the loss and mask of every token of the evaluation's rows `where`."""
+        own = slice(*np.searchsorted(self.row, (where.start, where.stop)).tolist())
+        row, start, stop = (
+            torch.from_numpy(each[own]).to(losses_BS.device)
+            for each in (self.row - where.start, self.start, self.stop)
+        )
+        for total, values in (
+            (self.loss_sum, losses_BS.double() * counted_BS),
+            (self.count, counted_BS.double()),
+        ):
+            so_far = F.pad(values.cumsum(1), (1, 0))
+            total[own] += so_far[row, stop] - so_far[row, start]
+
+
+def evaluate(
+    model: Model, dataset: Dataset, rows: np.ndarray, documents: DocumentSums | None = None
+) -> LossSums:
+    """Sum the loss of `rows` (row numbers) over all ranks, and of their documents if asked for. Collective."""
     domain = dataset.domain
-    sums = LossSums.zeros(len(rows), len(domain.kinds), domain.seq_length, engine.device)
-    size, rank = engine.micro_batch, data_parallel_rank()
-    for start in range(rank * size, len(rows), engine.world_size * size):
+    sums = LossSums.zeros(len(rows), len(domain.kinds), domain.seq_length, model.device)
+    size, rank = model.micro_batch, data_parallel_rank()
+    for start in range(rank * size, len(rows), model.world_size * size):
         where = slice(start, min(start + size, len(rows)))
-        batch = evaluation_batch(dataset, rows[where], engine.device)
-        losses = engine.losses(batch)
+        batch = evaluation_batch(dataset, rows[where], model.device)
+        losses = model.losses(batch)
         counted = (
             torch.ones_like(losses, dtype=torch.bool) if batch.counted is None else batch.counted
         )
         sums.add(where, losses, batch.kinds, counted)
-    engine.add_over_ranks(sums.tensors())
+        if documents is not None:
+            documents.add(where, losses, counted)
+    model.add_over_ranks(sums.tensors())
+    if documents is not None:
+        model.add_over_ranks((documents.loss_sum, documents.count))
     return sums
 
 
@@ -68,7 +129,47 @@ def evaluation_table(sums: LossSums, dataset: Dataset, **progress: Any) -> list[
 def position_means(sums: LossSums) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss and number of counted tokens at each position [seq_length]; NaN where none is."""
     count = sums.position_count_S.cpu().numpy()
-    total = sums.position_sum_S.cpu().numpy()
-    mean = np.full(len(count), np.nan)
-    np.divide(total, count, out=mean, where=count > 0)
-    return mean, count.astype(np.int64)
+    return _ratio(sums.position_sum_S.cpu().numpy(), count), count.astype(np.int64)
+
+
+def folded_means(sums: LossSums, domain: Domain) -> dict[str, np.ndarray]:
+    """The loss by position as the domain's grid has it: "pixel" [rows, columns], the mean over
+    colours and frames; "frame" [frames], over what is in a frame. Nothing for plain positions."""
+    axes = [axis for axis, _ in domain.grid]
+    sizes = [size for _, size in domain.grid]
+    folded = {}
+    for name, kept in (("pixel", ("row", "column")), ("frame", ("frame",))):
+        if set(kept) <= set(axes):
+            others = tuple(number for number, axis in enumerate(axes) if axis not in kept)
+            total, count = (
+                each.cpu().numpy().reshape(sizes).sum(others)
+                for each in (sums.position_sum_S, sums.position_count_S)
+            )
+            folded[name] = _ratio(total, count)
+    return folded
+
+
+def percentiles(loss_sum: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """`PERCENTILES` of the mean losses of documents that have a counted token; NaN without any."""
+    known = count > 0
+    if not known.any():
+        return np.full(len(PERCENTILES), np.nan)
+    return np.percentile(loss_sum[known] / count[known], PERCENTILES)
+
+
+def improvements(
+    before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """How much less each document's mean loss is after than before, `difference` in nats per token
+    and `ratio` before / after (Henighan et al. 2020, Figure 20); NaN for one without a counted token.
+
+    Each argument: loss sums and counts of the same documents.
+    """
+    first, last = (_ratio(total, count) for total, count in (before, after))
+    return {"difference": first - last, "ratio": _ratio(first, last)}
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    mean = np.full(np.shape(count), np.nan)
+    np.divide(total, count, out=mean, where=np.asarray(count) > 0)
+    return mean

@@ -15,7 +15,7 @@ are left out here, and made anew.
 import errno
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,21 @@ def write_universal(
         )
     if part == 0:
         (out / OPTIMIZER).write_text(json.dumps({"step": steps.pop()}) + "\n")
+
+
+def whole_weights(source: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of a checkpoint, whole and in fp32, whichever form and topology it was saved in.
+
+    Raises `ValueError` naming the parameter for files that do not hold it whole.
+    """
+    if (source / UNIVERSAL).is_dir():
+        universal = Universal(source / UNIVERSAL, 0, 1)
+        for name in universal.names():
+            yield name, universal.whole(name)
+        return
+    ranks = _read_parts(source)
+    for name in ranks[0].shapes:
+        yield name, _whole(name, "fp32", ranks, shape, source)
 
 
 def save_weights(out: Path, name: str, weight: Tensor) -> None:
@@ -177,6 +192,11 @@ class Universal:
     def whole_shape(self, name: str) -> torch.Size:
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
             return torch.Size(file.get_slice("fp32").get_shape())
+
+    def whole(self, name: str) -> Tensor:
+        """The weights of the whole parameter, as they are saved."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+            return file.get_tensor("fp32")
 
     def local(self, name: str, shape: ModelShape) -> Tensor:
         """This rank's part of the weights, token tables padded as for so many ranks."""
