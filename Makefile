@@ -11,14 +11,14 @@ INSTALLED := .venv/.installed
 study: install
 	$(PY) -m data_prep build mathematics --raw generator --out data/mathematics --rows 3800 --fractions 0.9,0.06,0.04 --seed 0
 	$(PY) -m slurm submit launch/studies/quickstart.toml --cluster local --data data/mathematics --results results --wait --no-report
-	$(PY) -m analysis report results/quickstart --out results/quickstart
+	$(PY) -m analysis report results/quickstart --out results/quickstart --include mid-schedule
 
 # The same for pictures of yours: make photos RAW=/path/to/a/folder/or.tar
 photos: install
 	@test -n "$(RAW)" || { echo "RAW is not given; wanted a folder or tar of pictures: make photos RAW=/path" >&2; exit 2; }
 	$(PY) -m data_prep build image-8x8 --raw "$(RAW)" --out data/image-8x8 --fractions 0.9,0.1,0
 	$(PY) -m slurm submit launch/studies/photos-8x8.toml --cluster local --data data/image-8x8 --results results --wait --no-report
-	$(PY) -m analysis report results/photos-8x8 --out results/photos-8x8
+	$(PY) -m analysis report results/photos-8x8 --out results/photos-8x8 --include mid-schedule
 
 install: $(INSTALLED)
 

@@ -1,4 +1,4 @@
-"""fit | predict | report. Results on stdout, messages on stderr, exit status 2 for bad input."""
+"""fit | predict | suggest | report. Results on stdout, messages on stderr, exit status 2 for bad input."""
 
 import argparse
 import sys
@@ -17,6 +17,7 @@ LAWS = (  # = separable.LAW_NAMES, without its imports (a test)
     "data-constrained", "isoflop", "frontier", "critical-batch",
 )  # fmt: skip
 X_NAMES = ("params", "tokens", "flops")
+INCLUDES = ("unfinished", "diverged", "spiking", "mid-schedule")  # = guards.INCLUDES (a test)
 PARAM_COUNTS = ("non-embedding", "non-embedding-and-head", "total")
 FLOP_COUNTS = ("6nd", "exact")
 
@@ -89,14 +90,31 @@ def _for_reducible(options: argparse.Namespace) -> int:
 
     found = read_points(options.source, options.law, options.x, _counting(options))
     fit = fit_law(found, options.law, options.x, options.bootstrap, options.seed)
-    needed = for_reducible(fit, options.reducible)
+    needed = for_reducible(fit, options.reducible, options.per_sample)
     answer = {
         "law": fit.law,
         "reducible": options.reducible,
+        "tokens_per_sample": options.per_sample,
         "needed": {name: each.as_json() for name, each in needed.items()},
         "warnings": fit.warnings,
         "fit": fit.as_json(),
     }
+    _give(to_text(answer), options.json)
+    return 0
+
+
+def _suggest(options: argparse.Namespace) -> int:
+    from analysis.estimate import to_text
+    from analysis.suggest import Wish, suggest
+
+    names = [name for name in X_NAMES if getattr(options, name) is not None]
+    target = {name: getattr(options, name) for name in names}
+    wish = Wish(options.shrink, target, options.budget, options.runs)
+    answer, study = suggest(
+        options.source, options.law, options.x, _counting(options), wish, options.bootstrap,
+        options.seed, options.domain, options.learning_rate, options.out,
+    )  # fmt: skip
+    _give(study, options.out)
     _give(to_text(answer), options.json)
     return 0
 
@@ -114,7 +132,9 @@ def _report(options: argparse.Namespace) -> int:
 def _counting(options: argparse.Namespace) -> "Counting":
     from analysis.runs import Counting
 
-    return Counting(options.count_params, options.count_flops, options.split)
+    return Counting(
+        options.count_params, options.count_flops, options.split, tuple(options.include)
+    )
 
 
 def _give(text: str, path: Path | None) -> None:
@@ -130,23 +150,54 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fit = commands.add_parser("fit", help="fit a law and print its constants as JSON")
     predict = commands.add_parser("predict", help="fit a law and predict one run from it")
+    suggest = commands.add_parser("suggest", help="write the study that shrinks an interval most")
     report = commands.add_parser("report", help="write report.html, fits.json and points.csv")
-    for command in (fit, predict):
-        command.add_argument(
-            "source",
-            type=Path,
-            metavar="SOURCE",
-            help="a study's results folder, or a CSV with a header",
-        )
-        command.add_argument("--law", required=True, choices=LAWS)
-        command.add_argument("--json", type=Path, metavar="FILE", help="write there, not stdout")
-        command.add_argument(
-            "--x",
-            choices=X_NAMES,
-            default="params",
-            help="what the laws of one variable depend on (default: params; predict takes the "
-            "target's)",
-        )
+    for command in (fit, predict, suggest):
+        _add_source(command)
+    _add_targets(predict, "the {} to predict for")
+    _add_targets(suggest, "the {} of a prediction whose interval is to shrink")
+    _add_fit(fit)
+    _add_predict(predict)
+    _add_suggest(suggest)
+    report.add_argument(
+        "results", type=Path, metavar="RESULTS_DIR", help="a study's results folder"
+    )
+    report.add_argument("--out", type=Path, required=True, metavar="DIR")
+    for name, command, function in (
+        ("fitting", fit, _fit),
+        ("predicting", predict, _predict),
+        ("suggesting", suggest, _suggest),
+        ("reporting", report, _report),
+    ):
+        command.set_defaults(command=function, name=name)
+        _add_common(command)
+    return parser
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a study's results folder, or a CSV with a header",
+    )
+    command.add_argument("--law", required=True, choices=LAWS)
+    command.add_argument("--json", type=Path, metavar="FILE", help="write there, not stdout")
+    command.add_argument(
+        "--x",
+        choices=X_NAMES,
+        default="params",
+        help="what the laws of one variable depend on (default: params; predict takes the "
+        "target's)",
+    )
+
+
+def _add_targets(command: argparse.ArgumentParser, text: str) -> None:
+    for name, symbol in zip(X_NAMES, "NDC", strict=True):
+        command.add_argument(f"--{name}", type=float, metavar=symbol, help=text.format(name))
+
+
+def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument(
         "--delta",
         type=_positive,
@@ -155,28 +206,46 @@ def _parser() -> argparse.ArgumentParser:
         "residual scales where that is more)",
     )
     fit.add_argument("--draws", type=Path, metavar="FILE", help="write every bootstrap draw as CSV")
-    for name, symbol in zip(X_NAMES, "NDC", strict=True):
-        predict.add_argument(
-            f"--{name}", type=float, metavar=symbol, help=f"the {name} to predict for"
-        )
+
+
+def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "--reducible",
         type=float,
         metavar="NATS",
-        help="instead: the N, D or C for so many nats per token above the irreducible loss",
+        help="instead: the N, D or C for so many nats above the irreducible loss",
     )
-    report.add_argument(
-        "results", type=Path, metavar="RESULTS_DIR", help="a study's results folder"
+    predict.add_argument(
+        "--per-sample",
+        type=_positive,
+        default=1.0,
+        metavar="TOKENS",
+        help="NATS are per image or clip of so many tokens (default: per token)",
     )
-    report.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for name, command, function in (
-        ("fitting", fit, _fit),
-        ("predicting", predict, _predict),
-        ("reporting", report, _report),
-    ):
-        command.set_defaults(command=function, name=name)
-        _add_common(command)
-    return parser
+
+
+def _add_suggest(suggest: argparse.ArgumentParser) -> None:
+    suggest.add_argument("--out", type=Path, required=True, metavar="STUDY.toml")
+    suggest.add_argument(
+        "--shrink",
+        metavar="NAME",
+        help="the constant whose interval is to shrink (alpha, a, E, ...)",
+    )
+    suggest.add_argument(
+        "--budget",
+        type=float,
+        metavar="FLOPS",
+        help="of all new runs together (default: what the dearest run of the data cost)",
+    )
+    suggest.add_argument(
+        "--runs", type=_count, default=8, metavar="K", help="at most so many (default: 8)"
+    )
+    suggest.add_argument("--domain", metavar="NAME", help="of the new runs, where SOURCE is a CSV")
+    suggest.add_argument(
+        "--learning-rate",
+        metavar="RATE",
+        help="a number or a named rule (default: that of the runs; for a CSV the family's)",
+    )
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -201,6 +270,13 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         choices=FLOP_COUNTS,
         default=FLOP_COUNTS[0],
         help="C as 6 N D or exact, for results folders",
+    )
+    command.add_argument(
+        "--include",
+        nargs="+",
+        choices=INCLUDES,
+        default=[],
+        help="take in runs that are kept out by default",
     )
     command.add_argument(
         "--split",

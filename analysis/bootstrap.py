@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import solve
-from analysis.points import LossPoints
+from analysis.points import LossPoints, distinct
 from analysis.residual_tables import robust_sd
 from analysis.separable import Law
 
@@ -52,8 +52,7 @@ def clusters(points: LossPoints, law: Law) -> np.ndarray:
     named = len(names) < len(points) or bool(np.any(points.recipe != ""))
     if named or len(law.inputs) == 1:
         return group.reshape(-1)
-    inputs = np.stack([points.x(name) for name in law.inputs], axis=1)
-    return np.unique(inputs, axis=0, return_inverse=True)[1].reshape(-1)
+    return distinct(*(points.x(name) for name in law.inputs))[1]
 
 
 def recipe(cluster: np.ndarray, law: Law) -> str:
@@ -80,25 +79,39 @@ def draw(
         return Draws("none", np.empty((0, theta.size)), 0.0)
     rng = np.random.default_rng(seed)
     method, count = recipe(cluster, law), int(cluster.max()) + 1
+    if method == "sandwich":
+        every = _sandwich(law, data, theta, delta, cluster, draws, rng)
+    else:
+        every = _refitted(law, data, theta, delta, cluster, draws, rng)
+    low, high = solve.limits(law)
+    bound = np.any((every <= low * 1.001) | (every >= high * 0.999), axis=1)
+    few = count < FEW_CLUSTERS and method == "wild cluster"
+    said = f"few_groups: {count} runs for {len(theta)} parameters; the intervals are rough."
+    return Draws(method, every, float(bound.mean()), (said,) if few else ())
+
+
+def _refitted(
+    law: Law,
+    data: solve.Data,
+    theta: np.ndarray,
+    delta: float,
+    cluster: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The law fitted again to every resampled data set, some of them at a time."""
+    method, count = recipe(cluster, law), int(cluster.max()) + 1
     found = []
     chunk = max(1, min(draws, CHUNK_VALUES // len(cluster)))
     for start in range(0, draws, chunk):
         size = min(chunk, draws - start)
-        if method == "sandwich":
-            found.append(_sandwich(law, data, theta, delta, cluster, size, rng))
-            continue
         sample = (
             _resampled(data, cluster, count, size, rng)
             if method == "resampled cells"
             else _noisy(law, data, theta, cluster, size, rng)
         )
         found.append(_refit(law, sample, theta, delta))
-    every = np.concatenate(found)
-    low, high = solve.limits(law)
-    bound = np.any((every <= low * 1.001) | (every >= high * 0.999), axis=1)
-    few = count < FEW_CLUSTERS and method == "wild cluster"
-    said = f"few_groups: {count} runs for {len(theta)} parameters; the intervals are rough."
-    return Draws(method, every, float(bound.mean()), (said,) if few else ())
+    return np.concatenate(found)
 
 
 def _refit(law: Law, sample: solve.Data, theta: np.ndarray, delta: float) -> np.ndarray:

@@ -21,14 +21,14 @@ from analysis.separable import (
 CURVES = (POWER.name, POWER_CONSTANT.name, FRONTIER)
 
 
-def for_reducible(fit: Fit, wanted: float) -> dict[str, Estimate]:
-    """What it takes for a reducible loss of `wanted` nats per token: the N, D or C of a law of one
-    variable; C, N and D on the optimum of a law of N and D. For nats per image or clip divide by the
-    tokens of one. Raises `ValueError` for other laws, and for no positive number."""
+def for_reducible(fit: Fit, wanted: float, tokens_per_sample: float = 1.0) -> dict[str, Estimate]:
+    """What it takes for a reducible loss of `wanted` nats per image or clip of `tokens_per_sample`
+    tokens (1: per token): the N, D or C of a law of one variable; C, N and D on the optimum of a law
+    of N and D. Raises `ValueError` for other laws, and for no positive number."""
     if not (np.isfinite(wanted) and wanted > 0):
         raise ValueError(
-            f"--reducible = {wanted:g}: not a positive number; wanted nats per token above the "
-            "irreducible loss."
+            f"--reducible = {wanted:g}: not a positive number; wanted nats above the irreducible "
+            "loss."
         )
     if fit.law not in CURVES and fit.law not in SURFACE_LAWS:
         raise ValueError(
@@ -37,7 +37,9 @@ def for_reducible(fit: Fit, wanted: float) -> dict[str, Estimate]:
         )
     value = {name: np.array([each.value]) for name, each in fit.parameters.items()}
     with np.errstate(all="ignore"):
-        found, drawn = (_inverse(fit, each, wanted) for each in (value, fit.draws))
+        found, drawn = (
+            _inverse(fit, each, wanted / tokens_per_sample) for each in (value, fit.draws)
+        )
     return {name: interval(float(found[name][0]), drawn[name]) for name in found}
 
 

@@ -73,6 +73,20 @@ def excess_compute(ratio: Any, aN: Any, aS: Any) -> tuple[Any, Any]:
     return ratio * steps, steps
 
 
+def excess_compute_of_surface(
+    ratio: Any, flops: Any, A: Any, alpha: Any, B: Any, beta: Any
+) -> tuple[Any, Any]:
+    """(C/C_best, D/D_best) of a model `ratio` times the best size for `flops`, trained until it has
+    the loss of the best one, where L = E + A/N^alpha + B/D^beta: D = (B/(L - E - A/N^alpha))^(1/beta).
+    The analogue of Kaplan et al. 2020, eqs B.16, B.17. NaN where so small a model never gets there."""
+    params, tokens = optimal_allocation(flops, A, alpha, B, beta)
+    size, data = A / params**alpha, B / tokens**beta
+    left = 1 + size / data * (1 - np.asarray(ratio, float) ** -alpha)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        more = np.where(left > 0, left, np.nan) ** (-1 / beta)
+    return ratio * more, more
+
+
 def overfitting(params: Any, tokens: Any, Nc: Any, aN: Any, Dc: Any, aD: Any) -> Any:
     """delta L = L(N, D)/L(N, inf) - 1 = (1 + (N/Nc)^(aN/aD) Dc/D)^aD - 1 (Kaplan et al. 2020, eq
     4.3): relative excess loss for want of data."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import Estimate, exponent_warning
-from analysis.points import LossPoints
+from analysis.points import LossPoints, distinct
 from analysis.separable import Law
 
 CONVERGED = 1e-6
@@ -21,7 +21,7 @@ WIDEST_EXPONENT = 3.0
 WIDEST_SCALE = 100.0
 WIDEST_SHARE = 0.3
 AMPLITUDES = (
-    "A", "B", "scale", "Nc", "Dc", "Sc", "break_at", "width", "params_decay", "tokens_decay",
+    "A", "B", "scale", "Nc", "Dc", "Sc", "break_at", "width", "B_star", "params_decay", "tokens_decay",
     "optimal_params", "optimal_tokens", "tokens_per_param",
 )  # fmt: skip
 SHARES = ("a",)
@@ -62,12 +62,11 @@ def _convergence(found: Mapping[str, Any]) -> list[str]:
 
 def _few_points(points: LossPoints, law: Law) -> list[str]:
     names = [name for name in law.inputs if not name.startswith("unique_")]
-    columns = np.stack([points.x(name) for name in names], axis=1)
-    distinct = len(np.unique(columns, axis=0))
-    if distinct >= len(law.parameters) + 3:
+    count = len(distinct(*(points.x(name) for name in names))[0])
+    if count >= len(law.parameters) + 3:
         return []
     return [
-        f"few_points: {distinct} different {' and '.join(names)} for {len(law.parameters)} "
+        f"few_points: {count} different {' and '.join(names)} for {len(law.parameters)} "
         "parameters; the form of the law cannot be tested with so few."
     ]
 
@@ -80,7 +79,7 @@ def _constants(
     diagnostics: Mapping[str, Any],
 ) -> list[str]:
     said: list[str] = []
-    exponents = {each.name for each in law.shapes if each.is_exponent} | {"aN", "gamma"}
+    exponents = {each.name for each in law.shapes if each.is_exponent} | {"aN", "gamma", "aB"}
     for name, each in (*parameters.items(), *derived.items()):
         if name == law.irreducible:
             said += irreducible_warning(points, each, diagnostics["profile"].get(name, []))

@@ -1,19 +1,20 @@
 """Fits a separable law, checks the fit, and says how far each constant can be trusted."""
 
 import time
+from collections.abc import Collection
 
 import numpy as np
 
 from analysis import solve
 from analysis.bootstrap import HUGE, Draws, clusters, draw, recipe
-from analysis.derived import OPTIMUM, optimum_of
 from analysis.doubts import warnings_of
 from analysis.ensemble import comparison
 from analysis.estimate import Estimate, Fit, interval
 from analysis.points import X_SYMBOLS, LossPoints, PointSet
-from analysis.profiles import Quantity, profile_interval
+from analysis.profiles import profile_interval
+from analysis.quantities import Quantity, quantities_of
 from analysis.residual_tables import residual_report
-from analysis.separable import SURFACE_LAWS, Law
+from analysis.separable import Law
 from analysis.solution import Solution, best_solution, check_enough, named, scaled_data
 
 
@@ -29,9 +30,11 @@ def fit_separable(
     seed: int,
     delta: float | None = None,
     compare: bool = False,
+    only: Collection[str] | None = None,
 ) -> Fit:
     """Fit `law`; `draws` bootstrap fits give the 95% intervals. `compare` adds the hold-outs by
-    compute and the forms beside it. Raises `ValueError` for points that cannot carry it."""
+    compute and the forms beside it; `only` names the quantities that are wanted, if not all. Raises
+    `ValueError` for points that cannot carry the law."""
     began = time.perf_counter()
     check_enough(found, law)
     units, data = scaled_data(found.points, law)
@@ -39,9 +42,14 @@ def fit_separable(
     cluster = clusters(found.points, law)
     boot = draw(cluster, law, data, solution.theta, solution.delta, draws, seed)
     quantities = quantities_of(law, found.points, units)
+    if only is not None:
+        needed = {*only, *named(law, solution.theta[None], units)}
+        quantities = {name: each for name, each in quantities.items() if name in needed}
     values = {name: float(each(solution.theta[None])[0]) for name, each in quantities.items()}
     drawn = {name: each(boot.theta) for name, each in quantities.items()}
-    estimates, method, profile = _intervals(law, data, solution, cluster, quantities, values, drawn)
+    estimates, method, profile = _intervals(
+        law, data, solution, cluster, quantities, values, drawn, only
+    )
     residual = solve.residuals(law, data, solution.theta[None])[0]
     diagnostics = _diagnostics(found.points, law, residual, solution, boot)
     diagnostics |= {"intervals": method, "profile": profile}
@@ -80,29 +88,6 @@ def _formula(law: Law) -> str:
     return law.formula.replace("/x", f"/{symbol}").replace("(x/", f"({symbol}/")
 
 
-def quantities_of(law: Law, points: LossPoints, units: tuple[float, ...]) -> dict[str, Quantity]:
-    """Every constant and, for laws of N and D, what follows from them at the largest compute of the
-    data (a, N_opt, D_opt, D_opt/N_opt), each as a function of theta [B, Q]."""
-    names = list(named(law, _middle(law), units))
-
-    def constant(name: str) -> Quantity:
-        return lambda theta: named(law, theta, units)[name]
-
-    found = {name: constant(name) for name in names}
-    if law.name in SURFACE_LAWS:
-        flops = float(np.max(6 * points.params * points.tokens))
-
-        def optimum(name: str) -> Quantity:
-            return lambda theta: optimum_of(law.name, named(law, theta, units), flops)[name]
-
-        found |= {name: optimum(name) for name in OPTIMUM}
-    return found
-
-
-def _middle(law: Law) -> np.ndarray:
-    return np.array([[1.0] * len(law.constants) + [each.grid[0] for each in law.shapes]])
-
-
 def _intervals(
     law: Law,
     data: solve.Data,
@@ -111,20 +96,27 @@ def _intervals(
     quantities: dict[str, Quantity],
     values: dict[str, float],
     drawn: dict[str, np.ndarray],
+    only: Collection[str] | None,
 ) -> tuple[dict[str, Estimate], str, dict[str, list[float]]]:
     """Estimates, how their intervals were found, and the profile interval of the irreducible loss
     and of a. With few points of one row each profiles hold what they promise and percentiles are a
     little narrow; with clusters or many points the bootstrap asks less of the noise."""
     own = recipe(cluster, law) == "residual, scale drawn"
     count = len(next(iter(drawn.values())))
-    wanted = [law.irreducible, "a"] if not own or not count else list(quantities)
+    every = list(quantities) if only is None else list(only)
+    wanted = every if own and count else [] if only is not None else [law.irreducible, "a"]
     profile = {
         name: profile_interval(law, data, solution.theta, solution.delta, quantities[name], name)
         for name in wanted
         if name in quantities and len(cluster) <= HUGE
     }
     if own and count:
-        found = {name: Estimate(values[name], *profile[name]) for name in quantities}
+        found = {
+            name: Estimate(values[name], *profile[name])
+            if name in profile
+            else interval(values[name], drawn[name])
+            for name in quantities
+        }
         method = "profile likelihood"
     else:
         found = {name: interval(values[name], drawn[name]) for name in quantities}

@@ -14,6 +14,7 @@ from analysis.frontier import (
     fit_optimum,
     trace,
 )
+from analysis.frontier_holdout import frontier_splits
 from analysis.laws import optimal_tokens_scale
 from analysis.points import LossPoints, PointSet
 from analysis.separable import FRONTIER
@@ -26,8 +27,8 @@ FEW_RUNS = 8
 MOST_FAILED = 1 / 3  # of the bootstrap samples, without handovers to fit
 
 
-def fit_frontier(found: PointSet, draws: int, seed: int) -> Fit:
-    """L(C), N_opt(C) and D_opt(C) of grouped learning curves."""
+def fit_frontier(found: PointSet, draws: int, seed: int, compare: bool = False) -> Fit:
+    """L(C), N_opt(C) and D_opt(C) of grouped learning curves; `compare` adds the hold-outs."""
     began = time.perf_counter()
     _check_enough(found)
     frontier = trace(found.points)
@@ -52,7 +53,7 @@ def fit_frontier(found: PointSet, draws: int, seed: int) -> Fit:
             "seed": seed,
             "draws_without_handovers": failed,
         },
-        diagnostics=_diagnostics(found.points, frontier),
+        diagnostics=_diagnostics(found.points, frontier) | _holdouts(found.points, compare),
         warnings=(*found.remarks, *_warnings(found.points, frontier, parameters, failed, draws)),
         seconds=time.perf_counter() - began,
         draws=drawn,
@@ -136,6 +137,10 @@ def _sample(points: LossPoints, rows: list[np.ndarray], rng: np.random.Generator
     twice changes no frontier, so it is taken once."""
     chosen = np.unique(rng.integers(len(rows), size=len(rows)))
     return points.only(np.concatenate([rows[index] for index in chosen]))
+
+
+def _holdouts(points: LossPoints, compare: bool) -> dict[str, object]:
+    return {"holdout": [each.as_json() for each in frontier_splits(points)]} if compare else {}
 
 
 def _diagnostics(points: LossPoints, frontier: Frontier) -> dict[str, object]:

@@ -123,6 +123,39 @@ def curve_named(constants: np.ndarray, shape: np.ndarray, units: tuple[float, ..
     }
 
 
+def _steps_lost(log_IP: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log(S/S_min) = log(1 + B_crit(L)/B), and B_crit/(B + B_crit), each [B, P]."""
+    log_ratio = shape[:, 2:3] - shape[:, 3:4] * log_IP[3] - log_IP[2]
+    return np.logaddexp(0.0, log_ratio), np.exp(-np.logaddexp(0.0, -log_ratio))
+
+
+def batch_curve_terms(log_IP: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    lost, _ = _steps_lost(log_IP, shape)
+    steps = np.exp(-shape[:, 1:2] * (log_IP[1] - lost))
+    return np.stack([_fall(log_IP[0], shape[:, 0]), steps], axis=1)
+
+
+def batch_curve_slopes(
+    log_IP: np.ndarray, shape: np.ndarray, constants: np.ndarray, terms: np.ndarray
+) -> np.ndarray:
+    lost, share = _steps_lost(log_IP, shape)
+    size, steps = constants[:, 0:1] * terms[:, 0], constants[:, 1:2] * terms[:, 1]
+    by_ratio = steps * shape[:, 1:2] * share
+    return np.stack(
+        [-log_IP[0] * size, -(log_IP[1] - lost) * steps, by_ratio, -log_IP[3] * by_ratio], axis=1
+    )
+
+
+def batch_curve_named(
+    constants: np.ndarray, shape: np.ndarray, units: tuple[float, ...]
+) -> Columns:
+    with np.errstate(over="ignore"):
+        return curve_named(constants, shape, units) | {
+            "B_star": units[2] * np.exp(shape[:, 2]) * units[3] ** shape[:, 3],
+            "aB": 1 / shape[:, 3],
+        }
+
+
 def _share(logit: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logit))
 

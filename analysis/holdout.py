@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis import solve
-from analysis.points import LossPoints
+from analysis.points import LossPoints, distinct
 from analysis.separable import Law
 from analysis.solution import fitted_theta, scaled_data
 
@@ -95,9 +95,8 @@ def _enough(points: LossPoints, law: Law, order: np.ndarray, cut: float) -> bool
     if np.log10(cut / order.min()) < LEAST_SPAN:
         return False
     columns = [points.x(name)[below] for name in law.inputs if not name.startswith("unique_")]
-    distinct = len(np.unique(np.stack(columns, axis=1), axis=0))
     spread = len(columns) == 1 or all(len(np.unique(each)) >= 3 for each in columns)
-    return spread and distinct >= len(law.parameters) + SPARE_POINTS
+    return spread and len(distinct(*columns)[0]) >= len(law.parameters) + SPARE_POINTS
 
 
 def predicted_log_loss(

@@ -78,6 +78,16 @@ def learning_curve(params: Any, steps: Any, Nc: Any, aN: Any, Sc: Any, aS: Any) 
     return power(params, Nc, aN) + power(steps, Sc, aS)
 
 
+def learning_curve_at_batch(
+    params: Any, steps: Any, batch: Any, loss: Any, Nc: Any, aN: Any, Sc: Any, aS: Any, B_star: Any,
+    aB: Any,
+) -> Any:  # fmt: skip
+    """`learning_curve` of S_min = S/(1 + B_crit(L)/B), with B_crit at the measured loss (Kaplan et al.
+    2020, eqs 1.6, 5.3, 5.4): what S steps at batch B are worth. B and B* in one unit."""
+    least = minimum_steps(steps, batch, critical_batch(loss, B_star, aB))
+    return learning_curve(params, least, Nc, aN, Sc, aS)
+
+
 def effective(amount: Any, unique: Any, decay: Any) -> Any:
     """U + U R* (1 - exp(-R/R*)), R = amount/U - 1 repetitions, R* = `decay`: what repeated data or
     excess parameters are worth (Muennighoff et al. 2023, eqs 5-6). `amount` where U >= amount."""

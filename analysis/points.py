@@ -102,12 +102,24 @@ class SeedNoise:
     cells: int  # how many (params, tokens) cells had more than one run
 
 
+def distinct(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows that are equal in every column: the index of the first of each kind, and the number of
+    each row's kind. By sorting, so that a million rows take a second. Kinds are in rising order, the
+    first column first."""
+    order = np.lexsort(columns[::-1])
+    new = np.zeros(len(order), bool)
+    new[:1] = True
+    for column in columns:
+        ranked = column[order]
+        new[1:] |= ranked[1:] != ranked[:-1]
+    kind = np.empty(len(order), int)
+    kind[order] = np.cumsum(new) - 1
+    return order[new], kind
+
+
 def cells(points: LossPoints) -> np.ndarray:
     """The number of each point's cell: equal params, tokens and recipe."""
-    _, recipe = np.unique(points.recipe, return_inverse=True)
-    keys = np.stack([points.params, points.tokens, recipe.reshape(-1)], axis=1)
-    _, cell = np.unique(keys, axis=0, return_inverse=True)
-    return cell.reshape(-1)
+    return distinct(points.params, points.tokens, points.recipe)[1]
 
 
 def seed_noise(points: LossPoints) -> SeedNoise | None:

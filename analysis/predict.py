@@ -20,6 +20,7 @@ from analysis.derived import (
 from analysis.ensemble import mixture
 from analysis.estimate import CONFIDENCE, Estimate, Fit, interval
 from analysis.forecast import Forecaster, forecaster
+from analysis.frontier_holdout import frontier_splits, widened
 from analysis.laws import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
     optimal_params,
@@ -47,9 +48,9 @@ def predict(
     {"params": 1e9, "tokens": 2e10}, ...). `law` is None for the frontier."""
     check_target(fit.law, wanted)
     if law is None:
-        return _frontier(fit, wanted["flops"], seed)
+        return _frontier(found, fit, wanted["flops"])
     ready = forecaster(found, law, draws, seed)
-    target = _complete(law, ready, wanted)
+    target = complete_target(law, ready, wanted)
     row = LossPoints.of(
         np.array(["target"]), np.array(["target"]), **{k: np.array([v]) for k, v in target.items()}
     )
@@ -104,7 +105,7 @@ def check_target(law: str, wanted: Mapping[str, float]) -> None:
         )
 
 
-def _complete(law: Law, ready: Forecaster, wanted: Mapping[str, float]) -> dict[str, float]:
+def complete_target(law: Law, ready: Forecaster, wanted: Mapping[str, float]) -> dict[str, float]:
     """params, tokens and flops of the target; for laws of one variable the target as it is."""
     if law.name in CURVE_LAWS:
         return dict(wanted)
@@ -193,19 +194,22 @@ def _value(constants: dict[str, Any], x: np.ndarray) -> np.ndarray:
     return power(x, constants["scale"], constants["exponent"])
 
 
-def _frontier(fit: Fit, at: float, seed: int) -> dict[str, Any]:
+def _frontier(found: PointSet, fit: Fit, at: float) -> dict[str, Any]:
     low, high = fit.diagnostics["x_range"]
     decades = max(0.0, float(np.log10(at / high)), float(np.log10(low / at)))
     with np.errstate(all="ignore"):
         drawn = _value(dict(fit.draws), np.array(at))
     loss = interval(float(curve(fit, np.array(at))), drawn)
+    calibrated = False
+    if len(drawn):
+        loss, calibrated = widened(loss, frontier_splits(found.points), decades)
     constants = (fit.value("params_scale"), fit.value("params_exponent"))
     known = np.isfinite(fit.parameters["params_exponent"].low)
     names = ("params_scale", "params_exponent")
     draws = [fit.draws[name] if known else np.empty(0) for name in names]
-    found: dict[str, Any] = {"loss": loss.as_json()}
+    answer: dict[str, Any] = {"loss": loss.as_json()}
     with np.errstate(all="ignore"):
         for name, law in (("params", optimal_params), ("tokens", optimal_tokens)):
             value = float(law(np.array(at), *constants))
-            found[f"optimal_{name}"] = interval(value, law(np.array(at), *draws)).as_json()
-    return _answer(fit, {"flops": at}, decades, found, calibrated=False)
+            answer[f"optimal_{name}"] = interval(value, law(np.array(at), *draws)).as_json()
+    return _answer(fit, {"flops": at}, decades, answer, calibrated)

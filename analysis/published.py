@@ -5,7 +5,9 @@ Henighan et al. 2020 (2010.14701), Table 1: `L = irreducible + (scale/x)^exponen
 Losses are nats per token. Kaplan et al. 2020 (2001.08361), Table 5 and eq 1.1 and Figure 14.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from analysis.laws import PF_DAY
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class PublishedDomain:
     loss_by_flops: PublishedCurve
     params_scale: float
     params_exponent: float
+
+    def flops_law(self) -> PublishedCurve:
+        """L(C) with its scale in FLOPs."""
+        return replace(self.loss_by_flops, scale=self.loss_by_flops.scale * PF_DAY)
 
 
 _TABLE_1 = "Henighan et al. 2020, Table 1"
@@ -82,3 +88,16 @@ KAPLAN = PublishedDomain(
 def published(domain: str) -> PublishedDomain | None:
     """The published row for a domain of ours, or None where neither paper has one."""
     return KAPLAN if domain == "text" else HENIGHAN.get(domain)
+
+
+SURFACES = {"Hoffmann et al. 2022": (0.339, 0.285), "Besiroglu et al. 2024": (0.348, 0.366)}
+"""(alpha, beta) of L = E + A/N^alpha + B/D^beta: 2203.15556 (unrounded), 2404.10102."""
+
+TEXT_CONSTANTS: dict[str, dict[str, float]] = {
+    "power": {"scale": 8.8e13, "exponent": 0.076},  # Kaplan et al. 2020, eq 1.1
+    "surface": {"E": 1.6934, "A": 406.4, "alpha": 0.339, "B": 410.7, "beta": 0.285},
+    "surface-kaplan": {"Nc": 6.4e13, "aN": 0.076, "Dc": 1.8e13, "aD": 0.103},  # Table 2
+    "learning-curve": {"Nc": 6.5e13, "aN": 0.077, "Sc": 2.1e3, "aS": 0.76, "aB": 0.21},  # Table 3
+    "critical-batch": {"aB": 0.21},  # eq 5.3; B* = 2.1e8 is in tokens, ours in rows
+}
+"""Published constants of text by law: Kaplan et al. 2020, and for `surface` Hoffmann et al. 2022."""

@@ -1,12 +1,10 @@
-"""A results folder -> report.html, fits.json and points.csv. Does nothing if nothing changed.
+"""A results folder -> report.html, fits.json and tables of every number. Does nothing if nothing changed.
 
 What it depends on (every metrics.h5, the options, this package's own source) is hashed into
 fits.json; if the hash is the same and the files are there, the report is up to date.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 from pathlib import Path
@@ -15,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from launch.results import METRICS_FILE
 
 if TYPE_CHECKING:
+    from analysis.findings import Finding
     from analysis.runs import Counting, StudyRuns
-    from analysis.study_fits import Attempt
+    from analysis.study_fits import Attempt, Convention, StudyFits
 
 REPORT, FITS, POINTS = "report.html", "fits.json", "points.csv"
+RUNS, CONSTANTS, CONVENTIONS = "runs.csv", "constants.csv", "conventions.csv"
 
 
 def write_report(
     results: Path, out: Path, counting: "Counting", draws: int, seed: int
 ) -> list[str]:
-    """Write the three files unless they are up to date; the lines to print."""
+    """Write the files unless they are up to date; the lines to print."""
     if not results.is_dir():
         raise ValueError(
             f"{results}: no such folder; wanted a study's results folder. Check the path, or run "
@@ -58,40 +58,85 @@ def _up_to_date(out: Path, digest: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(old, dict) and old.get("digest") == digest and "summary" in old
-    return old if whole and (out / REPORT).exists() and (out / POINTS).exists() else None
+    there = all((out / name).exists() for name in (REPORT, POINTS, RUNS, CONSTANTS, CONVENTIONS))
+    return old if whole and there else None
 
 
 def _build(
     results: Path, out: Path, counting: "Counting", draws: int, seed: int, digest: str
 ) -> list[str]:
-    from analysis.estimate import to_text
+    from analysis.downloads import (
+        constants_csv,
+        conventions_csv,
+        draws_of,
+        points_csv,
+        runs_csv,
+    )
+    from analysis.findings import findings
     from analysis.runs import read_runs
-    from analysis.study_fits import fit_study
+    from analysis.study_fits import by_convention, fit_study
+    from analysis.views import sample_of
 
-    study = read_runs(results, counting.split)
-    tried = fit_study(study, counting, draws, seed)
-    summary = _summary(tried, study)
-    fits = to_text(
+    study = read_runs(results, counting.split, counting.include)
+    fits = fit_study(study, counting, draws, seed)
+    conventions = by_convention(study, counting, fits, draws, seed)
+    implied = findings(fits.tried, sample_of(study))
+    summary = _summary(fits.tried, study)
+    files = {
+        FITS: _fits_json(study, counting, fits, conventions, implied, summary, digest),
+        POINTS: points_csv(study, counting),
+        RUNS: runs_csv(study, counting),
+        CONSTANTS: constants_csv(fits.tried),
+        CONVENTIONS: conventions_csv(conventions),
+    }
+    text = _html(study, fits, conventions, implied, counting, files)
+    out.mkdir(parents=True, exist_ok=True)
+    tables = {name: content for name, content in files.items() if name != FITS}
+    draws_files = draws_of(fits.tried)
+    for stale in set(out.glob("draws-*.csv")) - {out / name for name in draws_files}:
+        stale.unlink()  # of a law that these runs no longer carry
+    for name, content in (*tables.items(), *draws_files.items(), (REPORT, text)):
+        _write(out / name, content)
+    _write(out / FITS, files[FITS])  # with the digest comes last
+    return [str(out / REPORT), *summary]
+
+
+def _fits_json(
+    study: "StudyRuns",
+    counting: "Counting",
+    fits: "StudyFits",
+    conventions: "list[Convention]",
+    implied: "list[Finding]",
+    summary: list[str],
+    digest: str,
+) -> str:
+    """Every fit, what was left out and why, what follows from the fits, and the conventions."""
+    from analysis import ground_truth
+    from analysis.estimate import to_text
+    from analysis.findings import disagreements, routes
+
+    by_route = routes(fits.tried)
+    return to_text(
         {
             "digest": digest,
             "study": _study_name(study),
             "counting": vars(counting),
             "runs_used": len(study.runs),
             "summary": summary,
-            "fits": [{"name": a.name} | a.fit.as_json() for a in tried.values() if a.fit],
+            "fits": [{"name": a.name} | a.fit.as_json() for a in fits.tried.values() if a.fit],
             "not_fitted": [
                 {"name": a.name, "law": a.law, "reason": a.problem}
-                for a in tried.values()
+                for a in fits.tried.values()
                 if a.fit is None
             ],
+            "not_tried": fits.not_tried,
+            "findings": [each.as_json() for each in implied],
+            "routes": {name: each.as_json() for name, each in by_route},
+            "routes_disagree": disagreements(by_route),
+            "conventions": [each.as_json() for each in conventions],
+            "ground_truth": ground_truth.as_json(study, counting, fits.tried),
         }
     )
-    points = points_csv(study, counting)
-    text = _html(study, tried, counting, fits, points)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in ((REPORT, text), (POINTS, points), (FITS, fits)):  # the digest comes last
-        _write(out / name, content)
-    return [str(out / REPORT), *summary]
 
 
 def _summary(tried: dict[str, "Attempt"], study: "StudyRuns") -> list[str]:
@@ -104,8 +149,8 @@ def _summary(tried: dict[str, "Attempt"], study: "StudyRuns") -> list[str]:
         if attempt.fit is None:
             lines.append(f"{attempt.title}: not fitted: {attempt.problem}")
             continue
-        for name in attempt.fit.parameters:
-            if name.endswith("exponent"):
+        for name in (*attempt.fit.parameters, *(n for n in attempt.fit.derived if n == "a")):
+            if name.endswith("exponent") or name in ("alpha", "beta", "a"):
                 title, shown = constant_title(attempt, name)
                 but = reservation(attempt.fit) if name == "exponent" else ""
                 number = parameter_in_words(attempt.fit, name)
@@ -118,20 +163,22 @@ def _summary(tried: dict[str, "Attempt"], study: "StudyRuns") -> list[str]:
 
 def _html(
     study: "StudyRuns",
-    tried: dict[str, "Attempt"],
+    fits: "StudyFits",
+    conventions: "list[Convention]",
+    implied: "list[Finding]",
     counting: "Counting",
-    fits: str,
-    points: str,
+    files: dict[str, str],
 ) -> str:
-    from analysis import page, sections, tables, views
+    from analysis import ground_truth, page, sections, tables, views
     from analysis.published import published
     from analysis.study_fits import study_noise
 
+    tried = fits.tried
     config = study.runs[0].config if study.runs else {}
     name, domain = _study_name(study), str(config.get("domain", "?"))
     known, noise = published(domain), study_noise(tried)
-    dark = views.dark_colours(tried)
-    drawn = views.pictures(study, tried, counting, known)
+    dark = views.dark_colours(study, tried)
+    drawn = views.pictures(study, tried, conventions, counting, known)
     question = str(config.get("question") or f"What does the study {name} show?")
     parts = [
         f'<p class="eyebrow">Scaling study {page.safe(name)} · {page.safe(domain)} · '
@@ -146,8 +193,11 @@ def _html(
         tables.constants_table(tried, known),
         tables.constants_note(tried),
         f"<p>{page.safe(tables.published_note(known, domain))}</p>",
+        sections.implied(implied, tried),
+        sections.counted(conventions),
+        ground_truth.section(study, counting, tried),
         "<h2>What to distrust</h2>",
-        sections.doubts(tried),
+        sections.doubts(tried, fits.not_tried),
         "<h2>Seed noise</h2>",
         sections.noise_text(noise, tried),
         "<h2>Runs</h2>",
@@ -157,26 +207,22 @@ def _html(
         "<h2>How it was measured and fitted</h2>",
         tables.method_list(study, counting, tried),
         "<h2>Every number</h2>",
-        f'<p class="downloads">{page.download(FITS, "application/json", fits)}'
-        f"{page.download(POINTS, 'text/csv', points)}</p>",
-        "<p>points.csv holds the learning curves after the warm-up, with a header that "
-        "<code>python -m analysis fit</code> reads.</p>",
+        _downloads(files),
     ]
     return page.page(f"{name}: scaling laws", "\n".join(parts), dark)
 
 
-def points_csv(study: "StudyRuns", counting: "Counting") -> str:
-    """Learning curves after the warm-up, in the columns that `fit` and `predict` read."""
-    from analysis.runs import curve_points
+def _downloads(files: dict[str, str]) -> str:
+    from analysis import page
 
-    points = curve_points(study, counting).points
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("params", "tokens", "flops", "loss", "group"))
-    columns = (points.params, points.tokens, points.flops, points.loss)
-    for row in zip(*(column.tolist() for column in columns), points.group, strict=True):
-        writer.writerow((*(f"{value:.10g}" for value in row[:-1]), row[-1]))
-    return text.getvalue()
+    kinds = {".json": "application/json", ".csv": "text/csv"}
+    links = (page.download(name, kinds[Path(name).suffix], files[name]) for name in files)
+    return (
+        f'<p class="downloads">{"".join(links)}</p><p>points.csv holds the learning curves after the '
+        "warm-up, with a header that <code>python -m analysis fit</code> reads; runs.csv the runs in "
+        "every counting convention. Beside this page lies draws-*.csv: every bootstrap draw of each "
+        "fit.</p>"
+    )
 
 
 def _study_name(study: "StudyRuns") -> str:

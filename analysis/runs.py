@@ -1,17 +1,26 @@
 """A study's results folder -> its usable runs, and from these the points that each law needs.
 
-A run counts only if it finished, is readable, and did not diverge; every other one is listed with
-the reason. Runs that were judged on different data must never meet in one fit: that is refused.
+Which runs count is decided in `analysis.guards`; every other one is listed with the reason.
 """
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis.guards import (
+    MID_SCHEDULE,
+    full_rate_tokens,
+    never_cooled,
+    not_cooled,
+    refuse_mixtures,
+    taken_in,
+    unusable,
+)
 from analysis.points import (
     LeftOut,
     LossPoints,
@@ -31,21 +40,22 @@ PARAM_COUNTS = {
 }
 FLOP_COUNTS = {"6nd": "flops", "exact": "flops_exact"}
 
-DIVERGED_ABOVE_BEST = 0.05
-"""A run whose last held-out loss is this share above its own best is not a trained model of its
-size. Our choice: over-fitting of less than this keeps the run, at its best evaluation."""
-
-DECAYING = ("linear", "cosine")
-"""Schedules whose learning rate falls all the way, so that mid-way losses are not final ones."""
+IN_WARM_UP = "inside the learning-rate warm-up"
+RATE_FALLS = (
+    "mid-schedule: its learning rate had begun to fall, so it is no loss of a run that was planned to "
+    "end there (--include mid-schedule takes it in)"
+)
 
 
 @dataclass(frozen=True)
 class Counting:
-    """How N and C are counted, and on which split the loss is measured."""
+    """How N and C are counted, on which split the loss is measured, and which runs that are kept out
+    by default are taken in all the same (names of `guards.INCLUDES`)."""
 
     params: str = "non-embedding"
     flops: str = "6nd"
     split: str = "valid"
+    include: tuple[str, ...] = ()
 
     def of(self, run: RunResult) -> float:
         """N of a run in this convention."""
@@ -61,7 +71,7 @@ class StudyRuns:
     left_out: tuple[LeftOut, ...]
 
 
-def read_runs(folder: Path, split: str = "valid") -> StudyRuns:
+def read_runs(folder: Path, split: str = "valid", include: Collection[str] = ()) -> StudyRuns:
     """Read every run of a study's results folder. Raises `ValueError` if it holds none, or runs
     that cannot be compared."""
     runs: list[RunResult] = []
@@ -78,43 +88,32 @@ def read_runs(folder: Path, split: str = "valid") -> StudyRuns:
         except (ValueError, OSError) as error:
             left_out.append(LeftOut(path.name, f"damaged: {error}"))
             continue
-        reason = _unusable(run, split)
+        reason = unusable(run, split, include)
         if reason:
             left_out.append(LeftOut(path.name, reason))
         else:
             runs.append(run)
     runs.sort(key=lambda run: (run.counts["params_non_embedding"], run.run_id))
-    _refuse_mixtures(folder, runs, split)
+    refuse_mixtures(folder, runs, split)
     return StudyRuns(folder, tuple(runs), tuple(left_out))
 
 
 def all_points(study: StudyRuns, counting: Counting) -> PointSet:
     """One point for each run: its lowest held-out loss (Henighan et al. 2020 take L(N) at the step
     of minimum test loss) for all that it was trained on."""
+    warm = set() if MID_SCHEDULE in counting.include else never_cooled(study.runs)
     rows = []
     for run in study.runs:
+        if run.run_id in warm:
+            continue
         table = run.eval_rows(counting.split)
         best = table[int(np.argmin(table["loss"]))]
         final = table[[-1]].copy()  # its budget: repeats with another best step stay comparable
         final["loss"], final["step"] = best["loss"], best["step"]
         rows.append((run, final))
-    return PointSet(str(study.path), _points(rows, counting), study.left_out, _spiking(study.runs))
-
-
-def _spiking(runs: tuple[RunResult, ...]) -> tuple[str, ...]:
-    """A remark that names the runs whose training loss jumped, for what it did to their last loss is
-    not known."""
-    found = {run.run_id: steps for run in runs if len(steps := run.spikes)}
-    if not found:
-        return ()
-    named = "; ".join(
-        f"{run_id} at step {', '.join(map(str, steps[:5]))}{' and others' * (len(steps) > 5)}"
-        for run_id, steps in found.items()
-    )
-    return (
-        f"loss_spikes: the training loss of {len(found)} of {len(runs)} runs jumped: {named}. Look at "
-        "their learning curves before relying on them.",
-    )
+    left_out = study.left_out + not_cooled(warm)
+    remarks = taken_in(study.runs, counting.split, counting.include)
+    return PointSet(str(study.path), _points(rows, counting), left_out, remarks)
 
 
 def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
@@ -126,24 +125,27 @@ def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
 
 
 def curve_points(study: StudyRuns, counting: Counting) -> PointSet:
-    """Learning curves: every held-out evaluation after the warm-up, grouped by run."""
-    rows, left_out, decaying = [], list(study.left_out), []
+    """Learning curves, grouped by run: every held-out evaluation after the warm-up and before the
+    learning rate falls (with `mid-schedule` taken in, every one after the warm-up)."""
+    rows, left_out, falling = [], list(study.left_out), []
     for run in study.runs:
         table = run.eval_rows(counting.split)
         early = table["tokens"] < warmup_tokens(run.config)
-        left_out += [
-            LeftOut(f"{run.run_id} step {row['step']}", "inside the learning-rate warm-up")
-            for row in table[early]
-        ]
-        rows.append((run, table[~early]))
-        if str(run.config.get("schedule", {}).get("kind", "")) in DECAYING:
-            decaying.append(run.run_id)
-    remarks: tuple[str, ...] = ()
-    if decaying:
-        remarks = (
-            f"mid_schedule_points: the learning rate of {len(decaying)} of {len(study.runs)} runs "
-            "decays over the whole run, so losses on the way are higher than those of a run "
-            "planned to end there; this shifts N_opt (Porian et al. 2024).",
+        late = (table["tokens"] > full_rate_tokens(run)) & ~early
+        if late.any():
+            falling.append(run.run_id)
+        late &= MID_SCHEDULE not in counting.include
+        for which, reason in ((early, IN_WARM_UP), (late, RATE_FALLS)):
+            left_out += [
+                LeftOut(f"{run.run_id} step {row['step']}", reason) for row in table[which]
+            ]
+        rows.append((run, table[~early & ~late]))
+    remarks = taken_in(study.runs, counting.split, counting.include)
+    if falling and MID_SCHEDULE in counting.include:
+        remarks += (
+            f"mid_schedule_points: the learning rate of {len(falling)} of {len(study.runs)} runs "
+            "falls on the way, so losses there are higher than those of a run planned to end there; "
+            "this shifts N_opt (Porian et al. 2024).",
         )
     return PointSet(str(study.path), _points(rows, counting), tuple(left_out), remarks)
 
@@ -220,53 +222,6 @@ def _stated(table: dict) -> dict:
         for name, value in table.items()
         if name not in _ALWAYS_WERE or _ALWAYS_WERE[name] != value
     }
-
-
-def _unusable(run: RunResult, split: str) -> str | None:
-    """Why a run cannot be a point, or None."""
-    if not run.finished:
-        steps = int(run.train["step"][-1]) if len(run.train) else 0
-        return f"unfinished: stopped at step {steps}"
-    rows = run.eval_rows(split)
-    if not len(rows):
-        return f"no evaluation on the split {split!r}"
-    if not (np.all(np.isfinite(rows["loss"])) and np.all(np.isfinite(run.train["loss"]))):
-        return "diverged: a loss is not finite"
-    if np.any(rows["loss"] <= 0):
-        return f"a held-out loss is not positive ({rows['loss'].min():g})"
-    best, last = float(rows["loss"].min()), float(rows["loss"][-1])
-    if last > best * (1 + DIVERGED_ABOVE_BEST):
-        return (
-            f"diverged or over-fitted: last held-out loss {last:.4f} is "
-            f"{100 * (last / best - 1):.0f}% above its own best {best:.4f}"
-        )
-    return None
-
-
-def _refuse_mixtures(folder: Path, runs: list[RunResult], split: str) -> None:
-    """Losses are comparable only on the same held-out rows, vocabulary and context."""
-    seen: dict[str, str] = {}
-    for run in runs:
-        shape = run.config.get("shape", {})
-        last = run.eval_rows(split)[-1]
-        judged = json.dumps(
-            {
-                "domain": run.config.get("domain"),
-                "vocab_size": shape.get("vocab_size"),
-                "seq_length": shape.get("seq_length"),
-                f"{split} rows": int(last["num_rows"]),
-                f"{split} tokens": int(last["num_tokens"]),
-                "data": str(run.provenance[-1].get("data_identity"))[:12],
-            }
-        )
-        seen.setdefault(judged, run.run_id)
-    if len(seen) > 1:
-        (one, first), (other, second) = list(seen.items())[:2]
-        raise ValueError(
-            f"{folder}: runs judged on different data: {first} on {one}, {second} on {other}; "
-            "wanted one domain and one evaluation set in one fit. Move the others to a results "
-            "folder of their own."
-        )
 
 
 def _no_runs_message(folder: Path, candidates: list[Path]) -> str:

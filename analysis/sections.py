@@ -2,17 +2,18 @@
 their warnings do not support."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import special
 
 from analysis.estimate import Estimate, Fit
+from analysis.findings import Finding, disagreements, routes
 from analysis.laws import PF_DAY
-from analysis.page import card, safe, warning
+from analysis.page import card, safe, table, warning
 from analysis.points import LossPoints, SeedNoise
 from analysis.runs import StudyRuns
-from analysis.study_fits import Attempt
+from analysis.study_fits import Attempt, Convention
 from analysis.words import (
     NOT_SEPARATED,
     has_warning,
@@ -21,9 +22,11 @@ from analysis.words import (
     reservation,
     scientific,
     short,
+    value_with_interval,
 )
 
 N_FIT, PURE_FIT, FRONTIER_FIT = "loss-by-params", "loss-by-params-pure", "frontier"
+SURFACE_FIT = "surface"
 
 
 def answer(tried: Mapping[str, Attempt]) -> str:
@@ -37,6 +40,9 @@ def answer(tried: Mapping[str, Attempt]) -> str:
     if frontier is not None:
         said.append(_compute_sentence(frontier))
         said.append(_optimum_sentence(frontier))
+    both = _fit(tried, SURFACE_FIT)
+    if both is not None and not has_warning(both, "a_not_identified"):
+        said.append(f"By the surface L(N, D) it is N_opt ∝ C^{_interval(both, 'a')}.")
     missing = [attempt.title for attempt in tried.values() if attempt.fit is None]
     if missing:
         said.append(f"Not fitted: {', '.join(missing)} (reasons below).")
@@ -76,8 +82,8 @@ def _compute_sentence(frontier: Fit) -> str:
 def _optimum_sentence(frontier: Fit) -> str:
     if has_warning(frontier, "optimum_not_identified"):
         return (
-            "How the best model size grows with compute cannot be read from these runs: too few "
-            "changes of the best size are bracketed."
+            "How the best model size grows with compute cannot be read from these learning curves: too "
+            "few changes of the best size are bracketed."
         )
     if not math.isfinite(frontier.parameters["params_exponent"].low):
         return (
@@ -170,8 +176,62 @@ def _lack_of_fit(size: Fit, noise: SeedNoise) -> str:
     return start + ", which the seeds alone may explain (F test at 5%)."
 
 
-def doubts(tried: Mapping[str, Attempt]) -> str:
-    """Laws that could not be fitted, and every warning of those that were."""
+def implied(rows: Sequence[Finding], tried: Mapping[str, Attempt]) -> str:
+    """What follows from the fits, and how far the routes to N_opt agree."""
+    found = routes(tried)
+    if not rows and len(found) < 2:
+        return ""
+    cells = [
+        (each.words, f"{value_with_interval(each.each)} {each.unit}".strip(), each.source)
+        for each in rows
+    ]
+    cells += [
+        (f"a of N_opt ∝ C^a, by {name}", value_with_interval(each), "") for name, each in found
+    ]
+    said = "".join(warning(text) for text in disagreements(found))
+    agree = len(found) > 1 and not said
+    note = "<p>The routes to the best size agree within their intervals.</p>" if agree else said
+    return f"<h2>What follows</h2>{table(('what', 'value [95% interval]', 'after'), cells)}{note}"
+
+
+def counted(rows: Sequence[Convention]) -> str:
+    """The same fits in every counting convention, one line for each convention."""
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys((each.law, each.exponent) for each in rows))
+    lines = list(dict.fromkeys((each.params, each.flops) for each in rows))
+    known = {(each.law, each.exponent, each.params, each.flops): each for each in rows}
+
+    def cell(column: tuple[str, str], line: tuple[str, str]) -> str:
+        each = known.get((*column, *line))
+        if each is None or not math.isfinite(each.value):
+            return "–"
+        return value_with_interval(Estimate(each.value, each.low, each.high))
+
+    header = ("N", "C", *(f"{EXPONENT_WORDS.get(each, ' '.join(each))}" for each in columns))
+    body = [(*line, *(cell(column, line) for column in columns)) for line in lines]
+    return (
+        "<h2>The same runs, counted differently</h2>"
+        f"{table(header, body)}<p>N without embeddings, with the output head, or every trained number; C "
+        "as 6 N D with that N, or exact. A dash: not measured in that convention (budgets of equal C "
+        "in one are unequal in another), or the same as with 6 N D.</p>"
+    )
+
+
+EXPONENT_WORDS = {
+    ("loss-by-params", "exponent"): "L(N)",
+    ("surface", "alpha"): "alpha of L(N, D)",
+    ("surface", "a"): "a by L(N, D)",
+    ("isoflop", "params_exponent"): "a by isoFLOP",
+    ("frontier", "exponent"): "L(C)",
+    ("frontier", "params_exponent"): "a by frontier",
+    ("learning-curve", "aN"): "aN of L(N, S)",
+}
+
+
+def doubts(tried: Mapping[str, Attempt], not_tried: Mapping[str, str]) -> str:
+    """Laws that could not be fitted, every warning of those that were, and the laws that the design of
+    the study is not made for."""
     shown = [
         warning(f"{each.title} not fitted: {each.problem}")
         for each in tried.values()
@@ -180,7 +240,9 @@ def doubts(tried: Mapping[str, Attempt]) -> str:
     for each in tried.values():
         if each.fit is not None:
             shown += [warning(f"{each.title}, {text}") for text in each.fit.warnings]
-    return "".join(shown) or "<p>No warning was raised by any fit.</p>"
+    other = "; ".join(f"{title} ({why})" for title, why in not_tried.items())
+    note = f"<p>Not made for by the design of this study: {safe(other)}.</p>" if other else ""
+    return ("".join(shown) or "<p>No warning was raised by any fit.</p>") + note
 
 
 def limits_text(study: StudyRuns, tried: Mapping[str, Attempt], noise: SeedNoise | None) -> str:
@@ -210,7 +272,8 @@ def limits_text(study: StudyRuns, tried: Mapping[str, Attempt], noise: SeedNoise
     frontier = _fit(tried, FRONTIER_FIT)
     if frontier is not None and has_warning(frontier, "frontier_not_separated"):
         text.append("What more compute buys is not measured: see L(C) among the doubts below.")
-    if frontier is not None and has_warning(frontier, "optimum_not_identified"):
+    unmeasured = frontier is not None and has_warning(frontier, "optimum_not_identified")
+    if unmeasured and not routes(tried):
         text.append("The best size for a given compute is not measured.")
     if noise is None:
         text.append("Nothing was repeated, so luck of the seed is not separated from size.")

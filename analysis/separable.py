@@ -127,6 +127,18 @@ LEARNING_CURVE = Law(
     forms.curve_terms, forms.pair_slopes, forms.curve_named,
 )  # fmt: skip
 
+LEARNING_CURVE_AT_BATCH = Law(
+    "learning-curve",
+    "L = (Nc/N)^aN + (Sc/S_min)^aS, S_min = S/(1 + B_crit(L)/B), B_crit(L) = B_star/L^(1/aB)",
+    "Kaplan et al. 2020 (2001.08361), eqs 1.6, 5.3, 5.4", laws.learning_curve_at_batch,
+    ("params", "steps", "batch", "loss"), ("params", "steps", "batch", "loss"), ("size", "steps"),
+    (_exponent("aN", 0.02, 2, 8), _exponent("aS", 0.05, 2, 8),
+     _free("log_batch_ratio", -12, 12, (-4.0, -2.0, 0.0, 2.0, 4.0)),
+     _free("inverse_aB", 0.05, 20, (0.5, 1.5, 4.0, 8.0))),
+    forms.batch_curve_terms, forms.batch_curve_slopes, forms.batch_curve_named,
+)  # fmt: skip
+"""`LEARNING_CURVE` where several batches were trained: B_crit is fitted together with the rest."""
+
 _DECAY = (0.0, 1.5, 3.0, 4.5)
 DATA_CONSTRAINED = Law(
     "data-constrained",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import solve
-from analysis.points import LossPoints, PointSet
+from analysis.points import LossPoints, PointSet, distinct
 from analysis.residual_tables import residual_scale
 from analysis.separable import Law
 
@@ -48,23 +48,23 @@ def check_enough(found: PointSet, law: Law) -> None:
     names = " and ".join(name for name in law.inputs if not name.startswith("unique_"))
     for name, column in zip(law.inputs, columns, strict=False):
         least = wanted if len(columns) == 1 else 3
-        distinct = len(np.unique(column))
-        if len(points) > 1 and distinct == 1:
+        values = len(np.unique(column))
+        if len(points) > 1 and values == 1:
             raise ValueError(
                 f"{found.source}: all {len(points)} points have {name} = {column[0]:.6g}; wanted at "
                 f"least {least} different {name} for the law {law.name!r}. Add runs with other "
                 f"{name}."
             )
-        if len(columns) > 1 and 1 < distinct < least:
+        if len(columns) > 1 and 1 < values < least:
             raise ValueError(
-                f"{found.source}: {distinct} different {name}; wanted at least {least} for the law "
+                f"{found.source}: {values} different {name}; wanted at least {least} for the law "
                 f"{law.name!r}. Add runs with other {name}."
             )
-    distinct = len(np.unique(np.stack(columns, axis=1), axis=0)) if len(points) else 0
-    if distinct >= wanted:
+    count = len(distinct(*columns)[0])
+    if count >= wanted:
         return
     raise ValueError(
-        f"{found.source}: {len(points)} usable points at {distinct} different {names} "
+        f"{found.source}: {len(points)} usable points at {count} different {names} "
         f"({len(found.left_out)} left out); wanted at least {wanted} different {names} for the "
         f"{len(law.parameters)} parameters of {law.name!r}. Add runs"
         + (", look at the ones left out," if found.left_out else "")

@@ -1,11 +1,14 @@
 """SOURCE, as a person names it (a results folder or a CSV), -> the points that a law needs, fitted."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from analysis.estimate import Fit
 from analysis.fit import fit_separable
-from analysis.fit_critical_batch import fit_critical_batch
+from analysis.fit_critical_batch import FEWEST_BATCHES, fit_critical_batch
 from analysis.fit_frontier import fit_frontier
 from analysis.fit_isoflop import fit_isoflop
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -19,6 +22,7 @@ from analysis.separable import (
     FRONTIER,
     ISOFLOP,
     LEARNING_CURVE,
+    LEARNING_CURVE_AT_BATCH,
     SEPARABLE_LAWS,
     Law,
 )
@@ -36,13 +40,14 @@ CURVE_NEEDERS = (FRONTIER, LEARNING_CURVE.name, CRITICAL_BATCH)
 def read_points(source: Path, law: str, x: str, counting: Counting) -> PointSet:
     """Points for one law. Raises `ValueError` for a source that is neither folder nor file."""
     if source.is_dir():
-        return study_points(read_runs(source, counting.split), law, x, counting)
+        study = read_runs(source, counting.split, counting.include)
+        return study_points(study, law, x, counting)
     if not source.exists():
         raise ValueError(
             f"{source}: no such file or folder; wanted a study's results folder or a CSV. Check "
             "the path."
         )
-    found = read_table(source, _columns(source, law, x))
+    found = read_table(source, _columns(source, law, x), counting.include)
     return _prepared(found, law)
 
 
@@ -78,9 +83,16 @@ def _with_steps(found: PointSet) -> PointSet:
     """Progress in optimizer steps; where a source has none, in tokens (its own, or C/6N), which
     is the same law with another unit of Sc as long as the batch is the same."""
     points = found.points
+    if _several_batches(found):
+        remark = (
+            f"steps_adjusted: S_min = S/(1 + B_crit(L)/B); B_crit is fitted together with the law, "
+            f"from {len(np.unique(points.batch))} batch sizes, in the unit of the batch."
+        )
+        return replace(found, remarks=(*found.remarks, remark))
     remark = (
         "steps_not_adjusted: steps are taken as measured; S_min = S/(1 + B_crit(L)/B) is smaller "
-        "where the batch is not far above the critical one (Kaplan et al. 2020, eq 5.4)."
+        "where the batch is not far above the critical one (Kaplan et al. 2020, eq 5.4). Runs at "
+        f"{FEWEST_BATCHES} or more batch sizes say what it is."
     )
     if points.known("steps"):
         return replace(found, remarks=(*found.remarks, remark))
@@ -91,6 +103,12 @@ def _with_steps(found: PointSet) -> PointSet:
     return replace(found, points=replace(points, steps=tokens), remarks=(*found.remarks, remark))
 
 
+def _several_batches(found: PointSet) -> bool:
+    points = found.points
+    known = points.known("steps") and points.known("batch")
+    return known and len(np.unique(points.batch)) >= FEWEST_BATCHES
+
+
 def law_of(name: str, x: str) -> Law | None:
     """The separable law of a name, of the column `x` if it has one variable; None for the others."""
     law = SEPARABLE_LAWS.get(name)
@@ -99,11 +117,14 @@ def law_of(name: str, x: str) -> Law | None:
 
 def fit_law(
     found: PointSet, law: str, x: str, draws: int, seed: int, delta: float | None = None,
-    compare: bool = False,
+    compare: bool = False, only: Collection[str] | None = None,
 ) -> Fit:  # fmt: skip
-    """Fit the named law."""
+    """Fit the named law. `only` names the quantities that need the best intervals, if not all."""
     separable = law_of(law, x)
+    if law == LEARNING_CURVE.name and _several_batches(found):
+        separable = LEARNING_CURVE_AT_BATCH
     if separable is not None:
-        return fit_separable(found, separable, draws, seed, delta, compare)
-    other = {FRONTIER: fit_frontier, ISOFLOP: fit_isoflop, CRITICAL_BATCH: fit_critical_batch}
-    return other[law](found, draws, seed)
+        return fit_separable(found, separable, draws, seed, delta, compare, only)
+    if law == FRONTIER:
+        return fit_frontier(found, draws, seed, compare)
+    return {ISOFLOP: fit_isoflop, CRITICAL_BATCH: fit_critical_batch}[law](found, draws, seed)

@@ -1,13 +1,25 @@
 """Every law that a study's runs allow, fitted; and why the others could not be."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.estimate import Fit
-from analysis.points import PointSet, SeedNoise, seed_noise
-from analysis.runs import Counting, StudyRuns
-from analysis.separable import FRONTIER, POWER, POWER_CONSTANT
+from analysis.fit_critical_batch import FEWEST_BATCHES
+from analysis.isoflop import budgets
+from analysis.points import LossPoints, PointSet, SeedNoise, distinct, seed_noise
+from analysis.runs import FLOP_COUNTS, PARAM_COUNTS, Counting, StudyRuns
+from analysis.separable import (
+    CRITICAL_BATCH,
+    FRONTIER,
+    ISOFLOP,
+    LEARNING_CURVE,
+    POWER,
+    POWER_CONSTANT,
+    SURFACE,
+    SURFACE_KAPLAN,
+)
 from analysis.sources import fit_law, study_points
 
 
@@ -24,29 +36,173 @@ class Attempt:
     problem: str = ""
 
 
-ATTEMPTS = (
-    ("loss-by-params", "L(N)", POWER_CONSTANT.name, "params"),
-    ("loss-by-params-pure", "L(N), no constant", POWER.name, "params"),
-    ("loss-by-tokens", "L(D)", POWER_CONSTANT.name, "tokens"),
-    ("frontier", "frontier", FRONTIER, "flops"),
+@dataclass(frozen=True)
+class Trial:
+    """A law that every report tries, or with `allows` only where the design of the study is made for
+    it: what is missing for it, "" if nothing."""
+
+    name: str
+    title: str
+    law: str
+    x: str
+    allows: Callable[[LossPoints], str] = lambda points: ""
+
+
+def _for_surface(points: LossPoints) -> str:
+    sizes, tokens = len(np.unique(points.params)), len(np.unique(points.tokens))
+    cells = len(distinct(points.params, points.tokens)[0])
+    if sizes >= 3 and tokens >= 3 and cells >= len(SURFACE.parameters) + 2:
+        return ""
+    return (
+        f"{sizes} sizes, {tokens} token budgets, {cells} pairs of them; wanted at least 3, 3 and "
+        f"{len(SURFACE.parameters) + 2} for a law of N and D"
+    )
+
+
+def _for_isoflop(points: LossPoints) -> str:
+    count = sum(len(each.log_params) >= 3 for each in budgets(points)) if len(points) else 0
+    wanted = "wanted at least 2 compute budgets with 3 or more sizes each"
+    return "" if count >= 2 else f"{count} compute budgets with 3 or more sizes; {wanted}"
+
+
+def _for_tokens(points: LossPoints) -> str:
+    count = len(np.unique(points.tokens))
+    return "" if count >= 2 else f"the largest size has {count} token budgets; wanted several"
+
+
+def _for_curves(points: LossPoints) -> str:
+    runs, sizes = len(np.unique(points.group)), len(np.unique(points.params))
+    if sizes >= 3 and len(points) >= 3 * runs:
+        return ""
+    return (
+        f"{len(points)} evaluations at the full learning rate, of {sizes} sizes; wanted learning "
+        "curves of at least 3 sizes"
+    )
+
+
+def _for_batches(points: LossPoints) -> str:
+    count = len(np.unique(points.batch))
+    return (
+        "" if count >= FEWEST_BATCHES else f"{count} batch sizes; wanted {FEWEST_BATCHES} or more"
+    )
+
+
+TRIALS = (
+    Trial("loss-by-params", "L(N)", POWER_CONSTANT.name, "params"),
+    Trial("loss-by-params-pure", "L(N), no constant", POWER.name, "params"),
+    Trial("loss-by-tokens", "L(D)", POWER_CONSTANT.name, "tokens", _for_tokens),
+    Trial("surface", "L(N, D)", SURFACE.name, "params", _for_surface),
+    Trial("surface-kaplan", "L(N, D) of Kaplan", SURFACE_KAPLAN.name, "params", _for_surface),
+    Trial("isoflop", "isoFLOP", ISOFLOP, "flops", _for_isoflop),
+    Trial("frontier", "frontier", FRONTIER, "flops"),
+    Trial("learning-curve", "L(N, S)", LEARNING_CURVE.name, "steps", _for_curves),
+    Trial("critical-batch", "B_crit(L)", CRITICAL_BATCH, "loss", _for_batches),
 )
 
 
-def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> dict[str, Attempt]:
-    """Try each law of `ATTEMPTS`; L(D) only where the largest size has several token budgets."""
-    tried = {}
-    for name, title, law, x in ATTEMPTS:
-        found = study_points(study, law, x, counting)
-        if x == "tokens" and len(np.unique(found.points.tokens)) < 2:
-            continue
-        try:
-            fit, problem = fit_law(found, law, x, draws, seed, compare=True), ""
-        except ValueError as error:
-            fit, problem = None, str(error)
-        tried[name] = Attempt(name, title, law, x, found, fit, problem)
-    return tried
+@dataclass(frozen=True)
+class StudyFits:
+    """What was tried on a study, by name, and which laws its design is not made for, and why."""
+
+    tried: dict[str, Attempt]
+    not_tried: dict[str, str]
+
+
+def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> StudyFits:
+    """Try each law of `TRIALS` that the design allows."""
+    tried: dict[str, Attempt] = {}
+    not_tried: dict[str, str] = {}
+    for trial in TRIALS:
+        found = study_points(study, trial.law, trial.x, counting)
+        missing = trial.allows(found.points)
+        if missing:
+            not_tried[trial.title] = missing
+        else:
+            tried[trial.name] = attempt(trial, found, draws, seed)
+    return StudyFits(tried, not_tried)
+
+
+def attempt(
+    trial: Trial, found: PointSet, draws: int, seed: int, only: Collection[str] | None = None
+) -> Attempt:
+    """Fit one law, or note why it could not be. With `only`, no more than these quantities, and
+    without hold-outs."""
+    compare = only is None
+    try:
+        fit = fit_law(found, trial.law, trial.x, draws, seed, compare=compare, only=only)
+        problem = ""
+    except ValueError as error:
+        fit, problem = None, str(error)
+    return Attempt(trial.name, trial.title, trial.law, trial.x, found, fit, problem)
 
 
 def study_noise(tried: dict[str, Attempt]) -> SeedNoise | None:
     """Seed noise of the lowest losses, None where no run was repeated."""
     return seed_noise(tried["loss-by-params"].found.points)
+
+
+# --- the same fits in every counting convention ---
+
+CONVENTION_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One exponent of one law, as it comes out in one way of counting N and C."""
+
+    law: str  # the attempt's name
+    exponent: str
+    params: str
+    flops: str
+    value: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, object]:
+        """As in fits.json."""
+        return dict(vars(self))
+
+
+EXPONENTS = {
+    "loss-by-params": ("exponent",),
+    "surface": ("alpha", "a"),
+    "isoflop": ("params_exponent",),
+    "frontier": ("exponent", "params_exponent"),
+    "learning-curve": ("aN",),
+}
+"""Which exponents move with the convention. L(D) counts neither N nor C."""
+
+COUNTS_FLOPS = ("isoflop", "frontier")
+"""Laws of measured compute; those of N and D take C as 6 N D with the N at hand."""
+
+
+def by_convention(
+    study: StudyRuns, counting: Counting, fits: StudyFits, draws: int, seed: int
+) -> list[Convention]:
+    """Every exponent of the fitted laws for each N (without embeddings, with head, total) and C (6 N D,
+    exact): one sweep gives very different ones (Porian et al. 2024; Pearce & Song 2024)."""
+    rows = []
+    for trial in TRIALS:
+        own = fits.tried.get(trial.name)
+        if trial.name not in EXPONENTS or own is None or own.fit is None:
+            continue
+        for params in PARAM_COUNTS:
+            for flops in FLOP_COUNTS if trial.name in COUNTS_FLOPS else ("6nd",):
+                other = replace(counting, params=params, flops=flops)
+                fit: Fit | None = own.fit
+                if other != counting:
+                    found = study_points(study, trial.law, trial.x, other)
+                    few, wanted = min(draws, CONVENTION_DRAWS), EXPONENTS[trial.name]
+                    fit = attempt(trial, found, few, seed, wanted).fit
+                rows += _rows(trial.name, fit, params, flops)
+    return rows
+
+
+def _rows(name: str, fit: Fit | None, params: str, flops: str) -> list[Convention]:
+    nothing = (float("nan"),) * 3
+    rows = []
+    for exponent in EXPONENTS[name]:
+        each = None if fit is None else {**fit.parameters, **fit.derived}.get(exponent)
+        ends = nothing if each is None else (each.value, each.low, each.high)
+        rows.append(Convention(name, exponent, params, flops, *ends))
+    return rows

@@ -1,80 +1,116 @@
 """A CSV with a header -> points. Other people's measurements come in here.
 
 A row whose needed number is absent, NaN, infinite or not positive is left out and listed; text
-where a number belongs is refused, since it usually means a wrong column or a wrong file.
+where a number belongs is refused, since it usually means a wrong column or a wrong file. The file is
+read in pieces, so that memory is that of the numbers and not of the text.
 """
 
 import csv
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from analysis.points import NUMBER_COLUMNS, LossPoints, PointSet
+from analysis.guards import INCLUDES
+from analysis.points import NUMBER_COLUMNS, LossPoints, PointSet, distinct
 
 ABSENT = frozenset(("", "na", "n/a", "none", "null", "-"))
 """Cells that say "not measured" (compared in lower case); nan and inf are numbers already."""
 
+ONE_VALUE = ("tokenizer", "evaluation", "counting")
+"""Columns that, where a table has them, must hold one value: losses are comparable only on the same
+tokens and rows, sizes only in the same convention."""
 
-def read_table(path: Path, needs: Sequence[str]) -> PointSet:
-    """Points of a CSV. `needs` names the columns that the law uses; `weight` and `group` are read
-    if present; every other column is ignored. Raises `ValueError` that names file and row."""
-    header, rows = _read_rows(path)
+STATUS = "status"
+"""A column that may say of a row what keeps runs out (`guards.INCLUDES`); other values say nothing."""
+
+ROWS_AT_ONCE = 50_000
+
+
+def read_table(path: Path, needs: Sequence[str], include: Collection[str] = ()) -> PointSet:
+    """Points of a CSV. `needs` names the columns that the law uses; `weight`, `group`, `status` and
+    those of ONE_VALUE are read if present; every other column is ignored. Raises `ValueError` that
+    names file and row."""
+    header = read_header(path)
     _check_header(path, header, needs)
-    wanted = [name for name in (*NUMBER_COLUMNS, "weight") if name in header]
-    needed = {*needs, "weight"}
-    columns = {
-        name: _numbers(path, name, [row[header.index(name)] for row in rows], name in needed)
-        for name in wanted
-    }
-    group = (
-        np.array([row[header.index("group")].strip() for row in rows])
-        if "group" in header
-        else np.array([f"row {index + 2}" for index in range(len(rows))])
-    )
-    label = np.array([f"{path.name} row {index + 2}" for index in range(len(rows))])
-    points = LossPoints.of(group, label, **columns)
-    found = PointSet(str(path), points, ())
-    for name in (*NUMBER_COLUMNS, "weight"):
-        if name not in needed or name not in header:
-            continue
-        found = _drop_unusable(found, name)
+    numbers = [name for name in (*NUMBER_COLUMNS, "weight") if name in header]
+    texts = [name for name in ("group", STATUS) if name in header]
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in (*numbers, *texts)}
+    seen: dict[str, dict[str, int]] = {name: {} for name in ONE_VALUE if name in header}
+    needed, first = {*needs, "weight"}, 2
+    for rows in _pieces(path, header):
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        for name in numbers:
+            pieces[name].append(_numbers(path, name, columns[name], name in needed, first))
+        for name in texts:
+            pieces[name].append(np.array([cell.strip() for cell in columns[name]]))
+        for name, values in seen.items():
+            _note_values(path, name, columns[name], values, first)
+        first += len(rows)
+    if first == 2:
+        raise ValueError(_too_short(path, 1))
+    whole = {name: np.concatenate(parts) for name, parts in pieces.items()}
+    label = np.array([f"{path.name} row {index}" for index in range(2, first)])
+    group = whole.pop("group", np.arange(first - 2))
+    status = whole.pop(STATUS, None)
+    found = PointSet(str(path), LossPoints.of(group, label, **whole), ())
+    if status is not None:
+        found = _drop_by_status(found, status, include)
+    for name in numbers:
+        if name in needed:
+            found = _drop_unusable(found, name)
     return _drop_duplicates(found, needs, "group" in header)
 
 
 def read_header(path: Path) -> list[str]:
     """The column names of a CSV."""
-    return [name.strip() for name in _read_rows(path)[0]]
+    first = next(_lines(path), None)
+    if first is None:
+        raise ValueError(_too_short(path, 0))
+    return [name.strip() for name in first]
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+def _lines(path: Path) -> Iterator[list[str]]:
+    """Every row that is not empty."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            yield from (row for row in csv.reader(file) if row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"{path}: not readable as text ({error}); wanted a CSV with a header, or a results "
             "folder. Check that this is the file you meant."
         ) from error
-    if len(rows) < 2:
-        raise ValueError(
-            f"{path}: {len(rows)} lines; wanted a CSV with a header and at least one row of "
-            "points. Check that this is the file you meant."
-        )
-    header = [name.strip() for name in rows[0]]
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path}: row {number} has {len(row)} cells; wanted {len(header)}, as in the "
-                "header. Repair or remove this row."
-            )
-    return header, rows[1:]
+
+
+def _pieces(path: Path, header: list[str]) -> Iterator[list[list[str]]]:
+    """The rows below the header, ROWS_AT_ONCE at a time, each as long as the header."""
+    lines = _lines(path)
+    next(lines)
+    number = 2
+    while rows := list(islice(lines, ROWS_AT_ONCE)):
+        for offset, row in enumerate(rows):
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{path}: row {number + offset} has {len(row)} cells; wanted {len(header)}, as in "
+                    "the header. Repair or remove this row."
+                )
+        yield rows
+        number += len(rows)
+
+
+def _too_short(path: Path, lines: int) -> str:
+    return (
+        f"{path}: {lines} lines; wanted a CSV with a header and at least one row of points. Check "
+        "that this is the file you meant."
+    )
 
 
 def _check_header(path: Path, header: list[str], needs: Sequence[str]) -> None:
     missing = [name for name in needs if name not in header]
-    repeated = sorted({name for name in header if header.count(name) > 1} & set(NUMBER_COLUMNS))
+    read = {*NUMBER_COLUMNS, "weight", "group", STATUS, *ONE_VALUE}
+    repeated = sorted({name for name in header if header.count(name) > 1} & read)
     if repeated:
         raise ValueError(
             f"{path}: column {repeated[0]!r} appears {header.count(repeated[0])} times; wanted it "
@@ -98,7 +134,22 @@ def _check_header(path: Path, header: list[str], needs: Sequence[str]) -> None:
     )
 
 
-def _numbers(path: Path, name: str, cells: list[str], needed: bool) -> np.ndarray:
+def _note_values(
+    path: Path, name: str, cells: Sequence[str], values: dict[str, int], first: int
+) -> None:
+    """Remember where each value of a ONE_VALUE column came first; refuse a second one."""
+    for value in set(cells) - set(values):
+        values[value] = first + cells.index(value)
+    if len(values) > 1:
+        (one, at), (other, there) = sorted(values.items(), key=lambda each: each[1])[:2]
+        raise ValueError(
+            f"{path}: column {name!r} holds {one[:40]!r} (row {at}) and {other[:40]!r} (row {there}); "
+            "wanted one value: such losses or sizes are not comparable in one fit. Split the table, "
+            "or remove the column if it means something else."
+        )
+
+
+def _numbers(path: Path, name: str, cells: Sequence[str], needed: bool, first: int) -> np.ndarray:
     try:
         return np.array(cells, float)
     except ValueError:
@@ -113,10 +164,16 @@ def _numbers(path: Path, name: str, cells: list[str], needed: bool) -> np.ndarra
             if not needed:
                 continue
             raise ValueError(
-                f"{path}: row {index + 2}, column {name!r} = {cell[:40]!r}; wanted a number. "
+                f"{path}: row {index + first}, column {name!r} = {cell[:40]!r}; wanted a number. "
                 "Repair or remove this row."
             ) from None
     return values
+
+
+def _drop_by_status(found: PointSet, status: np.ndarray, include: Collection[str]) -> PointSet:
+    drop = np.isin(status, [name for name in INCLUDES if name not in include])
+    reasons = [f"{name}: as its column status says" for name in status[drop]]
+    return found.without(drop, reasons)
 
 
 def _drop_unusable(found: PointSet, name: str) -> PointSet:
@@ -130,14 +187,8 @@ def _drop_unusable(found: PointSet, name: str) -> PointSet:
 def _drop_duplicates(found: PointSet, needs: Sequence[str], has_group: bool) -> PointSet:
     """Rows that repeat an earlier one in every column that counts would weigh it double."""
     points = found.points
-    columns = [getattr(points, name) for name in needs]
-    if has_group:
-        columns.append(np.unique(points.group, return_inverse=True)[1].astype(float))
-    if not len(points):
-        return found
-    _, first, which = np.unique(
-        np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
-    )
-    original = first[which.reshape(-1)]
+    columns = [getattr(points, name) for name in needs if name != "group"]
+    first, kind = distinct(*columns, *([points.group] if has_group else []))
+    original = first[kind]
     drop = original != np.arange(len(points))
     return found.without(drop, [f"same as {points.label[i]}" for i in original[drop]])

@@ -9,9 +9,9 @@ from analysis.estimate import Estimate
 from analysis.laws import PF_DAY
 from analysis.page import definitions, safe, table
 from analysis.points import LeftOut
-from analysis.published import PublishedDomain
+from analysis.published import TEXT_CONSTANTS, PublishedDomain
 from analysis.runs import Counting, StudyRuns
-from analysis.separable import POWER
+from analysis.separable import FRONTIER, POWER_CONSTANT
 from analysis.study_fits import Attempt
 from analysis.words import (
     parameter_in_words,
@@ -76,7 +76,10 @@ def _unit(name: str, x: str) -> str:
 
 
 def _published(attempt: Attempt, name: str, known: PublishedDomain | None) -> str:
-    if known is None or attempt.law == POWER.name or attempt.x == "tokens":
+    if known is not None and known.domain == "text" and attempt.law in TEXT_CONSTANTS:
+        value = TEXT_CONSTANTS[attempt.law].get(name)
+        return "–" if value is None else short(value)
+    if known is None or attempt.law not in (POWER_CONSTANT.name, FRONTIER) or attempt.x == "tokens":
         return "–"
     row = known.loss_by_params if attempt.x == "params" else known.loss_by_flops
     values = {
@@ -147,31 +150,61 @@ def _by_reason(left_out: tuple[LeftOut, ...]) -> dict[str, list[str]]:
 
 def method_list(study: StudyRuns, counting: Counting, tried: Mapping[str, Attempt]) -> str:
     """The checklist of Li et al. 2025 (2502.18969): hypothesis, training, data, fitting."""
+    return definitions(
+        _hypothesis_items(tried)
+        + _training_items(study)
+        + _data_items(study, counting)
+        + _fitting_items(study, tried)
+    )
+
+
+def _hypothesis_items(tried: Mapping[str, Attempt]) -> list[tuple[str, str]]:
     fits = [each.fit for each in tried.values() if each.fit is not None]
-    recipes = sorted({str(fit.bootstrap["method"]) for fit in fits})
-    draws = fits[0].bootstrap["draws"] if fits else 0
-    deltas = [f"{fit.objective['delta']:.2g}" for fit in fits if "delta" in fit.objective]
-    items = _training_items(study) + [
-        ("counting of N", f"{counting.params} parameters"),
+    return [
+        ("hypotheses", "; ".join(dict.fromkeys(fit.formula for fit in fits)) or "none fitted"),
+        ("parameters fitted", "; ".join(
+            f"{each.title}: {', '.join(each.fit.parameters)}"
+            for each in tried.values() if each.fit is not None) or "–"),
+    ]  # fmt: skip
+
+
+def _data_items(study: StudyRuns, counting: Counting) -> list[tuple[str, str]]:
+    taken = f"; taken in by --include: {', '.join(counting.include)}" if counting.include else ""
+    return [
+        ("counting of N", f"{counting.params} parameters; every other convention in the table above"),
         ("counting of C", "6 N D with that N" if counting.flops == "6nd"
          else "exact: attention as sparse as it is, output head included"),
         ("loss", f"mean cross-entropy of the objective on the split {counting.split!r}, nats per "
          "token, at the evaluation of lowest loss; all runs share the same held-out rows, so "
          "their evaluation errors largely cancel in exponents but not in the irreducible loss"),
-        ("checkpoints used", "L(N): one for each run. Frontier: every evaluation after the "
-         "learning-rate warm-up, no smoothing"),
-        ("hypotheses", "; ".join(dict.fromkeys(fit.formula for fit in fits)) or "none fitted"),
-        ("objective", "L(N): sum of Huber losses of log residuals, delta "
+        ("checkpoints used", "L(N), L(D), L(N, D), isoFLOP: one for each run. Frontier, L(N, S), "
+         "B_crit: every evaluation at the full learning rate after the warm-up, no smoothing"),
+        ("kept out", f"{len(study.left_out)} runs: unfinished, diverged, spiking, damaged; listed "
+         f"above with the reason{taken}"),
+        ("raw data", "points.csv and runs.csv below"),
+    ]  # fmt: skip
+
+
+def _fitting_items(study: StudyRuns, tried: Mapping[str, Attempt]) -> list[tuple[str, str]]:
+    fits = [each.fit for each in tried.values() if each.fit is not None]
+    recipes = sorted({str(fit.bootstrap["method"]) for fit in fits})
+    draws, seed = (fits[0].bootstrap[name] if fits else 0 for name in ("draws", "seed"))
+    deltas = [f"{fit.objective['delta']:.2g}" for fit in fits if "delta" in fit.objective]
+    return [
+        ("objective", "sum of Huber losses of log residuals, delta "
          f"{', '.join(dict.fromkeys(deltas)) or '–'}. L(C): smallest mean relative gap among curves "
-         "nowhere above the frontier"),
+         "nowhere above the frontier. IsoFLOP: parabolas by least squares of log loss"),
+        ("weights", "every point the same"),
         ("algorithm", "constants eliminated exactly for each exponent of a dense grid (variable "
-         "projection, non-negative), then damped Gauss-Newton and L-BFGS-B with exact gradients, "
-         "checked from 12 starts"),
-        ("intervals", f"95%, from {draws} bootstrap fits ({'; '.join(recipes) or 'none'}); of "
-         "constants of few runs by profile likelihood"),
+         "projection, non-negative), then damped Newton steps with exact derivatives, delta falling "
+         "in stages from 0.03"),
+        ("starts", "the best point of the grid and 11 spread over it; fits.json says how many agree"),
+        ("points dropped", "none for their residual: outliers stay in with bounded weight, and "
+         "fits.json has both refits"),
+        ("intervals", f"95%, from {draws} bootstrap fits, seed {seed} ({'; '.join(recipes) or 'none'}); "
+         "of constants of few runs by profile likelihood"),
         ("extrapolation error", _holdout_text(tried)),
     ]  # fmt: skip
-    return definitions(items)
 
 
 def _holdout_text(tried: Mapping[str, Attempt]) -> str:
@@ -192,6 +225,8 @@ def _training_items(study: StudyRuns) -> list[tuple[str, str]]:
     if not study.runs:
         return []
     configs = [run.config for run in study.runs]
+    counts = [run.counts for run in study.runs]
+    sizes = [each["params_non_embedding"] for each in counts]
 
     def all_of(*path: str) -> str:
         values = []
@@ -206,7 +241,13 @@ def _training_items(study: StudyRuns) -> list[tuple[str, str]]:
     return [
         ("domain", f"{all_of('domain')}; context {all_of('shape', 'seq_length')}, vocabulary "
          f"{all_of('shape', 'vocab_size')}"),
-        ("shape family", all_of("model", "family")),
+        ("models", f"{len(study.runs)} runs of {len({c['params_non_embedding'] for c in counts})} sizes, "
+         f"N without embeddings {short(min(sizes))} to {short(max(sizes))}"),
+        ("shape family", f"{all_of('model', 'family')}; attention {all_of('model', 'attention')}"),
+        ("repetition", "how often rows were met follows from the data folder, which the runs name: "
+         + _data_identities(study)),
+        ("optimizer", "AdamW, beta1 " + all_of("optimizer", "beta1") + ", beta2 "
+         + all_of("optimizer", "beta2") + ", weight decay " + all_of("optimizer", "weight_decay")),
         ("tokens a run", ", ".join(dict.fromkeys(
             short(float(config.get("tokens", math.nan))) for config in configs))),
         ("batch", f"{all_of('batch', 'train_batch_size')} rows"),
@@ -215,6 +256,14 @@ def _training_items(study: StudyRuns) -> list[tuple[str, str]]:
             for config in configs)) + f"; schedule {all_of('schedule', 'kind')}"),
         ("precision", all_of("precision")),
     ]  # fmt: skip
+
+
+def _data_identities(study: StudyRuns) -> str:
+    """The identities of the data that the runs were trained on, shortened."""
+    names = [
+        str(run.provenance[-1].get("data_identity", "not recorded"))[:12] for run in study.runs
+    ]
+    return ", ".join(dict.fromkeys(names))
 
 
 def _scaled(each: Estimate, factor: float) -> Estimate:

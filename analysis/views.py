@@ -1,69 +1,88 @@
 """The figures that a study's runs allow, each with the caption that says what one sees."""
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from analysis import figures
+from analysis import figures_laws, figures_runs
+from analysis.downloads import with_mid_schedule
 from analysis.estimate import Fit
+from analysis.figures import palette
+from analysis.findings import Sample
 from analysis.frontier import trace
 from analysis.page import Picture, safe
-from analysis.points import LossPoints, cells
+from analysis.points import LossPoints
 from analysis.published import PublishedCurve, PublishedDomain
-from analysis.runs import Counting, StudyRuns
-from analysis.study_fits import Attempt
+from analysis.runs import Counting, StudyRuns, curve_points
+from analysis.study_fits import Attempt, Convention
+from analysis.views_laws import law_pictures
+from analysis.views_runs import run_pictures
 from analysis.words import (
     has_warning,
     law_with_numbers,
     parameter_in_words,
     reservation,
-    short,
     value_with_interval,
 )
 from data_prep.domain import domain, domain_names
-from launch.results import RunResult
 
 
 def pictures(
     study: StudyRuns,
     tried: dict[str, Attempt],
+    conventions: Sequence[Convention],
     counting: Counting,
     known: PublishedDomain | None,
 ) -> list[Picture]:
-    """All figures, in the order of the argument: curves, size, compute, optimum, then inside."""
-    curves = tried["frontier"].found.points
+    """All figures, in the order of the argument: curves, size, compute, optimum, other laws, then inside."""
+    curves = curve_points(study, with_mid_schedule(counting)).points
     shown: list[Picture] = []
     if not len(curves):
         return shown
-    shown += [_token_curves(curves), _compute_curves(curves, tried)]
-    shown += _loss_by_x(tried, "loss-by-params", known) + _loss_by_x(tried, "loss-by-tokens", None)
-    shown += _optimum(curves, tried, known)
-    return shown + _by_position(study, counting) + _by_kind(study, counting) + _repeats(tried)
+    shown += [_token_curves(curves), _compute_curves(curves, tried, known)]
+    shown += _loss_by_x(tried, "loss-by-params", known) + _loss_by_x(tried, "loss-by-tokens", known)
+    shown += _optimum(tried, known)
+    shown += law_pictures(tried, conventions, known, sample_of(study))
+    return shown + run_pictures(study, counting, tried, curves)
 
 
-def dark_colours(tried: dict[str, Attempt]) -> dict[str, str]:
-    """Every colour that stands for a size, and its twin on dark paper."""
-    most = max(12, len(np.unique(tried["frontier"].found.points.params)))
-    return {light: dark for count in range(1, most + 1) for light, dark in figures.palette(count)}
+def sample_of(study: StudyRuns) -> Sample:
+    """A row of the study's domain where that is one picture, clip or pair, else a token."""
+    name = str(study.runs[0].config.get("domain")) if study.runs else ""
+    if name not in domain_names() or domain(name).packed:
+        return Sample("token", 1.0)
+    the_domain = domain(name)
+    axes = [axis for axis, _ in the_domain.grid]
+    kind = "clip" if "frame" in axes else "picture" if "row" in axes else "row"
+    return Sample(kind, float(the_domain.seq_length))
+
+
+def dark_colours(study: StudyRuns, tried: dict[str, Attempt]) -> dict[str, str]:
+    """Every colour that stands for a size or a budget, and its twin on dark paper."""
+    runs = len({run.counts["params_total"] for run in study.runs})
+    most = max(12, runs)
+    return {light: dark for count in range(1, most + 1) for light, dark in palette(count)}
 
 
 def _token_curves(curves: LossPoints) -> Picture:
     best = float(curves.loss.min())
     return Picture(
         "curves-tokens",
-        figures.learning_curves(curves, "tokens", None, None),
+        figures_runs.learning_curves(curves, "tokens", None, None, curves, None),
         f"<b>Learning curves against tokens.</b> Held-out loss of "
         f"{len(np.unique(curves.group))} runs, coloured by model size; the lowest reaches "
         f"{best:.3f} nats per token.",
     )
 
 
-def _compute_curves(curves: LossPoints, tried: dict[str, Attempt]) -> Picture:
-    fit = tried["frontier"].fit
-    frontier = trace(curves) if len(np.unique(curves.group)) < len(curves) else None
+def _compute_curves(
+    curves: LossPoints, tried: dict[str, Attempt], known: PublishedDomain | None
+) -> Picture:
+    fit, own = tried["frontier"].fit, tried["frontier"].found.points
+    frontier = trace(own) if fit is not None else None
     caption = "<b>The same against training compute.</b> "
     if fit is None:
-        caption += "No frontier law could be fitted."
+        caption += f"No frontier law could be fitted: {safe(_why_none(tried))}."
     else:
         caption += (
             "The thick line is L(C), a power law plus constant forced to lie on or below the "
@@ -71,7 +90,23 @@ def _compute_curves(curves: LossPoints, tried: dict[str, Attempt]) -> Picture:
             "thick where it was fitted, dotted beyond; shaded: 95% of bootstrap fits. Circles: "
             "where the best size changes."
         )
-    return Picture("curves-flops", figures.learning_curves(curves, "flops", fit, frontier), caption)
+    row = None
+    if known is not None:
+        row, remark = _published_near(curves, "flops", known.flops_law(), known.source)
+        caption += remark
+    svg = figures_runs.learning_curves(curves, "flops", fit, frontier, own, row)
+    return Picture("curves-flops", svg, caption)
+
+
+def _why_none(tried: dict[str, Attempt]) -> str:
+    """Why there is no frontier, in a few words."""
+    gone = tried["frontier"].found.left_out
+    if any(each.reason.startswith("mid-schedule") for each in gone):
+        return (
+            "the learning rate of these runs falls on the way, and such losses are kept out "
+            "(--include mid-schedule takes them in)"
+        )
+    return "see what to distrust"
 
 
 def _loss_by_x(
@@ -81,12 +116,14 @@ def _loss_by_x(
     if attempt is None or attempt.fit is None:
         return []
     fit, points = attempt.fit, attempt.found.points
-    row, remark = _published_near(points, known)
+    row, remark = (None, "")
+    if known is not None and name == "loss-by-params":
+        row, remark = _published_near(points, "params", known.loss_by_params, known.source)
     worst = 100 * fit.diagnostics["largest_residual"]
     return [
         Picture(
             name,
-            figures.loss_by_x(points, fit, law_with_numbers(fit), row),
+            figures_laws.loss_by_x(points, fit, law_with_numbers(fit), row),
             f"<b>{safe(attempt.title)}: lowest loss of each run and the fitted law.</b> Exponent "
             f"{_exponent(fit)}; irreducible loss "
             f"{value_with_interval(fit.parameters['irreducible'])}. Below: what the law misses, "
@@ -101,23 +138,19 @@ def _exponent(fit: Fit) -> str:
 
 
 def _published_near(
-    points: LossPoints, known: PublishedDomain | None
+    points: LossPoints, x: str, row: PublishedCurve, source: str
 ) -> tuple[PublishedCurve | None, str]:
-    """The published L(N) if it comes near these losses, and what the caption says of it."""
-    if known is None:
-        return None, ""
-    row = known.loss_by_params
-    there = row.irreducible + (row.scale / points.params) ** row.exponent
-    said = f"{there.max():.2f} to {there.min():.2f} nats over these sizes"
+    """The published curve if it comes near these losses, and what the caption says of it."""
+    there = row.irreducible + (row.scale / points.x(x)) ** row.exponent
+    what = "sizes" if x == "params" else "amounts of compute"
+    said = f"{there.max():.2f} to {there.min():.2f} nats over these {what}"
     if there.min() > points.loss.max() or there.max() < points.loss.min():
         return None, f" The published curve ({said}) lies outside the figure."
-    return row, f" Dashed: {safe(known.source)}, {said}."
+    return row, f" Dashed: {safe(source)}, {said}."
 
 
-def _optimum(
-    curves: LossPoints, tried: dict[str, Attempt], known: PublishedDomain | None
-) -> list[Picture]:
-    fit = tried["frontier"].fit
+def _optimum(tried: dict[str, Attempt], known: PublishedDomain | None) -> list[Picture]:
+    fit, curves = tried["frontier"].fit, tried["frontier"].found.points
     if fit is None:
         return []
     frontier = trace(curves)
@@ -134,98 +167,4 @@ def _optimum(
         )
     else:
         caption += f"N_opt ∝ C^{value_with_interval(fit.parameters['params_exponent'])}."
-    return [Picture("optimum", figures.optimum(curves, frontier, fit, known), caption)]
-
-
-def _by_position(study: StudyRuns, counting: Counting) -> list[Picture]:
-    rows = []
-    for run in _one_run_a_size(study):
-        table = run.eval_position.get(counting.split)
-        if table is not None and len(table["loss"]):
-            rows.append((counting.of(run), table["loss"][-1].astype(float), table["count"][-1]))
-    if not rows:
-        return []
-    grid = _grid(study, len(rows[0][1]))
-    if grid:
-        chosen = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
-        maps = [(size, np.nanmean(loss.reshape(*grid[:2], -1), axis=2)) for size, loss, _ in chosen]
-        caption = (
-            "<b>Held-out loss by pixel</b>, mean of the colours, from the smallest to the largest "
-            "model, on one scale."
-        )
-        return [Picture("positions", figures.by_pixel(maps), caption)]
-    window = _window(len(rows[0][1]))
-    binned = [(size, _smooth(loss, count)) for size, loss, count in rows]
-    caption = "<b>Held-out loss by position in the row</b> at the end of training" + (
-        f", averaged over {window} neighbouring positions." if window > 1 else "."
-    )
-    return [Picture("positions", figures.by_position(binned), caption)]
-
-
-def _grid(study: StudyRuns, positions: int) -> tuple[int, ...]:
-    """The sides of the domain's picture, () where it has none or does not fit the rows."""
-    name = str(study.runs[0].config.get("domain"))
-    if name not in domain_names():
-        return ()
-    sides = tuple(side for _, side in domain(name).grid)
-    return sides if len(sides) in (2, 3) and math.prod(sides) == positions else ()
-
-
-def _window(positions: int) -> int:
-    return max(1, positions // 64)
-
-
-def _smooth(loss: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Mean over windows of positions, weighted by how many tokens counted there; NaN if none."""
-    window = _window(len(loss))
-    box = np.ones(window)
-    weight = np.where(np.isfinite(loss), count, 0).astype(float)
-    total = np.convolve(np.where(weight > 0, np.nan_to_num(loss), 0) * weight, box, "same")
-    weights = np.convolve(weight, box, "same")
-    return np.where(weights > 0, total / np.maximum(weights, 1e-300), np.nan)
-
-
-def _by_kind(study: StudyRuns, counting: Counting) -> list[Picture]:
-    found: dict[str, list[tuple[float, float]]] = {}
-    for run in _one_run_a_size(study):
-        mine = run.eval[run.eval["split"] == counting.split.encode()]
-        last = mine[mine["step"] == mine["step"].max()]
-        for row in last[last["kind"] != b"loss"]:
-            found.setdefault(row["kind"].decode(), []).append((counting.of(run), row["loss"]))
-    rows = [(kind, *np.array(values, float).T) for kind, values in found.items() if len(values) > 1]
-    if not rows:
-        return []
-    caption = (
-        "<b>Held-out loss by kind of token</b> at the end of training. Only some kinds may count "
-        "in the objective: see the domain."
-    )
-    return [Picture("kinds", figures.by_kind(rows), caption)]
-
-
-def _repeats(tried: dict[str, Attempt]) -> list[Picture]:
-    curves = tried["frontier"].found.points
-    cell = cells(curves)
-    repeated = np.bincount(cell)[cell] > 1 if len(cell) else np.zeros(0, bool)
-    if not repeated.any():
-        return []
-    chosen = curves.only(repeated)
-    sizes = ", ".join(
-        f"N = {short(n)} ({len(np.unique(chosen.group[chosen.params == n]))} runs)"
-        for n in np.unique(chosen.params)
-    )
-    caption = (
-        f"<b>Seed noise.</b> Runs that differ in the seed alone, {sizes}: how far the held-out "
-        "loss of each is from their mean, over the course of training."
-    )
-    return [Picture("seeds", figures.repeats(chosen), caption)]
-
-
-def _one_run_a_size(study: StudyRuns) -> list[RunResult]:
-    """The longest run of every size (the first seed of it), small to large."""
-    best: dict[float, RunResult] = {}
-    for run in study.runs:
-        size = run.counts["params_non_embedding"]
-        old = best.get(size)
-        if old is None or run.eval["tokens"].max() > old.eval["tokens"].max():
-            best[size] = run
-    return [best[size] for size in sorted(best)]
+    return [Picture("optimum", figures_laws.optimum(curves, frontier, fit, known), caption)]

@@ -41,7 +41,7 @@ def parameter_in_words(fit: Fit, name: str) -> str:
     """The value with its interval, or what is left of it where the interval of an exponent ends
     at a limit of the search: `not known`, `not known (at most 0.020)`; `not measured by these runs`
     for a best size that was never seen to change."""
-    each = fit.parameters[name]
+    each = fit.parameters[name] if name in fit.parameters else fit.derived[name]
     if name.startswith(("params_", "tokens_")) and has_warning(fit, "optimum_not_identified"):
         return "not measured by these runs"
     if name != "exponent" or not has_warning(fit, "exponent_at_bound"):

@@ -67,6 +67,11 @@ class PlantedRun:
     length: int = LENGTH
     loss_at_end: float | None = None  # written over the last held-out loss
     rise_at_end: float = 0.0  # added to the last held-out loss
+    spike_at: float | None = None  # share of the run at which the training loss jumps
+    batch: int = 4
+    vocabulary: int = VOCABULARY
+    rows: int = 512  # that it was judged on
+    data: str = "planted"
 
     @property
     def params(self) -> float:
@@ -101,14 +106,13 @@ def write_run(folder: Path, run: PlantedRun, surface: Surface) -> None:
     rng = np.random.default_rng([run.seed, run.hidden_size])
     shift = float(np.exp(run.seed_noise * rng.standard_normal()))
     counts = _counts(run)
-    batch = 4
-    per_step = batch * run.length
+    per_step = run.batch * run.length
     steps = max(int(run.tokens / per_step), run.evaluations)
     at = np.unique(np.geomspace(max(steps // 300, 1), steps, run.evaluations).astype(int))
     with ResultWriter(
         folder,
-        config=_config(run, batch),
-        provenance={"host": "planted"},
+        config=_config(run),
+        provenance={"host": "planted", "data_identity": run.data},
         counts=counts,
         seq_length=run.length,
     ) as writer:
@@ -142,7 +146,7 @@ def _loss(run: PlantedRun, surface: Surface, share: float, tokens: float) -> flo
     return loss * (1 + 0.5 * max(0.0, share - run.diverge_at))
 
 
-def _config(run: PlantedRun, batch: int) -> dict[str, Any]:
+def _config(run: PlantedRun) -> dict[str, Any]:
     return {
         "study": "planted",
         "question": "Does the fit find the planted law?",
@@ -154,13 +158,13 @@ def _config(run: PlantedRun, batch: int) -> dict[str, Any]:
             "num_attention_heads": 2,
             "kv_channels": run.hidden_size // 8,
             "seq_length": run.length,
-            "vocab_size": VOCABULARY,
+            "vocab_size": run.vocabulary,
         },
         "model": {"family": "henighan"},
         "tokens": int(run.tokens),
         "seed": run.seed,
-        "batch": {"train_batch_size": batch},
-        "optimizer": {"name": "adam", "learning_rate": 0.0282 * run.params**-0.25},
+        "batch": {"train_batch_size": run.batch},
+        "optimizer": {"learning_rate": 0.02828 * run.params**-0.25},
         "schedule": {"kind": run.schedule, "warmup_tokens": run.tokens * run.warmup_share},
         "precision": "fp32",
     }
@@ -184,10 +188,12 @@ def _train_row(
     tokens = step * per_step
     rng = np.random.default_rng([run.seed, step])
     loss = _loss(run, surface, step / steps, tokens) * shift * np.exp(0.03 * rng.standard_normal())
+    if run.spike_at is not None and abs(step / steps - run.spike_at) < 0.5 / 200:
+        loss *= 20
     return {
         "step": step,
         "tokens": tokens,
-        "samples": step * 4,
+        "samples": step * run.batch,
         "flops": 6 * run.params * tokens,
         "flops_exact": 7 * run.params * tokens,
         "loss": loss,
@@ -209,7 +215,7 @@ def _eval_row(run: PlantedRun, step: int, tokens: int, kind: str, loss: float) -
         "loss": loss,
         "standard_error": 0.004 * loss,
         "num_tokens": 50_000,
-        "num_rows": 512,
+        "num_rows": run.rows,
     }
 
 

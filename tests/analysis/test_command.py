@@ -147,6 +147,30 @@ def test_bad_arguments_end_with_status_2(arguments, capsys):
     assert capsys.readouterr().err
 
 
+def test_the_names_that_help_shows_are_those_that_the_code_knows():
+    from analysis import __main__, guards, runs
+
+    assert guards.INCLUDES == __main__.INCLUDES
+    assert tuple(runs.PARAM_COUNTS) == __main__.PARAM_COUNTS
+    assert tuple(runs.FLOP_COUNTS) == __main__.FLOP_COUNTS
+
+
+def test_a_frontier_prediction_is_checked_on_held_out_compute(curve_csv, capsys):
+    surface = Surface()
+    best = 6 * 5e6 * float(surface.best_tokens(5e6))
+    command = ["predict", curve_csv, "--law", "frontier", "--bootstrap", "40", "--flops"]
+    main([*command, str(best)])
+    found = json.loads(capsys.readouterr().out)
+    assert found["calibrated"] is True
+    assert not any(text.startswith("uncalibrated") for text in found["warnings"])
+    truth = float(surface.loss(5e6, surface.best_tokens(5e6)))
+    assert found["loss"]["low"] < truth < found["loss"]["high"]
+    main([*command, str(best * 1e8)])
+    far = json.loads(capsys.readouterr().out)
+    assert far["calibrated"] is False
+    assert any(text.startswith("uncalibrated: ") for text in far["warnings"])
+
+
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys, analysis.__main__ as m\n"
@@ -158,5 +182,5 @@ def test_help_is_quick_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "report" in done.stdout
-    assert "suggest" not in done.stdout
+    assert "suggest" in done.stdout
     assert time.perf_counter() - began < 5

@@ -47,6 +47,19 @@ def test_kaplans_excess_compute():
     assert np.isnan(derived.excess_compute(1e-30, CURVE["aN"], CURVE["aS"])[0])
 
 
+def test_the_excess_compute_of_a_surface_is_what_it_takes():
+    """The wrong size, trained for the tokens that are said, has the loss of the best one."""
+    flops = 1e21
+    params, tokens = derived.optimal_allocation(flops, **HOFFMANN)
+    best = laws.surface(params, tokens, 1.69, **HOFFMANN)
+    for ratio in (0.5, 1.0, 3.0):
+        cost, more = derived.excess_compute_of_surface(ratio, flops, **HOFFMANN)
+        assert laws.surface(ratio * params, more * tokens, 1.69, **HOFFMANN) == pytest.approx(best)
+        assert cost == pytest.approx(ratio * more)
+        assert cost >= 1
+    assert np.isnan(derived.excess_compute_of_surface(1e-9, flops, **HOFFMANN)[0])
+
+
 def test_kaplans_tokens_against_overfitting():
     tokens = derived.tokens_against_overfitting(1e9, 0.02, **KAPLAN)
     assert tokens == pytest.approx(5.5e3 * 1e9 ** (0.076 / 0.103), rel=0.02)

@@ -18,8 +18,8 @@ from analysis import sections, tables
 from analysis.__main__ import main
 from analysis.estimate import Estimate, Fit
 from analysis.report import inputs_digest, write_report
-from analysis.runs import Counting
-from analysis.study_fits import Attempt
+from analysis.runs import Counting, read_runs
+from analysis.study_fits import Attempt, fit_study
 from analysis.words import parameter_in_words
 from tests.analysis.planted import LENGTH, PlantedRun, Surface, ladder, point_set, write_study
 
@@ -131,6 +131,13 @@ def test_every_id_is_unique_and_every_reference_resolves(report):
         "extrapolation error",
         'download="fits.json"',
         'download="points.csv"',
+        'download="runs.csv"',
+        'download="constants.csv"',
+        'download="conventions.csv"',
+        "The same runs, counted differently",
+        "Not made for by the design of this study: L(D) (the largest size has 1 token budgets",
+        "What N counts",
+        "Tokens to reach a loss",
     ],
 )
 def test_it_says(report, words):
@@ -155,8 +162,14 @@ def test_the_same_again_says_up_to_date_at_once(study, report):
 
 def test_the_same_input_gives_the_same_bytes(study, report, tmp_path):
     out, _, text = report
+    (tmp_path / "draws-of-a-law-no-longer-fitted.csv").write_text("stale")
     write_report(study, tmp_path, Counting(), DRAWS, 0)
-    assert (tmp_path / "points.csv").read_bytes() == (out / "points.csv").read_bytes()
+    tables = sorted(path.name for path in out.glob("*.csv"))
+    assert tables == sorted(path.name for path in tmp_path.glob("*.csv"))
+    assert {"points.csv", "runs.csv", "constants.csv", "conventions.csv"} < set(tables)
+    assert "draws-frontier.csv" in tables
+    for name in tables:
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes(), name
 
     def timeless(folder):
         return re.sub(r'"seconds": [\d.]+', "", (folder / "fits.json").read_text())
@@ -208,6 +221,76 @@ def test_a_study_with_no_finished_run_still_gets_a_report(tmp_path):
     lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
     assert lines[1] == "0 runs used, 2 left out"
     assert "this study shows nothing yet" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def full_report(tmp_path_factory):
+    """A study whose design allows nearly every law: budgets of equal compute, learning curves at a
+    constant rate, several batches."""
+    made = [
+        PlantedRun(
+            f"r{i}{j}", hidden_size=width, num_layers=4, tokens=flops / 6 / (12 * width**2),
+            domain="image-8x8", length=192, evaluations=10, seed_noise=0.002, seed=i,
+            batch=(2, 4, 8)[(i + j) % 3],
+        )
+        for i, (flops, widths) in enumerate((
+            (1e11, (32, 48, 64, 88, 128)), (1e12, (64, 88, 120, 168, 240)),
+            (1e13, (112, 160, 224, 312, 448)),
+        ))
+        for j, width in enumerate(widths)
+    ]  # fmt: skip
+    root = tmp_path_factory.mktemp("full")
+    study = write_study(root / "study", made, SURFACE)
+    write_report(study, root / "out", Counting(), DRAWS, 0)
+    return json.loads((root / "out" / "fits.json").read_text()), (root / "out")
+
+
+def test_every_law_that_the_design_allows_is_in_the_report(full_report):
+    fits, out = full_report
+    names = {fit["name"] for fit in fits["fits"]}
+    assert {"loss-by-params", "surface", "surface-kaplan", "isoflop", "learning-curve"} <= names
+    assert {"B_star", "aB"} < set(next(fit["parameters"] for fit in fits["fits"]
+                                       if fit["name"] == "learning-curve"))  # fmt: skip
+    text = (out / "report.html").read_text()
+    for caption in ("L(N, D).", "IsoFLOP curves.", "The exponents of the surface", "L(N, S).",
+                    "The best size by every route.", "What a wrong size costs.",
+                    "What too few tokens cost", "The same runs, counted differently."):  # fmt: skip
+        assert f"<b>{caption}" in text, caption
+
+
+def test_the_routes_to_the_best_size_stand_side_by_side(full_report):
+    fits, _ = full_report
+    assert {"surface", "isoFLOP parabola", "envelope of final losses"} <= set(fits["routes"])
+    truth = SURFACE.params_exponent
+    each = fits["routes"]["surface"]
+    assert each["low"] <= truth <= each["high"]
+
+
+def test_the_counting_conventions_stand_side_by_side(full_report):
+    fits, out = full_report
+    rows = [row for row in fits["conventions"] if (row["law"], row["exponent"]) == ("surface", "a")]
+    assert [row["params"] for row in rows] == ["non-embedding", "non-embedding-and-head", "total"]
+    values = [row["value"] for row in rows]
+    assert len(set(values)) == 3
+    text = (out / "conventions.csv").read_text()
+    assert text.splitlines()[0] == "law,exponent,params,flops,value,low,high"
+    assert len(text.splitlines()) == 1 + len(fits["conventions"])
+
+
+def test_what_follows_has_intervals(full_report):
+    fits, _ = full_report
+    found = {each["name"]: each for each in fits["findings"]}
+    for name in ("surface:optimal_params", "surface:excess_compute_2", "surface-kaplan:overfitting",
+                 "early_stopping", "learning-curve:loss_exponent"):  # fmt: skip
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], name
+    assert found["surface:excess_compute_2"]["value"] > 1
+
+
+def test_constants_csv_holds_every_constant(full_report):
+    fits, out = full_report
+    lines = (out / "constants.csv").read_text().splitlines()[1:]
+    wanted = sum(len(fit["parameters"]) + len(fit["derived"]) for fit in fits["fits"])
+    assert len(lines) == wanted
 
 
 def fitted(values, warnings=(), x="params", **diagnostics):
@@ -298,7 +381,12 @@ def test_equal_tokens_for_every_size_are_not_sold_as_a_law_of_compute(tmp_path):
     """Decaying rates and one budget: the whole report, from files to words."""
     made = ladder(tokens=1e5, evaluations=8, sizes=5, schedule="cosine", seed_noise=0.01)
     folder = write_study(tmp_path / "study", made, SURFACE)
-    lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
+    without = fit_study(read_runs(folder), Counting(), 0, 0).tried["frontier"]
+    assert without.fit is None
+    assert any(each.reason.startswith("mid-schedule: its learning rate had begun to fall")
+               for each in without.found.left_out)  # fmt: skip
+    counting = Counting(include=("mid-schedule",))
+    lines = write_report(folder, tmp_path / "out", counting, DRAWS, 0)
     fits = json.loads((tmp_path / "out" / "fits.json").read_text())["fits"]
     warnings = next(fit["warnings"] for fit in fits if fit["name"] == "frontier")
     assert any(text.startswith("frontier_not_separated: ") for text in warnings)

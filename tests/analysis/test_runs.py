@@ -6,8 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from analysis.guards import INCLUDES
 from analysis.points import keep_efficient, seed_noise
-from analysis.runs import Counting, _recipe, curve_points, final_points, read_runs, warmup_tokens
+from analysis.runs import (
+    Counting,
+    _recipe,
+    all_points,
+    curve_points,
+    final_points,
+    read_runs,
+    warmup_tokens,
+)
 from launch.results import read_result
 from tests.analysis.planted import PlantedRun, Surface, ladder, write_run, write_study
 
@@ -49,12 +58,76 @@ def test_one_final_point_for_each_run_at_its_lowest_loss(tmp_path):
     [
         ({"finished": False}, "unfinished: stopped at step"),
         ({"diverge_at": 0.3}, "diverged or over-fitted: last held-out loss"),
+        ({"spike_at": 0.6}, "spiking: the training loss jumped at step "),
         ({"loss_at_end": float("nan")}, "diverged: a loss is not finite"),
     ],
 )
 def test_runs_that_are_no_measurement_are_left_out(tmp_path, changes, reason):
     bad = replace(RUN, run_id="bad", **changes)
     assert reason in reasons(study(tmp_path, bad))["bad"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"finished": False}, "unfinished"), ({"diverge_at": 0.3}, "diverged"),
+     ({"spike_at": 0.6}, "spiking")],
+)  # fmt: skip
+def test_what_is_kept_out_can_be_taken_in_by_name(tmp_path, changes, name):
+    folder = study(tmp_path, replace(RUN, run_id="bad", seed=1, **changes))
+    others = set(INCLUDES) - {name}
+    assert [each.point for each in read_runs(folder, include=others).left_out] == ["bad"]
+    counting = Counting(include=(name,))
+    found = all_points(read_runs(folder, include=counting.include), counting)
+    assert "bad" in found.points.group
+    (remark,) = found.remarks
+    assert remark.startswith(f"taken_in: 1 of 3 runs are in this fit because --include asked for "
+                             f"them: bad ({name}")  # fmt: skip
+
+
+def test_a_loss_that_is_no_number_is_never_taken_in(tmp_path):
+    folder = study(tmp_path, replace(RUN, run_id="bad", loss_at_end=float("nan")))
+    assert [each.point for each in read_runs(folder, include=INCLUDES).left_out] == ["bad"]
+
+
+def test_runs_never_cooled_down_are_kept_from_those_that_were(tmp_path):
+    """Haegele et al. 2024: a plateau's loss is too high to stand beside annealed ones."""
+    folder = study(tmp_path, replace(RUN, run_id="cooled", schedule="wsd", tokens=4e5))
+    found = all_points(read_runs(folder), Counting())
+    assert list(found.points.group) == ["cooled"]
+    assert {each.point for each in found.left_out} == {"one", "two"}
+    assert all(each.reason.startswith("mid-schedule: its learning rate never fell")
+               for each in found.left_out)  # fmt: skip
+    counting = Counting(include=("mid-schedule",))
+    assert len(all_points(read_runs(folder), counting).points) == 3
+
+
+def test_the_way_down_of_a_schedule_is_no_learning_curve(tmp_path):
+    """A wsd run counts up to its cool-down, a decaying one not at all, unless it is asked for."""
+    folder = study(tmp_path, replace(RUN, run_id="wsd", schedule="wsd", seed=1),
+                   replace(RUN, run_id="cosine", schedule="cosine", seed=2))  # fmt: skip
+    runs = read_runs(folder)
+    found = curve_points(runs, Counting())
+    assert set(found.points.group) == {"one", "two", "wsd"}
+    assert found.points.tokens[found.points.group == "wsd"].max() <= 0.8 * 2e5
+    reasons = {each.reason for each in found.left_out if each.point.startswith("cosine")}
+    assert any(reason.startswith("mid-schedule: its learning rate had begun") for reason in reasons)
+    every = curve_points(runs, Counting(include=("mid-schedule",)))
+    assert set(every.points.group) == {"one", "two", "wsd", "cosine"}
+    assert every.remarks[0].startswith("mid_schedule_points: the learning rate of 2 of 4 runs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [({"vocabulary": 512}, "vocab_size 256 and 512"), ({"rows": 256}, "valid rows 512 and 256"),
+     ({"data": "another tokenizer"}, "data planted and another toke"),
+     ({"length": 128}, "seq_length 64 and 128")],
+)  # fmt: skip
+def test_tokenizers_and_evaluation_sets_never_mix(tmp_path, changes, difference):
+    other = replace(RUN, run_id="other", **changes)
+    with pytest.raises(ValueError, match="runs judged on different data: ") as error:
+        read_runs(study(tmp_path, other))
+    assert difference in str(error.value)
+    assert "Move the others to a results folder of their own" in str(error.value)
 
 
 def test_damaged_runs_are_left_out_one_by_one(tmp_path):
@@ -83,7 +156,7 @@ def test_an_evaluation_set_that_is_not_there_is_named(tmp_path):
 
 def test_different_domains_never_mix(tmp_path):
     other = replace(RUN, run_id="other", domain="image-8x8")
-    with pytest.raises(ValueError, match="runs judged on different data: one on .*mathematics"):
+    with pytest.raises(ValueError, match="differ in domain mathematics and image-8x8"):
         read_runs(study(tmp_path, other))
 
 
@@ -168,15 +241,14 @@ def test_l_of_c_leaves_out_what_was_beaten_for_less(tmp_path):
     assert "a run that cost no more did better" in kept.left_out[-1].reason
 
 
-def test_curves_leave_the_warm_up_out_and_say_if_rates_decay(tmp_path):
-    late = replace(RUN, run_id="late", schedule="linear", warmup_share=0.5)
+def test_curves_leave_the_warm_up_out(tmp_path):
+    late = replace(RUN, run_id="late", warmup_share=0.5)
     found = curve_points(read_runs(study(tmp_path, late)), Counting())
     mine = found.points.tokens[found.points.group == "late"]
     assert mine.min() >= 1e5
     gone = [each for each in found.left_out if each.point.startswith("late step")]
     assert gone
     assert {each.reason for each in gone} == {"inside the learning-rate warm-up"}
-    assert found.remarks[0].startswith("mid_schedule_points: the learning rate of 1 of 3 runs")
 
 
 def test_warm_up_may_be_given_in_steps(tmp_path):

@@ -1,13 +1,14 @@
 """From a file or a folder to a fit of every law: columns, what is derived, predictions, bad input."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis import laws
+from analysis import derived, laws
 from analysis.__main__ import main
 from analysis.consequences import contradiction, for_reducible
 from analysis.derived import crossing, optimal_allocation, optimal_flops_of_tokens
@@ -47,7 +48,9 @@ def test_fit_says_all_that_is_required_of_it(surface_csv, tmp_path, capsys):
     found = run(capsys, "fit", surface_csv, "--law", "surface", "--bootstrap", "60",
                 "--draws", target)  # fmt: skip
     assert set(found["parameters"]) == {"E", "A", "alpha", "B", "beta"}
-    assert {"a", "optimal_params", "optimal_tokens", "tokens_per_param"} == set(found["derived"])
+    assert {"a", "optimal_params", "optimal_tokens", "tokens_per_param", "loss_exponent"} == set(
+        found["derived"]
+    )
     needed = {"gradient_norm", "starts", "starts_agreeing", "condition_number", "bounds_active",
               "profile", "outliers", "residuals", "lack_of_fit", "holdout", "forms"}  # fmt: skip
     assert needed <= set(found["diagnostics"])
@@ -289,6 +292,83 @@ def test_losses_that_do_not_fall_are_no_silent_law():
     rising = point_set(2 + 0.1 * np.log10(params * tokens), params=params, tokens=tokens)
     fit = fit_law(rising, "surface", "params", 20, 0)
     assert has_warning(fit, "at_bound")
+
+
+def test_losses_below_the_irreducible_one_are_flagged(tmp_path, capsys):
+    """Two runs judged wrongly, far below what the others fall to: said, not silently fitted."""
+    points = planted(noise=0.002).points
+    loss = points.loss.copy()
+    loss[[3, 17]] = 0.5 * CHINCHILLA["E"]
+    path = write(tmp_path / "low.csv", params=points.params, tokens=points.tokens, loss=loss)
+    found = run(capsys, "fit", path, "--law", "surface", "--bootstrap", "60")
+    (said,) = [text for text in found["warnings"] if text.startswith("outliers: 2 points")]
+    assert "low.csv row 5" in said
+    assert "low.csv row 19" in said
+    refit = found["diagnostics"]["refits"]["without_outliers"]
+    assert refit["E"] == pytest.approx(CHINCHILLA["E"], rel=0.05)
+
+
+@pytest.mark.parametrize("law", ["power", "surface", "frontier"])
+def test_half_written_runs_are_listed_and_the_rest_is_fitted(small_study, tmp_path, law):
+    folder = shutil.copytree(small_study, tmp_path / "study")
+    names = sorted(path.name for path in folder.iterdir())
+    whole = (folder / names[0] / "metrics.h5").read_bytes()
+    (folder / names[0] / "metrics.h5").write_bytes(whole[: len(whole) // 2])
+    (folder / names[1] / "metrics.h5").write_bytes(b"")
+    found = read_points(folder, law, "params", Counting())
+    fit = fit_law(found, law, "params", 0, 0)
+    assert fit.points_used > 0
+    gone = {each.point: each.reason for each in found.left_out}
+    for name in names[:2]:
+        assert gone[name].startswith("damaged: ")
+
+
+def at_batches(noise=0.0, seed=0):
+    """Kaplan's learning curves at five batches: L solves L = (Nc/N)^aN + (Sc/S_min(L))^aS."""
+    params, batch, steps = (each.ravel() for each in np.meshgrid(
+        np.geomspace(1e5, 1e8, 4), np.geomspace(16, 4096, 5), np.geomspace(1e3, 1e5, 6)))  # fmt: skip
+    low, high = np.full(params.shape, 1.0), np.full(params.shape, 100.0)
+    for _ in range(200):
+        loss = (low + high) / 2
+        above = laws.learning_curve_at_batch(params, steps, batch, loss, **BATCHES) > loss
+        low, high = np.where(above, loss, low), np.where(above, high, loss)
+    loss = loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss)))
+    tokens = steps * batch * 1024
+    group = np.array([f"{n:.3g} at {b:.3g}" for n, b in zip(params, batch, strict=True)])
+    return {"params": params, "batch": batch, "steps": steps, "tokens": tokens,
+            "flops": 6 * params * tokens, "loss": loss, "group": group}  # fmt: skip
+
+
+BATCHES = {"Nc": 6.5e13, "aN": 0.077, "Sc": 2.1e3, "aS": 0.76, "B_star": 2.1e8 / 1024, "aB": 0.21}
+
+
+def test_learning_curves_at_several_batches_are_fitted_with_their_critical_batch(tmp_path, capsys):
+    path = write(tmp_path / "b.csv", **at_batches())
+    found = run(capsys, "fit", path, "--law", "learning-curve", "--bootstrap", "0")
+    assert any(text.startswith("steps_adjusted: ") for text in found["warnings"])
+    for name, value in BATCHES.items():
+        assert found["parameters"][name]["value"] == pytest.approx(value, rel=1e-3), name
+    exponents = derived.frontier_exponents(BATCHES["aN"], BATCHES["aS"], BATCHES["aB"])
+    for name, value in exponents.items():
+        assert found["derived"][f"{name}_exponent"]["value"] == pytest.approx(value, rel=1e-3)
+    best = derived.efficient_frontier(
+        float(at_batches()["flops"].max()), **BATCHES | {"B_star": 2.1e8}
+    )
+    for name in ("params", "batch", "steps"):
+        each = found["derived"][f"optimal_{name}"]["value"]
+        assert each == pytest.approx(best[name], rel=0.02), name
+    noisy = write(tmp_path / "n.csv", **at_batches(0.002))
+    found = run(capsys, "fit", noisy, "--law", "learning-curve", "--bootstrap", "60")
+    for name in ("aN", "aS", "aB"):
+        assert found["parameters"][name]["value"] == pytest.approx(BATCHES[name], rel=0.05), name
+
+
+def test_a_wanted_reducible_loss_may_be_given_per_picture(tmp_path, capsys):
+    x = np.geomspace(1e4, 1e8, 12)
+    path = write(tmp_path / "c.csv", params=x, loss=1.5 + (1e4 / x) ** 0.4)
+    found = run(capsys, "predict", path, "--law", "power-constant", "--reducible", "19.2",
+                "--per-sample", "192", "--bootstrap", "0")  # fmt: skip
+    assert found["needed"]["params"]["value"] == pytest.approx(1e4 * 0.1 ** (-1 / 0.4), rel=1e-4)
 
 
 @pytest.mark.long

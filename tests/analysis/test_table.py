@@ -37,6 +37,13 @@ def test_reads_what_is_needed_and_ignores_the_rest(tmp_path):
         ("params,loss\n1,2\n1,2,3\n", "row 3 has 3 cells; wanted 2, as in the header"),
         ("params,loss\n1,2\nmany,3\n", "row 3, column 'params' = 'many'; wanted a number"),
         ("params,loss\n1,2\n5,3 nats\n", "row 3, column 'loss' = '3 nats'; wanted a number"),
+        ("params,loss,group,group\n1,2,a,b\n", "column 'group' appears 2 times"),
+        (
+            "params,loss,tokenizer\n1,2,bpe\n2,2,bpe\n3,1,bytes\n",
+            "column 'tokenizer' holds 'bpe' (row 2) and 'bytes' (row 4); wanted one value",
+        ),
+        ("params,loss,evaluation\n1,2,c4\n3,1,pile\n", "column 'evaluation' holds 'c4' (row 2)"),
+        ("params,loss,counting\n1,2,total\n3,1,non-embedding\n", "column 'counting' holds 'total'"),
     ],
 )
 def test_refuses_with_file_value_wish_and_way_out(tmp_path, text, message):
@@ -82,3 +89,36 @@ def test_a_large_table_is_read_in_seconds(tmp_path):
     lines = "\n".join(f"{n:.8g},{2 + 100 * n**-0.3:.8g}" for n in params)
     found = table(tmp_path, "params,loss\n" + lines)
     assert len(found.points) + len(found.left_out) == rows
+
+
+def test_rows_that_say_what_keeps_runs_out_are_listed(tmp_path):
+    text = "params,loss,status\n1e4,3,\n2e4,2.5,unfinished\n4e4,2,finished\n8e4,9,diverged\n"
+    found = table(tmp_path, text)
+    assert list(found.points.params) == [1e4, 4e4]
+    reasons = [(each.point, each.reason) for each in found.left_out]
+    assert reasons == [
+        ("points.csv row 3", "unfinished: as its column status says"),
+        ("points.csv row 5", "diverged: as its column status says"),
+    ]
+    kept = read_table(tmp_path / "points.csv", ("params", "loss"), ("unfinished",))
+    assert list(kept.points.params) == [1e4, 2e4, 4e4]
+
+
+def test_one_tokenizer_is_no_mixture(tmp_path):
+    found = table(tmp_path, "params,loss,tokenizer\n1e4,3,bpe\n2e4,2,bpe\n")
+    assert len(found.points) == 2
+
+
+def test_rows_are_counted_across_pieces(tmp_path, monkeypatch):
+    """A file is read some rows at a time; a message names the row of the file all the same."""
+    monkeypatch.setattr("analysis.table.ROWS_AT_ONCE", 3)
+    good = "".join(f"{n},{10 - n}\n" for n in range(1, 9))
+    found = table(tmp_path, "params,loss\n" + good)
+    assert list(found.points.params) == list(range(1, 9))
+    assert list(found.points.label)[-1] == "points.csv row 9"
+    for bad, message in (("9,x\n", "row 10, column 'loss' = 'x'"), ("9\n", "row 10 has 1 cells")):
+        with pytest.raises(ValueError, match="points.csv: ") as error:
+            table(tmp_path, "params,loss\n" + good + bad)
+        assert message in str(error.value)
+    with pytest.raises(ValueError, match="row 5"):
+        table(tmp_path, "params,loss,tokenizer\n" + "1,2,a\n" * 3 + "1,2,b\n")

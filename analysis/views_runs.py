@@ -1,0 +1,253 @@
+"""The figures of what is inside the runs: by position, pixel, kind and split, by shape and by counting,
+the noise of gradients and of seeds; each with its caption."""
+
+import math
+
+import numpy as np
+
+from analysis import figures_runs
+from analysis.laws import critical_batch
+from analysis.page import Picture
+from analysis.points import LossPoints, cells
+from analysis.runs import Counting, StudyRuns
+from analysis.study_fits import Attempt
+from analysis.words import short
+from data_prep.domain import domain, domain_names
+from launch.results import RunResult
+
+SAME_SIZE = 1.1
+"""Shapes whose N differ by at most this factor are compared with one another (Kaplan et al. 2020, figure
+5, hold N as it is)."""
+MOST_POSITIONS = 6
+
+
+def run_pictures(
+    study: StudyRuns, counting: Counting, tried: dict[str, Attempt], curves: LossPoints
+) -> list[Picture]:
+    """All of them that these runs allow."""
+    shown = _by_position(study, counting) + _by_kind(study, counting) + _by_split(study, counting)
+    shown += _shapes(study, counting) + _counted(study, counting) + _tokens_to_reach(curves)
+    return shown + _batches(study, counting, tried) + _repeats(curves)
+
+
+def _by_split(study: StudyRuns, counting: Counting) -> list[Picture]:
+    """Kaplan et al. 2020, figure 8: the same models on each split that was evaluated."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in _one_run_a_size(study):
+        for split in np.unique(run.eval["split"]):
+            table = run.eval_rows(split.decode())
+            if len(table):
+                found.setdefault(split.decode(), []).append((counting.of(run), table["loss"][-1]))
+    rows = [(name, *np.array(each, float).T) for name, each in found.items() if len(each) > 1]
+    if len(rows) < 2:
+        return []
+    caption = (
+        "<b>Held-out loss on each split</b> at the end of training, for one run of every size."
+    )
+    return [Picture("splits", figures_runs.by_kind(rows), caption)]
+
+
+def _shapes(study: StudyRuns, counting: Counting) -> list[Picture]:
+    """Henighan et al. 2020, figure 4; Kaplan et al. 2020, figure 5: sizes that were trained in several
+    proportions on equal tokens."""
+    known: dict[tuple[int, float], dict[float, list[float]]] = {}
+    for run in study.runs:
+        shape = run.config["shape"]
+        rows = run.eval_rows(counting.split)
+        step = round(math.log(run.counts["params_non_embedding"]) / math.log(SAME_SIZE))
+        cell = known.setdefault((step, float(rows["tokens"][-1])), {})
+        proportion = shape["hidden_size"] / shape["num_layers"]
+        cell.setdefault(proportion, []).append(float(rows["loss"].min()))
+    rows_shown = []
+    for (step, _), cell in sorted(known.items()):
+        if len(cell) >= 3:
+            at = np.array(sorted(cell))
+            rows_shown.append((SAME_SIZE**step, at, np.array([np.mean(cell[x]) for x in at])))
+    if not rows_shown:
+        return []
+    caption = (
+        "<b>Shape at equal size.</b> Lowest loss against width over depth; both papers found it flat "
+        "over a wide range."
+    )
+    return [Picture("shapes", figures_runs.shapes(rows_shown), caption)]
+
+
+def _counted(study: StudyRuns, counting: Counting) -> list[Picture]:
+    """Kaplan et al. 2020, figure 6: where runs of several depths were trained."""
+    depth = np.array([int(run.config["shape"]["num_layers"]) for run in study.runs])
+    if len(np.unique(depth)) < 2:
+        return []
+    loss = np.array([run.eval_rows(counting.split)["loss"].min() for run in study.runs])
+    names = {"total N": "params_total", "N without embeddings": "params_non_embedding"}
+    rows = [
+        (name, np.array([run.counts[key] for run in study.runs])) for name, key in names.items()
+    ]
+    caption = (
+        "<b>What N counts.</b> Lowest loss of each run against all parameters and against those "
+        "without embeddings, by depth: Kaplan et al. found one curve only without."
+    )
+    return [Picture("counted", figures_runs.counted(rows, depth, loss), caption)]
+
+
+LOSS_LEVELS = 5
+
+
+def _tokens_to_reach(curves: LossPoints) -> list[Picture]:
+    """As Kaplan et al. 2020, figure 19, in tokens as they were trained: losses that several sizes
+    reach."""
+    crossed = []
+    for run in np.unique(curves.group):
+        mine = curves.only(curves.group == run)
+        order = np.argsort(mine.tokens, kind="stable")
+        lowest = np.minimum.accumulate(mine.loss[order])
+        crossed.append((float(mine.params[0]), mine.tokens[order], lowest))
+    starts = sorted(lowest[0] for *_, lowest in crossed)
+    ends = sorted(lowest[-1] for *_, lowest in crossed)
+    low, high = ends[len(ends) // 2], starts[len(starts) // 2]
+    if not low < high:
+        return []
+    shown = []
+    for level in np.geomspace(high, low, LOSS_LEVELS + 1)[1:]:
+        best: dict[float, float] = {}
+        for params, tokens, lowest in crossed:
+            if lowest[-1] <= level <= lowest[0]:
+                at = float(np.exp(np.interp(-level, -lowest, np.log(tokens))))
+                best[params] = min(at, best.get(params, math.inf))
+        if len(best) >= 3:
+            sizes = np.array(sorted(best))
+            shown.append((float(level), sizes, np.array([best[n] for n in sizes])))
+    if not shown:
+        return []
+    caption = "<b>Tokens to reach a loss</b>, by model size: larger models learn more from a token."
+    return [Picture("tokens-to-reach", figures_runs.tokens_to_reach(shown), caption)]
+
+
+def _batches(study: StudyRuns, counting: Counting, tried: dict[str, Attempt]) -> list[Picture]:
+    """Kaplan et al. 2020, figures 10 and 18: the gradient noise scale, and the fitted B_crit(L)."""
+    known = [(run, scale) for run in study.runs if math.isfinite(scale := run.noise_scale)]
+    attempt = tried.get("critical-batch")
+    fit = attempt.fit if attempt is not None else None
+    if not known:
+        return []
+    loss = np.array([float(run.eval_rows(counting.split)["loss"][-1]) for run, _ in known])
+    params = np.array([counting.of(run) for run, _ in known])
+    law = None
+    if fit is not None and math.isfinite(fit.value("B_star")):
+        line = np.geomspace(loss.min(), loss.max() * 1.2, 40)
+        law = (line, critical_batch(line, fit.value("B_star"), fit.value("aB")))
+    svg = figures_runs.batches(loss, np.array([s for _, s in known]), params, law, "rows")
+    caption = (
+        "<b>Gradient noise scale</b> over the second half of each run, in rows, against its last loss: "
+        "batches far above it buy few steps (McCandlish et al. 2018)."
+    )
+    return [Picture("noise-scale", svg, caption)]
+
+
+def _by_position(study: StudyRuns, counting: Counting) -> list[Picture]:
+    rows = []
+    for run in _one_run_a_size(study):
+        table = run.eval_position.get(counting.split)
+        if table is not None and len(table["loss"]):
+            rows.append((counting.of(run), table["loss"][-1].astype(float), table["count"][-1]))
+    if not rows:
+        return []
+    grid = _grid(study, len(rows[0][1]))
+    if grid:
+        chosen = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
+        maps = [(size, np.nanmean(loss.reshape(*grid[:2], -1), axis=2)) for size, loss, _ in chosen]
+        caption = (
+            "<b>Held-out loss by pixel</b>, mean of the colours, from the smallest to the largest "
+            "model, on one scale."
+        )
+        return [Picture("positions", figures_runs.by_pixel(maps), caption)]
+    return _along_the_row(rows)
+
+
+def _along_the_row(rows: list[tuple[float, np.ndarray, np.ndarray]]) -> list[Picture]:
+    """By position, one curve a size; and by size, one curve a position (Kaplan et al. 2020, figures 20
+    and 21)."""
+    window = _window(len(rows[0][1]))
+    binned = [(size, _smooth(loss, count)) for size, loss, count in rows]
+    caption = "<b>Held-out loss by position in the row</b> at the end of training" + (
+        f", averaged over {window} neighbouring positions." if window > 1 else "."
+    )
+    found = [Picture("positions", figures_runs.by_position(binned), caption)]
+    last = len(binned[0][1]) - 1
+    chosen = np.unique(np.geomspace(1, last + 1, MOST_POSITIONS).astype(int) - 1)
+    sizes = np.array([size for size, _ in binned])
+    lines = [
+        (f"position {at + 1}", sizes, np.array([loss[at] for _, loss in binned])) for at in chosen
+    ]
+    lines = [each for each in lines if np.isfinite(each[2]).all()]
+    if len(sizes) > 1 and lines:
+        words = "<b>Held-out loss at some positions, by model size.</b>"
+        found.append(Picture("positions-size", figures_runs.by_kind(lines), words))
+    return found
+
+
+def _grid(study: StudyRuns, positions: int) -> tuple[int, ...]:
+    """The sides of the domain's picture, () where it has none or does not fit the rows."""
+    name = str(study.runs[0].config.get("domain"))
+    if name not in domain_names():
+        return ()
+    sides = tuple(side for _, side in domain(name).grid)
+    return sides if len(sides) in (2, 3) and math.prod(sides) == positions else ()
+
+
+def _window(positions: int) -> int:
+    return max(1, positions // 64)
+
+
+def _smooth(loss: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Mean over windows of positions, weighted by how many tokens counted there; NaN if none."""
+    window = _window(len(loss))
+    box = np.ones(window)
+    weight = np.where(np.isfinite(loss), count, 0).astype(float)
+    total = np.convolve(np.where(weight > 0, np.nan_to_num(loss), 0) * weight, box, "same")
+    weights = np.convolve(weight, box, "same")
+    return np.where(weights > 0, total / np.maximum(weights, 1e-300), np.nan)
+
+
+def _by_kind(study: StudyRuns, counting: Counting) -> list[Picture]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in _one_run_a_size(study):
+        mine = run.eval[run.eval["split"] == counting.split.encode()]
+        last = mine[mine["step"] == mine["step"].max()]
+        for row in last[last["kind"] != b"loss"]:
+            found.setdefault(row["kind"].decode(), []).append((counting.of(run), row["loss"]))
+    rows = [(kind, *np.array(values, float).T) for kind, values in found.items() if len(values) > 1]
+    if not rows:
+        return []
+    caption = (
+        "<b>Held-out loss by kind of token</b> at the end of training. Only some kinds may count "
+        "in the objective: see the domain."
+    )
+    return [Picture("kinds", figures_runs.by_kind(rows), caption)]
+
+
+def _repeats(curves: LossPoints) -> list[Picture]:
+    cell = cells(curves)
+    repeated = np.bincount(cell)[cell] > 1 if len(cell) else np.zeros(0, bool)
+    if not repeated.any():
+        return []
+    chosen = curves.only(repeated)
+    sizes = ", ".join(
+        f"N = {short(n)} ({len(np.unique(chosen.group[chosen.params == n]))} runs)"
+        for n in np.unique(chosen.params)
+    )
+    caption = (
+        f"<b>Seed noise.</b> Runs that differ in the seed alone, {sizes}: how far the held-out "
+        "loss of each is from their mean, over the course of training."
+    )
+    return [Picture("seeds", figures_runs.repeats(chosen), caption)]
+
+
+def _one_run_a_size(study: StudyRuns) -> list[RunResult]:
+    """The longest run of every size (the first seed of it), small to large."""
+    best: dict[float, RunResult] = {}
+    for run in study.runs:
+        size = run.counts["params_non_embedding"]
+        old = best.get(size)
+        if old is None or run.eval["tokens"].max() > old.eval["tokens"].max():
+            best[size] = run
+    return [best[size] for size in sorted(best)]

@@ -1,0 +1,111 @@
+"""Figures that not every study allows: drawn from runs made for them, absent otherwise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis.estimate import Estimate, Fit
+from analysis.findings import Sample, disagreements, findings
+from analysis.laws import PF_DAY
+from analysis.runs import Counting, StudyRuns, read_runs
+from analysis.study_fits import Attempt
+from analysis.views_laws import _crossing
+from analysis.views_runs import _batches, _by_split, _shapes, _tokens_to_reach
+from launch.results import NOISE_COLUMNS
+from tests.analysis.planted import PlantedRun, Surface, curves, point_set, write_study
+
+SURFACE = Surface(a=150, b=1500, irreducible=0.9)
+RUN = PlantedRun("one", hidden_size=64, num_layers=8, tokens=2e5, evaluations=6)
+
+
+def names(pictures):
+    return [each.name for each in pictures]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """One N in three proportions, N = 3 L d^2, and a size of one proportion."""
+    runs = [
+        replace(RUN, run_id=f"l{layers}", num_layers=layers, hidden_size=width)
+        for layers, width in ((8, 64), (2, 128), (32, 32), (4, 32))
+    ]
+    return read_runs(write_study(tmp_path_factory.mktemp("shapes") / "s", runs, SURFACE))
+
+
+def test_shapes_of_one_size_are_compared(shapes):
+    (picture,) = _shapes(shapes, Counting())
+    assert "Shape at equal size" in picture.caption
+    assert _shapes(StudyRuns(shapes.path, shapes.runs[:2], ()), Counting()) == []
+
+
+def test_splits_are_drawn_where_there_are_several(shapes):
+    assert _by_split(shapes, Counting()) == []
+    more = []
+    for run in shapes.runs:
+        other = run.eval.copy()
+        other["split"], other["loss"] = b"test", other["loss"] * 1.1
+        more.append(replace(run, eval=np.concatenate([run.eval, other])))
+    assert names(_by_split(StudyRuns(shapes.path, tuple(more), ()), Counting())) == ["splits"]
+
+
+def test_the_noise_scale_is_drawn_where_it_was_measured(shapes):
+    assert _batches(shapes, Counting(), {}) == []
+    rows = np.zeros(8, NOISE_COLUMNS)
+    # |G|^2 = 1 and tr S = 100 (McCandlish et al. 2018): a noise scale of 100 rows
+    rows["batch_small"], rows["batch_big"] = 4, 8
+    rows["square_small"], rows["square_big"] = 1 + 100 / 4, 1 + 100 / 8
+    runs = tuple(replace(run, noise=rows) for run in shapes.runs)
+    assert runs[0].noise_scale == pytest.approx(100)
+    (picture,) = _batches(StudyRuns(shapes.path, runs, ()), Counting(), {})
+    assert "Gradient noise scale" in picture.caption
+
+
+def test_tokens_to_reach_a_loss_need_three_sizes():
+    many = curves(Surface(), 1.2e4 * 4.0 ** np.arange(5), (1 / 50, 6)).points
+    assert names(_tokens_to_reach(many)) == ["tokens-to-reach"]
+    assert _tokens_to_reach(many.only(many.params < 1e5)) == []
+
+
+def law(x, values, **diagnostics):
+    parameters = {name: Estimate(value, np.nan, np.nan) for name, value in values.items()}
+    return Fit("frontier", "", x, parameters, {}, 6, (), {}, diagnostics, (), 0.0,
+               draws={name: np.empty(0) for name in values})  # fmt: skip
+
+
+def trends(tokens_exponent):
+    """L(C) = (1e15/C)^0.2, N_opt = C^0.5, L(D) = (1e7/6/D)^tokens_exponent above their constants."""
+    best = {"params_scale": 1.0, "params_exponent": 0.5}
+    flops = law("flops", {"irreducible": 1.0, "scale": 1e15, "exponent": 0.2} | best,
+                x_range=[1e14, 1e17])  # fmt: skip
+    tokens = law("tokens", {"irreducible": 1.0, "scale": 1e7 / 6, "exponent": tokens_exponent})
+    found = point_set(
+        np.array([2.0, 1.9]), params=np.array([1e5, 1e6]), flops=np.array([1e14, 1e17])
+    )
+    return {
+        "frontier": Attempt("frontier", "frontier", "frontier", "flops", found, flops),
+        "loss-by-tokens": Attempt("loss-by-tokens", "L(D)", "power", "tokens", found, tokens),
+    }
+
+
+def test_trends_that_meet_near_the_data_are_drawn_with_their_crossing():
+    tried = trends(0.3)
+    (picture,) = _crossing(tried)
+    assert "contradict each other" in picture.caption
+    found = {each.name: each.each.value for each in findings(tried, Sample("token", 1.0))}
+    # D = C^0.5/6, so that (1e15/C)^0.2 = (1e7/C^0.5)^0.3 at C = 1e18
+    assert found["crossing:flops"] * PF_DAY == pytest.approx(1e18)
+    assert found["crossing:loss"] == pytest.approx(1e-3**0.2)
+
+
+def test_trends_that_meet_nowhere_near_are_not():
+    assert _crossing(trends(0.39)) == []
+
+
+def test_routes_whose_intervals_do_not_meet_are_named():
+    found = [("surface", Estimate(0.5, 0.45, 0.55)), ("frontier", Estimate(0.7, 0.6, 0.8)),
+             ("envelope", Estimate(0.6, 0.5, 0.7))]  # fmt: skip
+    (said,) = disagreements(found)
+    assert said.startswith(
+        "routes_disagree: by surface N_opt ∝ C^0.500 [0.450, 0.550], by frontier"
+    )
