@@ -1,4 +1,4 @@
-"""submit | status | cancel"""
+"""submit | status | cancel | prepare"""
 
 import argparse
 import shlex
@@ -9,21 +9,17 @@ from rich.console import Console
 
 from launch.console import sentence
 from launch.study import expand, load_study
-from slurm.cluster import cluster_names
-from slurm.ledger import end, held, live_runs, submissions
-from slurm.status import RunStatus, as_json, as_table, causes, look
-from slurm.submit import (
-    Round,
-    Target,
-    describe,
-    plan,
-    refuse_other_study,
-    say,
-    start_missing,
-    target,
-    unfinished,
-)
+from slurm.alive import end, live_tasks
+from slurm.cluster import cluster_names, load_cluster
+from slurm.ledger import JOBS, held, submissions, submissions_before
+from slurm.prepare import Build, prepare
+from slurm.status import StudyStatus, as_json, look
+from slurm.submit import Round, plan, say, start_missing
+from slurm.table import as_table, causes, summary
+from slurm.target import Target, Wishes, refuse_other_study, target, unfinished
+from slurm.traces import last_lines
 
+REPORT_LINES = 60  # of what `analysis report` prints
 ALL_DONE, FAILED, BAD_INPUT, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -50,15 +46,25 @@ def _parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", help="start jobs for the runs that are missing")
     status = commands.add_parser("status", help="the study as a table, from its files")
     cancel = commands.add_parser("cancel", help="stop its jobs at their next step, resumable")
+    build = commands.add_parser("prepare", help="build a dataset with an array of jobs")
     for command in (submit, status, cancel):
         command.add_argument("study", type=Path, metavar="STUDY.toml")
         command.add_argument("--results", type=Path, required=True, metavar="DIR")
-    submit.add_argument(
-        "--cluster",
-        required=True,
-        metavar="NAME|FILE",
-        help=f"one of {', '.join(cluster_names())}, or a cluster file",
-    )
+    for command in (submit, build):
+        command.add_argument(
+            "--cluster",
+            required=True,
+            metavar="NAME|FILE",
+            help=f"one of {', '.join(cluster_names())}, or a cluster file",
+        )
+    _add_submit(submit)
+    status.add_argument("--watch", action="store_true", help="live, until no job is left")
+    status.add_argument("--json", action="store_true", help="for programs")
+    _add_prepare(build)
+    return parser
+
+
+def _add_submit(submit: argparse.ArgumentParser) -> None:
     submit.add_argument("--data", type=Path, required=True, metavar="DIR")
     submit.add_argument("--dry-run", action="store_true", help="only say what would be started")
     submit.add_argument(
@@ -66,26 +72,72 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="watch until no job is left; Ctrl-C then stops local jobs and leaves Slurm's",
     )
-    status.add_argument("--json", action="store_true", help="for programs")
-    return parser
+    submit.add_argument(
+        "--ranks", type=int, metavar="N", help="devices of each run; default: the planner's choice"
+    )
+    submit.add_argument(
+        "--max-gpu-hours", type=float, metavar="X", help="refuse what is expected to take more"
+    )
+    submit.add_argument(
+        "--no-report", action="store_true", help="only train: no fits and no report at the end"
+    )
+    submit.add_argument(
+        "--evaluate",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="then evaluate every run on this dataset too; repeatable",
+    )
+    submit.add_argument(
+        "--raw", metavar="PATH", help="build the data first, if --data is not there"
+    )
+    _add_build(submit)
+
+
+def _add_prepare(build: argparse.ArgumentParser) -> None:
+    build.add_argument("domain", metavar="DOMAIN", help="one that `python -m data_prep list` shows")
+    build.add_argument("--raw", required=True, metavar="PATH")
+    build.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the dataset's folder"
+    )
+    _add_build(build)
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", type=int, default=4, metavar="M", help="jobs that build (4)")
+    parser.add_argument(
+        "--build",
+        default="",
+        metavar="WORDS",
+        help="more words for `data_prep build`: --build='--rows 3800 --seed 1'",
+    )
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    of = target(arguments.study, arguments.cluster, arguments.data, arguments.results)
+    wishes = Wishes(
+        raw=arguments.raw,
+        parts=arguments.parts,
+        build=arguments.build,
+        ranks=arguments.ranks,
+        max_gpu_hours=arguments.max_gpu_hours,
+        evaluate=tuple(arguments.evaluate),
+        report=not arguments.no_report,
+    )
+    of = target(arguments.study, arguments.cluster, arguments.data, arguments.results, wishes)
     refuse_other_study(of)
-    number = len(of.runs)
     left = unfinished(of)
     if not left:
-        print(f"{number} of {number} runs are finished: nothing to do")
+        print(f"{len(of.runs)} of {len(of.runs)} runs are finished: nothing to do")
         return ALL_DONE
     if arguments.dry_run:
+        from slurm.describe import describe  # brings submitit
+
         print("\n".join(describe(of, plan(of, left))))
         return ALL_DONE
     found = start_missing(of)
-    say(
-        f"{of.name}: {number} runs: {number - len(left)} finished, {len(found.started)} started "
-        f"now in {found.jobs} jobs, {len(found.elsewhere)} under way in another job or process"
-    )
+    for line in _said(of, found, len(of.runs) - len(left)):
+        say(line)
     if arguments.wait:
         return _wait(arguments, of, found)
     say(f"watch: {_command('status', arguments)}")
@@ -93,37 +145,69 @@ def _submit(arguments: argparse.Namespace) -> int:
     return ALL_DONE
 
 
+def _said(of: Target, found: Round, finished: int) -> list[str]:
+    """What was started."""
+    lines = [
+        f"{of.name}: {len(of.runs)} runs: {finished} finished, {len(found.started)} started "
+        f"now in {found.jobs} jobs, {len(found.elsewhere)} under way in another job or process"
+    ]
+    return lines + [f"  {line}" for line in found.said]
+
+
 def _wait(arguments: argparse.Namespace, of: Target, found: Round) -> int:
     from slurm.watch import wait  # brings rich's live display
 
-    statuses, interrupted = wait(of, found)
-    _print_table(statuses)
-    states = {status.state for status in statuses}
+    status, interrupted = wait(of, found)
+    _print(status)
+    for stage in status.stages:
+        if stage.stage == "report" and stage.state == "finished" and stage.log:
+            print("\n".join(_report_said(Path(stage.log))))
+    states = status.states
     if states == {"finished"}:
         return ALL_DONE
-    say(f"continue with: {_command('submit', arguments)}")
+    if {run.state for run in status.runs} == {"finished"}:
+        say(f"make the report again: python -m analysis report {of.folder} --out {of.folder}")
+    else:
+        say(f"continue with: {_command('submit', arguments)}")
     if interrupted:
         return INTERRUPTED
     return FAILED if states & {"failed", "damaged"} else STOPPED_EARLY
 
 
+def _report_said(log: Path) -> list[str]:
+    """The report's path and what it found: the end of its job's log."""
+    lines = last_lines(log, REPORT_LINES)
+    first = next((at for at, line in enumerate(lines) if line.endswith("report.html")), 0)
+    return lines[first:]
+
+
 def _status(arguments: argparse.Namespace) -> int:
-    statuses = _look(arguments)
-    if arguments.json:
-        print(as_json(statuses))
+    study = load_study(arguments.study)
+    runs, folder = expand(study, arguments.study), arguments.results.resolve() / study.name
+    if arguments.watch and not arguments.json:
+        from slurm.watch import watch
+
+        status = watch(runs, folder)
     else:
-        _print_table(statuses)
+        status = look(runs, folder)
+    if status.slurm:
+        say(status.slurm)
+    if arguments.json:
+        print(as_json(status))
+    else:
+        _print(status)
     return ALL_DONE
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study)
     folder = arguments.results.resolve() / study.name
-    live = {each.name: each for each in live_runs(submissions(folder)).values()}
-    for submission in live.values():
+    past = submissions(folder)
+    live = live_tasks([*submissions_before(past), *past])
+    for submission in {each.submission for each in live}:
         end(submission)
     print(f"{len(live)} jobs asked to stop at their next step, with a checkpoint")
-    submitted = {run_id for submission in live.values() for run_id in submission.run_ids}
+    submitted = {run_id for each in live for run_id in each.submission.tasks[each.task]}
     for run in expand(study, arguments.study):
         holder = held(folder / run.run_id)
         if holder and run.run_id not in submitted:
@@ -131,16 +215,27 @@ def _cancel(arguments: argparse.Namespace) -> int:
     return ALL_DONE
 
 
-def _look(arguments: argparse.Namespace) -> list[RunStatus]:
-    study = load_study(arguments.study)
-    runs = expand(study, arguments.study)
-    return look(runs, arguments.results.resolve() / study.name)
+def _prepare(arguments: argparse.Namespace) -> int:
+    build = Build(
+        arguments.domain, arguments.raw, arguments.out.resolve(), arguments.parts, arguments.build
+    )
+    if build.finished:
+        print(f"{arguments.out}: already built; python -m data_prep check {arguments.out}")
+        return ALL_DONE
+    under_way = prepare(build, load_cluster(arguments.cluster))
+    state = "started" if under_way.started else "under way since before"
+    print(f"{arguments.out}: {build.parts} parts and their check {state}")
+    _print(look((), build.out))
+    say(f"type the same again to see how far it is; records and logs: {build.out / JOBS}")
+    return ALL_DONE
 
 
-def _print_table(statuses: list[RunStatus]) -> None:
+def _print(status: StudyStatus) -> None:
     width = None if sys.stdout.isatty() else 160  # a file has no width; do not cut names there
-    Console(width=width, highlight=False).print(as_table(statuses))
-    for line in causes(statuses):
+    Console(width=width, highlight=False).print(as_table(status))
+    if status.runs:
+        print(summary(status.runs))
+    for line in causes(status):
         print(line)
 
 
@@ -153,7 +248,7 @@ def _command(command: str, arguments: argparse.Namespace) -> str:
     return shlex.join(words + (["--wait"] if command == "submit" else []))
 
 
-_COMMANDS = {"submit": _submit, "status": _status, "cancel": _cancel}
+_COMMANDS = {"submit": _submit, "status": _status, "cancel": _cancel, "prepare": _prepare}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,28 +6,56 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from launch.devices import GPUS
 from launch.strict import Strict, read_toml, validate
 
 CLUSTERS = Path(__file__).parent / "clusters"
 
 Name = Annotated[str, Field(min_length=1)]
-SLURM_ONLY = ("partition", "account", "qos", "sbatch")
+SLURM_ONLY = (
+    "partition", "cpu_partition", "account", "qos", "constraint", "max_nodes", "tasks_per_node",
+    "container", "sbatch",
+)  # fmt: skip
+OURS = (  # what `[sbatch]` may not say again: other keys do, or the jobs depend on it
+    "array", "chdir", "cpus-per-task", "dependency", "error", "gpus-per-node", "job-name", "mem", "nodes",
+    "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "no-requeue", "signal", "time",
+    "partition", "account", "qos", "constraint",
+)  # fmt: skip
 
 
 class Cluster(Strict):
     """One kind of job on one cluster; `clusters/example.toml` explains every key."""
 
     executor: Literal["local", "slurm"]
-    cpus_per_task: Annotated[int, Field(ge=1)]
-    memory_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    cpus_per_task: Annotated[int, Field(ge=1)]  # a task is one process: one GPU, or a CPU's share
+    memory_gb: Annotated[float, Field(gt=0)]  # of the host, for one task
     max_minutes: Annotated[int, Field(ge=1)]
+    notice_seconds: Annotated[int, Field(ge=1)] = 90
     concurrent_jobs: Annotated[int, Field(ge=1)] | None = None  # local: what the machine holds
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None  # local: the GPUs of the machine
+    gpu: Name | None = None
+    runs_per_gpu: Annotated[int, Field(ge=1)] = 1
+    tasks_per_node: Annotated[int, Field(ge=1)] | None = None
+    max_nodes: Annotated[int, Field(ge=1)] | None = None
     partition: Name | None = None
+    cpu_partition: Name | None = None
     account: Name | None = None
     qos: Name | None = None
+    constraint: Name | None = None
+    price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    scratch: Name | None = None
+    container: Name | None = None
     setup: list[str] = []
     sbatch: dict[str, str | int | bool] = {}
+
+    @property
+    def devices_per_node(self) -> int:
+        """The tasks that one node takes: one for each GPU."""
+        return self.gpus_per_node or self.tasks_per_node or 1
+
+    @property
+    def nodes(self) -> int:
+        return self.max_nodes or 1
 
     @model_validator(mode="after")
     def _of_its_executor(self) -> "Cluster":
@@ -41,6 +69,40 @@ class Cluster(Strict):
             raise ValueError(
                 "concurrent_jobs is not given; wanted with executor = 'slurm': the number of jobs "
                 "that may run at a time"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _devices(self) -> "Cluster":
+        if self.gpu is not None and self.gpu not in GPUS:
+            raise ValueError(
+                f"gpu = '{self.gpu}' is not known; wanted one of {', '.join(GPUS)}: the planner "
+                "needs its memory and speed. Name the nearest one"
+            )
+        if self.executor == "slurm" and bool(self.gpus_per_node) != bool(self.gpu):
+            raise ValueError(
+                f"gpus_per_node = {self.gpus_per_node or 0} and gpu = {self.gpu!r}; wanted both, or "
+                f"neither for jobs on the CPU. The names are {', '.join(GPUS)}"
+            )
+        if self.gpus_per_node and self.tasks_per_node:
+            raise ValueError(
+                f"tasks_per_node = {self.tasks_per_node} given with gpus_per_node = "
+                f"{self.gpus_per_node}; wanted it only without GPUs: there is one task for each GPU"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _time_to_save(self) -> "Cluster":
+        if self.notice_seconds >= 60 * self.max_minutes:
+            raise ValueError(
+                f"notice_seconds = {self.notice_seconds} with max_minutes = {self.max_minutes}; wanted "
+                "less than the whole time of a job: it would be told to stop before it begins"
+            )
+        again = [name for name in self.sbatch if name.replace("_", "-") in OURS]
+        if again:
+            raise ValueError(
+                f"[sbatch] {', '.join(again)}; wanted there only what no other key says and no job "
+                "depends on. Use the key of that name in this file, if there is one"
             )
         return self
 

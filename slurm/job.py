@@ -1,68 +1,76 @@
-"""`Job`: what one submitted job does. Small, so that submitit can pickle, run and requeue it."""
+"""`Job`: what one submitted job does; small, so that submitit can pickle, run and requeue it."""
 
-import json
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import submitit
 
-from slurm.ledger import CANCELLED, FAILED, OUTCOME_SUFFIX, STOPPED
+from slurm.allocation import Here, OnSlurm
+from slurm.ledger import FAILED, leave_outcome
+from slurm.rank import STOP_SIGNALS
+from slurm.supervisor import Supervisor, Work
 
 
 @dataclass(frozen=True)
 class Job:
-    """Runs of one study, one after another in this process. Its variables, the number of threads
-    above all, were set by the shell that started it: before torch is imported."""
+    """Runs of one study, one after another, on `ranks` ranks. This process trains nothing itself."""
 
     study: str
     data: str
     results: str
     run_ids: tuple[str, ...]
+    ranks: int = 1
+    runs_per_gpu: int = 1  # at a time, where there is one rank and its runs are tiny
+    health_seconds: float = 300.0  # for the nodes to show that they work, before each attempt
 
     def __call__(self) -> int:
         """The exit status of `launch run`; also left as a file for those who watch."""
-        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
+        if local:
             os.setsid()  # Ctrl-C at the terminal of `submit` is for `submit`, which passes it on
-        # SIGUSR2 (out of time) keeps submitit's handler, which requeues this job; `launch` calls it
-        # when its checkpoint is on disk.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Until `launch` takes over there is nothing to save. Submitit's would ignore SIGTERM.
-            signal.signal(number, signal.default_int_handler)
+        signals = Signals()
+        folder, name = Path(os.environ["SUBMITIT_FOLDER"]), submitit.JobEnvironment().job_id
         try:
-            status = STOPPED if _folder(CANCELLED).exists() else self._run()
-        except KeyboardInterrupt:
-            status = STOPPED
+            allocation = Here(self.ranks) if local else OnSlurm()
+            where = Path(self.data), Path(self.results)
+            work = Work(folder, name, *where, self.run_ids, self.runs_per_gpu)
+            supervisor = Supervisor(work, allocation, signals.received, self.health_seconds)
+            over = supervisor.work()
         except Exception:
-            _leave_outcome(FAILED)  # the log says why
+            leave_outcome(folder, name, {"status": FAILED, "runs": {}})  # the log says why
             raise
-        _leave_outcome(status)
-        return status
-
-    def _run(self) -> int:
-        from launch.__main__ import main  # imports torch when it runs
-
-        return main(self.command)
-
-    @property
-    def command(self) -> list[str]:
-        """The arguments of `python -m launch`."""
-        where = ["run", self.study, "--data", self.data, "--results", self.results]
-        return [*where, *(word for run_id in self.run_ids for word in ("--run", run_id))]
+        outcome = supervisor.outcome()
+        if over:
+            leave_outcome(folder, name, outcome)
+        elif local:
+            signals.hand_over()  # to submitit, which starts this job anew
+        return outcome["status"]
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What to run after a requeue: the same; finished runs are skipped, the rest resumes."""
         return submitit.helpers.DelayedSubmission(self)
 
 
-def _leave_outcome(status: int) -> None:
-    path = _folder(f"{submitit.JobEnvironment().job_id}{OUTCOME_SUFFIX}")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"status": status}))
-    temporary.replace(path)
+class Signals:
+    """Remembers the last signal that asked for a stop; submitit's handlers would requeue at once."""
 
+    def __init__(self) -> None:
+        self._number = 0
+        self._kept: dict[int, Any] = {
+            number: signal.signal(number, self._remember) for number in STOP_SIGNALS
+        }
 
-def _folder(name: str) -> Path:
-    """A file in the folder of this job's submission."""
-    return Path(os.environ["SUBMITIT_FOLDER"]) / name
+    def received(self) -> int:
+        """Its number, 0 if none came."""
+        return self._number
+
+    def hand_over(self) -> None:
+        """Call submitit's handler of the time limit, now that everything is saved."""
+        self._kept[signal.SIGUSR2](signal.SIGUSR2, None)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self._number = number

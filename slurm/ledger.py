@@ -1,24 +1,19 @@
-"""What was submitted, kept as files, and which of it is alive.
+"""What was submitted, kept as files.
 
-    results/STUDY/jobs/KEY/     one per submission: submission.json and submitit's files and logs
+    results/STUDY/jobs/KEY/     one per submission: submission.json, runs.json, submitit's files and logs
 
-`submission.json` is written before anything starts. A local job is alive while a process of this
-machine has its folder on its command line; a Slurm job while `squeue` knows its name, which is
-`STUDY-KEY`. So there are no process ids to go stale, and a `submit` killed at any moment leaves
-nothing that the next one cannot find.
+`submission.json` is written before anything starts, and its KEY is in the name of Slurm's jobs. So there
+are no process or job ids to go stale, and a `submit` killed at any moment leaves nothing that the next
+one cannot find. `slurm.alive` says which of it is alive, `slurm.traces` what it has left.
 """
 
 import fcntl
 import json
-import os
 import secrets
-import shutil
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +24,10 @@ JOBS = "jobs"
 RECORD = "submission.json"
 SUBMIT_LOCK = "submit.lock"
 CANCELLED = "cancelled"  # in a submission's folder: its jobs are to end before they begin
-OUTCOME_SUFFIX = ".outcome.json"  # JOB_ID.outcome.json: {"status": exit status of `launch run`}
+OUTCOME_SUFFIX = ".outcome.json"  # see slurm.traces
 FAILED = 1  # exit status of `launch run` when a run failed
 STOPPED = 3  # `launch run` stopped early, with a checkpoint
-Processes = dict[int, tuple[str, ...]]
+TRAIN, DATA, CHECK, EVALUATE, REPORT = "train", "data", "check", "evaluation", "report"
 
 
 @dataclass(frozen=True)
@@ -44,56 +39,67 @@ class Submission:
     executor: str
     host: str
     time: float  # seconds since 1970
-    tasks: tuple[tuple[str, ...], ...]  # run ids of each
+    tasks: tuple[tuple[str, ...], ...]  # run ids of each; of another stage, what it is about
+    stage: str = TRAIN
+    nodes: int = 1  # of one task of the array
+    tasks_per_node: int = 1
+    after: tuple[str, ...] = ()  # folders of the submissions that have to end first
+    code: str = ""  # the folder of the code that it runs
+    origin: str = ""  # where `folder` was then
 
     @property
-    def run_ids(self) -> frozenset[str]:
-        return frozenset(run_id for task in self.tasks for run_id in task)
+    def started_as(self) -> str:
+        """Its folder as its jobs know it."""
+        return self.origin or str(self.folder)
 
     @property
-    def statuses(self) -> list[int]:
-        """Exit statuses of the jobs that ended in order; a killed one leaves none."""
-        paths = sorted(self.folder.glob(f"*{OUTCOME_SUFFIX}"))
-        return [json.loads(path.read_text())["status"] for path in paths]
-
-    def log(self, run_id: str) -> Path | None:
-        """The log of the job that has this run."""
-        task = next(index for index, run_ids in enumerate(self.tasks) if run_id in run_ids)
-        pattern = f"*_{task}_0_log.out" if len(self.tasks) > 1 else "*_log.out"
-        return next(iter(sorted(self.folder.glob(pattern))), None)
+    def moved(self) -> bool:
+        return self.started_as != str(self.folder)
 
 
 def open_submission(
-    study_folder: Path, study: str, executor: str, tasks: Sequence[tuple[str, ...]]
+    study_folder: Path,
+    study: str,
+    executor: str,
+    tasks: Sequence[tuple[str, ...]],
+    **more: Any,
 ) -> Submission:
-    """Record what is about to start, in a new folder of its own."""
+    """Record what is about to start, in a new folder of its own; `more`: fields of `Submission`."""
     now = time.time()
     key = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{secrets.token_hex(3)}"
     folder = study_folder / JOBS / key
     folder.mkdir(parents=True)
     submission = Submission(
-        folder, f"{study}-{key}", executor, socket.gethostname(), now, tuple(tasks)
+        folder=folder,
+        name=f"{study}-{key}",
+        executor=executor,
+        host=socket.gethostname(),
+        time=now,
+        tasks=tuple(tasks),
+        origin=str(folder),
+        **more,
     )
     record = {name: value for name, value in asdict(submission).items() if name != "folder"}
-    temporary = folder / f".{RECORD}"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(folder / RECORD)
+    write_whole(folder / RECORD, json.dumps(record))
     return submission
 
 
 def submissions(study_folder: Path) -> list[Submission]:
     """All that were ever made, oldest first. Raises `ValueError` for a record that is damaged."""
     return sorted(
-        (_read(path) for path in (study_folder / JOBS).glob(f"*/{RECORD}")),
+        (read_submission(path.parent) for path in (study_folder / JOBS).glob(f"*/{RECORD}")),
         key=lambda submission: submission.time,
     )
 
 
-def _read(path: Path) -> Submission:
+def read_submission(folder: Path) -> Submission:
+    """The record in a submission's folder."""
+    path = folder / RECORD
     try:
         fields: dict[str, Any] = json.loads(path.read_text())
         fields["tasks"] = tuple(tuple(task) for task in fields["tasks"])
-        return Submission(folder=path.parent.absolute(), **fields)
+        fields["after"] = tuple(fields.get("after", ()))
+        return Submission(folder=folder.absolute(), **fields)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: not the record of a submission ({error}); wanted what `slurm submit` wrote "
@@ -101,113 +107,30 @@ def _read(path: Path) -> Submission:
         ) from None
 
 
-def live_runs(
-    all_submissions: Sequence[Submission], *, ask_slurm: bool = True
-) -> dict[str, Submission]:
-    """The runs whose job is running or waiting for its turn, and that job's submission.
-
-    Without asking Slurm, its jobs count as alive until they have left an outcome. Raises `OSError`
-    with Slurm's words if it does not answer.
-    """
-    processes = _processes()
-    on_slurm = [each for each in all_submissions if each.executor == "slurm"]
-    if ask_slurm:
-        queue = _queue() if on_slurm else set()
-    else:
-        queue = {(each.name, "N/A") for each in on_slurm if len(each.statuses) < len(each.tasks)}
-    live = {}
-    for submission in all_submissions:
-        local = (
-            submission.executor == "local" and not submission.statuses
-        )  # it may still be exiting
-        here = local and bool(_of(submission, processes))
-        for index, run_ids in enumerate(submission.tasks):
-            if here or {(submission.name, str(index)), (submission.name, "N/A")} & queue:
-                live.update(dict.fromkeys(run_ids, submission))
-    return live
+def submissions_before(past: Sequence[Submission]) -> list[Submission]:
+    """The submissions of other folders, those of the data, that the newest ones wait for."""
+    found: dict[str, Submission] = {}
+    open_folders = [folder for each in past for folder in each.after]
+    known = {str(each.folder) for each in past} | {each.started_as for each in past}
+    while open_folders:
+        folder = open_folders.pop()
+        if folder not in known and Path(folder).exists():
+            known.add(folder)
+            found[folder] = read_submission(Path(folder))
+            open_folders.extend(found[folder].after)
+    return sorted(found.values(), key=lambda each: each.time)
 
 
-def end(submission: Submission) -> None:
-    """Ask its jobs to stop at the next step, with a checkpoint."""
-    (submission.folder / CANCELLED).touch()  # for a job that is not ready for signals yet
-    if submission.executor == "slurm":
-        _scancel(submission.name)
-        return
-    for pid, words in _of(submission, _processes()).items():
-        if "submitit.core._submit" in words:  # the process that trains, not those that watch it
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+def leave_outcome(folder: Path, job: str, outcome: dict[str, Any]) -> None:
+    """Say that a job is over for good, and how: {"status": ..., ...}."""
+    write_whole(folder / f"{job}{OUTCOME_SUFFIX}", json.dumps(outcome))
 
 
-def _scancel(name: str) -> None:
-    try:
-        subprocess.run(["scancel", "--name", name], check=True, capture_output=True, text=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        words = getattr(error, "stderr", None) or error
-        raise OSError(
-            f"scancel --name {name}: {words}; wanted to end these jobs. Run this on a machine of "
-            "the cluster."
-        ) from None
-
-
-def clear_stillborn(all_submissions: Sequence[Submission]) -> None:
-    """Kill local jobs that a killed `submit` left without work; call this with the submit lock.
-
-    Submitit starts a process, then hands it its work as a file; the process waits a minute for it.
-    """
-    processes = _processes()
-    for submission in all_submissions:
-        if submission.executor == "local" and not list(submission.folder.glob("*_submitted.pkl")):
-            for pid in _of(submission, processes):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-
-def _of(submission: Submission, processes: Processes) -> Processes:
-    """The processes of a local submission, if it is of this machine.
-
-    Each ends with the folder: submitit's controller, the job itself, and the shell around them.
-    """
-    folder = str(submission.folder)
-    if submission.host != socket.gethostname():
-        return {}
-    return {
-        pid: words
-        for pid, words in processes.items()
-        if words[-1].rstrip("'").endswith(folder) and any("submitit." in word for word in words)
-    }
-
-
-def _processes() -> Processes:
-    """The command lines of all processes of this machine; a zombie has none."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                line = (entry / "cmdline").read_bytes().decode(errors="replace")
-                found[int(entry.name)] = tuple(line.rstrip("\0").split("\0"))
-    return found
-
-
-def _queue() -> set[tuple[str, str]]:
-    """(job name, index in the array or N/A) of this user's jobs that Slurm has not ended.
-
-    Raises `OSError` with Slurm's words.
-    """
-    if shutil.which("squeue") is None:
-        raise OSError(
-            "squeue: not found; wanted it to ask about this study's Slurm jobs. Run this on a "
-            "machine of the cluster."
-        )
-    command = ["squeue", "--me", "--array", "--noheader", "--format=%j|%K"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if answer.returncode:
-        raise OSError(
-            f"squeue: {answer.stderr.strip()}; wanted the list of your jobs. Try again when Slurm "
-            "answers."
-        )
-    rows = (line.strip().rsplit("|", 1) for line in answer.stdout.splitlines() if "|" in line)
-    return {(name, index) for name, index in rows}
+def write_whole(path: Path, content: str) -> None:
+    """By rename: a reader finds all of it, or what was there before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(content)
+    temporary.replace(path)
 
 
 # --- locks ---

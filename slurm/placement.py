@@ -1,141 +1,131 @@
 """Which runs share a job: the runs still to do and a `Cluster` -> packed jobs.
 
-A process pays about ten seconds of imports before its first step, so runs that take seconds share
-one. There are as many jobs as may run at a time, filled longest first, so that they end together.
+A process pays about ten seconds of imports before its first step, so runs that take seconds share one.
+There are as many jobs as may run at a time, filled longest first, so that they end together; on Slurm
+more, where these would not end within a job's time. Jobs of several ranks do not share.
 """
 
-import os
+import heapq
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from launch.config import RunConfig
 from slurm.cluster import Cluster
+from slurm.machine import Machine
+from slurm.resources import Assigned, Shape, assign, estimated_seconds
 
-# Seconds of a run ~ steps x (overhead + overhead per layer) + FLOPs / rate. Measured on one thread
-# with 1,920 tokens a step, N from 768 to 1.2e6: within 16%. Only ratios matter, to balance jobs.
-SECONDS_PER_STEP = 0.004
-SECONDS_PER_STEP_AND_LAYER = 0.0125
-FLOPS_PER_SECOND = 9e10
-
-CGROUP = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this machine lends to local jobs."""
-
-    cores: int
-    memory_gb: float
-    gpus: tuple[str, ...]  # as in CUDA_VISIBLE_DEVICES
+TINY = 1e7  # parameters, of a run that leaves most of a GPU idle
 
 
 @dataclass(frozen=True)
 class PackedJob:
-    """Runs that one process does one after another, and the variables it starts with."""
+    """Runs that one job does one after another (tiny ones side by side), and the variables it starts with."""
 
-    run_ids: tuple[str, ...]
+    runs: tuple[Assigned, ...]
     environment: tuple[tuple[str, str], ...]
+    at_a_time: int = 1  # on one GPU
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(each.run.run_id for each in self.runs)
+
+    @property
+    def shape(self) -> Shape:
+        return self.runs[0].shape
+
+    @property
+    def seconds(self) -> float:
+        return sum(each.seconds for each in self.runs)
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(each.gpu_hours for each in self.runs)
 
 
-def place(runs: Sequence[RunConfig], cluster: Cluster, slots: Sequence[str]) -> list[PackedJob]:
-    """One job per slot, or fewer if there are fewer runs; `slots` names each slot's GPU, or ''."""
-    threads = str(cluster.cpus_per_task)
+def place_here(
+    runs: Sequence[RunConfig], cluster: Cluster, slots: Sequence[str], ranks: int = 1
+) -> list[PackedJob]:
+    """One job per slot, or fewer if there are fewer runs; `slots` names each slot's GPUs, or ''."""
     jobs = []
-    for gpu, packed in zip(slots, pack(runs, len(slots)), strict=False):
-        environment = [("OMP_NUM_THREADS", threads)]
-        if cluster.executor == "local":
-            environment.append(("CUDA_VISIBLE_DEVICES", gpu))
-        jobs.append(PackedJob(tuple(run.run_id for run in packed), tuple(environment)))
+    for gpus, packed in zip(slots, pack(runs, len(slots)), strict=False):
+        environment = (*threads(cluster), ("CUDA_VISIBLE_DEVICES", gpus))
+        side_by_side = min(_at_a_time(run, cluster, ranks) for run in packed) if gpus else 1
+        assigned = tuple(assign(run, cluster, ranks) for run in packed)
+        jobs.append(PackedJob(assigned, environment, side_by_side))
     return jobs
 
 
-def local_slots(cluster: Cluster, machine: Machine) -> list[str]:
-    """The jobs this machine runs at a time: one per GPU if it has any, else one per core."""
+def place_on_slurm(
+    runs: Sequence[RunConfig], cluster: Cluster, ranks: int | None = None
+) -> list[PackedJob]:
+    """Jobs of equal shape side by side: each group of them is an array."""
+    groups: dict[tuple[Shape, int], list[Assigned]] = defaultdict(list)
+    for chain in chains(runs):
+        first = max(chain, key=lambda run: run.tokens)  # all on the devices of the longest
+        number = assign(first, cluster, ranks).shape.ranks
+        for run in chain:
+            assigned = assign(run, cluster, number)
+            groups[assigned.shape, _at_a_time(run, cluster, number)].append(assigned)
+    return [
+        PackedJob(packed, threads(cluster), at_a_time)
+        for (shape, at_a_time), group in sorted(groups.items(), key=lambda each: each[0])
+        for packed in _share(group, cluster)
+    ]
+
+
+def _share(group: Sequence[Assigned], cluster: Cluster) -> list[tuple[Assigned, ...]]:
+    by_id = {each.run.run_id: each for each in group}
+    runs = [each.run for each in group]
+    seconds = sum(each.seconds for each in group)
+    bins = max(cluster.concurrent_jobs or 1, math.ceil(seconds / (60 * cluster.max_minutes)))
+    bins = bins if group[0].shape.ranks == 1 else len(runs)
+    packed = pack(runs, bins, lambda run: by_id[run.run_id].seconds)
+    return [tuple(by_id[run.run_id] for run in job) for job in packed]
+
+
+def _at_a_time(run: RunConfig, cluster: Cluster, ranks: int) -> int:
+    """How many such runs share a GPU."""
+    tiny = run.shape.params_total < TINY and ranks == 1 and cluster.gpu is not None
+    return cluster.runs_per_gpu if tiny else 1
+
+
+def threads(cluster: Cluster) -> tuple[tuple[str, str], ...]:
+    """Variables that have to be there before torch is imported."""
+    return (("OMP_NUM_THREADS", str(cluster.cpus_per_task)),)
+
+
+def local_slots(cluster: Cluster, machine: Machine, ranks: int = 1) -> list[str]:
+    """The jobs of so many ranks that this machine runs at a time: one rank per GPU if it has any, else
+    per core; each with the names of its GPUs."""
     gpus = machine.gpus[: cluster.gpus_per_node]
     number = len(gpus) or machine.cores // cluster.cpus_per_task
-    number = min(number, int(machine.memory_gb / cluster.memory_gb))
+    number = min(number, int(machine.memory_gb / cluster.memory_gb)) // ranks
     number = max(1, min(number, cluster.concurrent_jobs or number))
-    return list(gpus[:number]) or [""] * number
+    return [",".join(gpus[ranks * slot : ranks * (slot + 1)]) for slot in range(number)]
 
 
-def pack(runs: Sequence[RunConfig], bins: int) -> list[tuple[RunConfig, ...]]:
+def pack(
+    runs: Sequence[RunConfig], bins: int, seconds: Callable[[RunConfig], float] = estimated_seconds
+) -> list[tuple[RunConfig, ...]]:
     """At most `bins` groups of about equal length, longest first (Graham 1969: at most 4/3 of the
     best); a group does its smaller runs first. A run that starts from another's checkpoint (its
     trunk) is in the trunk's group, after it."""
-    chains = sorted(_chains(runs), key=_chain_seconds, reverse=True)
-    groups: list[list[tuple[RunConfig, ...]]] = [[] for _ in range(min(bins, len(chains)))]
-    loads = [0.0] * len(groups)
-    for chain in chains:
-        least = loads.index(min(loads))
-        groups[least].append(chain)
-        loads[least] += _chain_seconds(chain)
+    timed = [(sum(map(seconds, chain)), chain) for chain in chains(runs)]
+    timed.sort(key=lambda each: each[0], reverse=True)
+    groups: list[list[tuple[RunConfig, ...]]] = [[] for _ in range(min(bins, len(timed)))]
+    loads = [(0.0, index) for index in range(len(groups))]  # a heap: the least loaded first
+    for length, chain in timed:
+        load, index = heapq.heappop(loads)
+        groups[index].append(chain)
+        heapq.heappush(loads, (load + length, index))
     return [tuple(run for chain in reversed(group) for run in chain) for group in groups]
 
 
-def estimated_seconds(run: RunConfig) -> float:
-    """How long a run takes compared with others; the part it shares with its trunk is free."""
-    done = run.trunk.step / run.train_steps if run.trunk else 0.0
-    step = SECONDS_PER_STEP + run.shape.num_layers * SECONDS_PER_STEP_AND_LAYER
-    whole = run.train_steps * step + run.flops_exact / FLOPS_PER_SECOND
-    return whole * (1 - done)
-
-
-def _chains(runs: Sequence[RunConfig]) -> list[tuple[RunConfig, ...]]:
+def chains(runs: Sequence[RunConfig]) -> list[tuple[RunConfig, ...]]:
     """A trunk followed by its branches; every other run is a chain of its own."""
-    chains: dict[str, list[RunConfig]] = defaultdict(list)
+    found: dict[str, list[RunConfig]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.trunk is not None):
-        chains[run.trunk.run_id if run.trunk else run.run_id].append(run)
-    return [tuple(chain) for chain in chains.values()]
-
-
-def _chain_seconds(chain: tuple[RunConfig, ...]) -> float:
-    return sum(estimated_seconds(run) for run in chain)
-
-
-# --- what this machine has ---
-
-
-def this_machine() -> Machine:
-    """Cores and memory that this process may use, GPUs that it may see."""
-    cores = min(len(os.sched_getaffinity(0)), _cgroup_cores())
-    return Machine(cores=max(1, cores), memory_gb=_memory_gb(), gpus=_gpus(os.environ))
-
-
-def _memory_gb() -> float:
-    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(meminfo["MemAvailable"].split()[0]) / 2**20  # the file counts in KiB
-    limit = _first_word(CGROUP / "memory.max")
-    return min(available, int(limit) / 2**30) if limit.isdigit() else available
-
-
-def _cgroup_cores() -> int:
-    """The cores of a container's quota; a container sees all cores of its host."""
-    quota = _first_word(CGROUP / "cpu.max")
-    if not quota.isdigit():
-        return os.cpu_count() or 1
-    period = int((CGROUP / "cpu.max").read_text().split()[1])
-    return max(1, int(quota) // period)
-
-
-def _first_word(path: Path) -> str:
-    try:
-        return path.read_text().split()[0]
-    except (OSError, IndexError):
-        return ""
-
-
-def _gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The CUDA devices, without importing torch; none if the installed torch is a CPU build."""
-    try:
-        if version("torch").endswith("+cpu"):
-            return ()
-    except PackageNotFoundError:
-        return ()
-    present = tuple(str(index) for index, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*"))))
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if not present or visible is None:
-        return present
-    return tuple(name for name in visible.split(",") if name and name != "-1")
+        found[run.trunk.run_id if run.trunk else run.run_id].append(run)
+    return [tuple(chain) for chain in found.values()]

@@ -1,10 +1,7 @@
-"""The study as a table: what each run's files, and the jobs that are alive, say about it."""
+"""The study as it is now: what each run's files, its job and Slurm say about it."""
 
 import json
-import socket
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -12,15 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from launch.config import CONFIG_FILE, RunConfig
 from launch.folder import FAILED_FILE
 from launch.results import METRICS_FILE, read_progress
-from slurm.ledger import CANCELLED, STOPPED, Submission, held, live_runs, submissions
+from slurm.alive import Live, Traces, by_run, live_tasks
+from slurm.endings import why_ended
+from slurm.ledger import (
+    CHECK,
+    EVALUATE,
+    REPORT,
+    TRAIN,
+    Submission,
+    held,
+    submissions,
+    submissions_before,
+)
+from slurm.traces import Trace, last_lines, traces
 
-UNDER_WAY = ("running", "waiting")
+UNDER_WAY = frozenset({"running", "waiting"})
 RETRIES = 3  # a file that is being written at this moment may not be readable
+LOG_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -33,48 +42,100 @@ class RunStatus:
     step: int
     steps: int
     loss: float | None = None  # of the last step's batch
-    tokens_per_second: float | None = None
+    tokens_per_second: float | None = None  # the median of the last steps
     eta_seconds: float | None = None
+    attempts: int = 0  # of its newest job
+    reason: str | None = None  # why it waits; Slurm's word
+    cause: str | None = None  # why it failed
+    log: str | None = None
+    log_lines: tuple[str, ...] = ()  # the last ones, of a run that failed
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """A job that is not training: a part of the data, its check, the report."""
+
+    stage: str
+    name: str
+    state: str  # finished, running, waiting, stopped, failed
+    reason: str | None = None
     cause: str | None = None
     log: str | None = None
 
 
-def look(
-    runs: Sequence[RunConfig], study_folder: Path, before: Mapping[str, RunStatus] | None = None
-) -> list[RunStatus]:
-    """The state of every run now; if Slurm does not answer, as far as the files tell.
+@dataclass(frozen=True)
+class StudyStatus:
+    runs: list[RunStatus]
+    stages: list[StageStatus]
+    slurm: str | None = None  # why Slurm did not answer, in its words
 
-    Runs that were finished `before` are not looked at again.
+    @property
+    def states(self) -> set[str]:
+        """Of all runs and stages."""
+        return {run.state for run in self.runs} | {stage.state for stage in self.stages}
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """The submissions of a study, read once."""
+
+    past: list[Submission]  # oldest first
+    left: Traces
+    live: list[Live]
+    by_run: dict[str, Live]
+    newest: dict[str, tuple[Submission, Trace]]  # by run
+    silent: str | None  # why Slurm did not answer
+
+
+def look(
+    runs: Sequence[RunConfig],
+    study_folder: Path,
+    before: Mapping[str, RunStatus] | None = None,
+    live: list[Live] | None = None,
+) -> StudyStatus:
+    """The state of every run and stage now; if Slurm does not answer, as far as the files tell.
+
+    Runs that were finished `before` are not looked at again. `live`: the living jobs, if known.
     """
-    past = submissions(study_folder)
-    try:
-        live = live_runs(past)
-    except OSError as error:
-        print(f"{error} Until then its jobs are taken to be alive.", file=sys.stderr)
-        live = live_runs(past, ask_slurm=False)
-    newest: dict[str, Submission] = {}
-    for submission in past:  # oldest first
-        newest.update(dict.fromkeys(submission.run_ids, submission))
+    jobs = _read_jobs(study_folder, live)
     statuses = []
     for run in runs:
         run_id = run.run_id  # hashes the configuration: once
         known = (before or {}).get(run_id)
         if known is None or known.state != "finished":
-            known = _status(run, run_id, study_folder, newest.get(run_id), live)
+            known = _status(run, run_id, study_folder, jobs)
         statuses.append(known)
-    return statuses
+    return StudyStatus(statuses, _stages(jobs), jobs.silent)
 
 
-def _status(
-    run: RunConfig,
-    run_id: str,
-    study_folder: Path,
-    newest: Submission | None,
-    live: dict[str, Submission],
-) -> RunStatus:
-    """What is known of one run, its `newest` submission, and `ledger.live_runs`."""
+def _read_jobs(study_folder: Path, live: list[Live] | None) -> _Jobs:
+    past, silent = submissions(study_folder), None
+    past = [*submissions_before(past), *past]
+    left = {each.name: traces(each) for each in past}
+    if live is None:
+        try:
+            live = live_tasks(past, left)
+        except OSError as error:
+            silent = f"{error} Until then its jobs are taken to be alive."
+            live = live_tasks(past, left, ask_slurm=False)
+    newest = {
+        run_id: (each, left[each.name][task])
+        for each in past
+        if each.stage == TRAIN
+        for task, run_ids in enumerate(each.tasks)
+        for run_id in run_ids
+    }
+    training = by_run([each for each in live if each.submission.stage == TRAIN])
+    return _Jobs(past, left, live, training, newest, silent)
+
+
+# --- runs ---
+
+
+def _status(run: RunConfig, run_id: str, study_folder: Path, jobs: _Jobs) -> RunStatus:
     folder = study_folder / run_id
-    log = newest.log(run_id) if newest else None
+    submission, trace = jobs.newest.get(run_id, (None, None))
+    log = trace.log if trace else None
     base: dict[str, Any] = {
         "run_id": run_id,
         "params": run.shape.params_non_embedding,
@@ -90,18 +151,20 @@ def _status(
     base |= _progress(rows, run)
     if finished:
         return RunStatus(**base | {"eta_seconds": 0.0}, state="finished")
+    base["attempts"] = len(trace.attempts) if trace else 0
     if holder:
         return RunStatus(**base, state="running")
     base["eta_seconds"] = None
+    live = jobs.by_run.get(run_id)
     failure = _failure(folder)
-    if failure and (run_id not in live or failure[1] >= live[run_id].time):
-        return RunStatus(**base, state="failed", cause=failure[0])
-    if run_id in live:
-        return RunStatus(**base, state="waiting")
+    if failure and (live is None or failure[1] >= live.submission.time):
+        return RunStatus(**base, state="failed", cause=failure[0], log_lines=_tail(log))
+    if live:
+        return RunStatus(**base, state="waiting", reason=_reason(live))
     begun = (folder / CONFIG_FILE).exists() or (folder / METRICS_FILE).exists()
-    cause = _end_of_job(newest, log) if newest else None
+    cause = why_ended(run_id, submission, trace) if submission and trace else None
     state = "failed" if cause else "stopped" if begun else "not begun"
-    return RunStatus(**base, state=state, cause=cause)
+    return RunStatus(**base, state=state, cause=cause, log_lines=_tail(log) if cause else ())
 
 
 def _read(folder: Path) -> tuple[bool, np.ndarray]:
@@ -140,69 +203,59 @@ def _failure(folder: Path) -> tuple[str, float] | None:
         return f"{folder / FAILED_FILE} is not readable ({error})", time.time()
 
 
-def _end_of_job(submission: Submission, log: Path | None) -> str | None:
-    """Why a run is not finished although its job is over; None if the job was asked to stop."""
-    statuses = submission.statuses
-    if STOPPED in statuses or (submission.folder / CANCELLED).exists():
+def _reason(live: Live) -> str | None:
+    """Why a run with a living job does not train."""
+    if live.queued is None:
         return None
-    if len(statuses) < len(submission.tasks):
-        if submission.executor == "local" and submission.host != socket.gethostname():
-            return (
-                f"its job was started on {submission.host}: only there is it seen whether it lives"
-            )
-        return "its job ended without a word: killed from outside, or out of memory"
-    lines = log.read_text(errors="replace").split("\n") if log else []
-    said = [line for line in lines if line.strip() and not line.startswith("submitit ")]
-    return said[-1][:500] if said else f"its job exited with status {max(statuses)}"
+    if live.queued.state == "PENDING":
+        return live.queued.reason
+    return "starting" if len(live.submission.tasks[live.task]) == 1 else "its job has others first"
 
 
-# --- how it looks ---
+def _tail(log: Path | None) -> tuple[str, ...]:
+    return tuple(last_lines(log, LOG_LINES))
 
 
-def as_json(statuses: Sequence[RunStatus]) -> str:
-    return json.dumps([asdict(status) for status in statuses], indent=2)
+# --- other stages ---
 
 
-def as_table(statuses: Sequence[RunStatus]) -> Table:
-    """For rich; the causes are not in it: they are long (`causes`)."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("N", "step", "loss", "tokens/s", "left"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for status in statuses:
-        table.add_row(
-            status.run_id,
-            status.state,
-            f"{status.params:.3g}",
-            f"{status.step:,}/{status.steps:,}",
-            _or_dash(status.loss, ".4f"),
-            _or_dash(status.tokens_per_second, ",.0f"),
-            duration(status.eta_seconds) if status.state == "running" else "",
-        )
-    return table
-
-
-def causes(statuses: Sequence[RunStatus]) -> list[str]:
-    """One line for each thing that kept runs from finishing: the runs, what, and where to look."""
-    grouped: dict[tuple[str, str, str | None], list[str]] = defaultdict(list)
-    for status in statuses:
-        if status.cause:
-            grouped[status.state, status.cause, status.log].append(status.run_id)
+def _stages(jobs: _Jobs) -> list[StageStatus]:
+    live = {(each.submission.name, each.task): each for each in jobs.live}
     return [
-        f"{state}: {', '.join(run_ids)}: {cause}" + (f" (log: {log})" if log else "")
-        for (state, cause, log), run_ids in grouped.items()
+        _stage(each, task, jobs.left[each.name][task], live.get((each.name, task)))
+        for each in _shown(jobs.past)
+        for task in range(len(each.tasks))
     ]
 
 
-def duration(seconds: float | None) -> str:
-    """65 -> '1:05', 3700 -> '1:01:40'."""
-    if seconds is None:
-        return "-"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+def _shown(past: Sequence[Submission]) -> list[Submission]:
+    """What belongs to the newest training: the data that it waits for, and what comes after it. Before any
+    training, the newest build."""
+    newest = next((each for each in reversed(past) if each.stage == TRAIN), None)
+    checks = [each for each in past if each.stage == CHECK]
+    if newest:
+        checks = [each for each in checks if str(each.folder) in newest.after]
+    built = [each for each in past if checks and str(each.folder) in checks[-1].after]
+    later = [each for each in past if each.stage in (EVALUATE, REPORT)]
+    kept = {each.stage: each for each in later if newest and each.time >= newest.time}
+    return [*built, *checks[-1:], *kept.values()]
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _stage(submission: Submission, task: int, trace: Trace, live: Live | None) -> StageStatus:
+    base: dict[str, Any] = {
+        "stage": submission.stage,
+        "name": ", ".join(submission.tasks[task]),
+        "log": str(trace.log) if trace.log else None,
+    }
+    if live:
+        waits = live.queued.state == "PENDING" if live.queued else submission.after
+        reason = live.queued.reason if live.queued and waits else None
+        return StageStatus(**base, state="waiting" if waits else "running", reason=reason)
+    if trace.outcome and trace.outcome["status"] == 0:
+        return StageStatus(**base, state="finished")
+    cause = why_ended("", submission, trace)
+    return StageStatus(**base, state="failed" if cause else "stopped", cause=cause)
+
+
+def as_json(status: StudyStatus) -> str:
+    return json.dumps(asdict(status), indent=2)

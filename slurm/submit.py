@@ -1,52 +1,46 @@
 """Study -> jobs: submits what is missing, and nothing twice.
 
-A run is left alone if it is finished, if a living job has it, or if any process holds its lock.
-The rest is packed into jobs (`placement`) and handed to submitit (`job`). The same command again,
-after whatever happened, does what is then left.
+A run is left alone if it is finished, if a living job has it, or if any process holds its lock. The
+rest gets devices (`resources`), is packed into jobs (`placement`), and is handed to submitit (`launcher`)
+with the code and the configurations as they are now (`freeze`). The same command again, after whatever
+happened, does what is then left.
 """
 
-import hashlib
-import shlex
 import shutil
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.config import CONFIG_FILE, RunConfig
-from launch.folder import data_identity, finished_on, run_folder
-from launch.study import expand, load_study
-from slurm.cluster import Cluster, load_cluster
+from launch.config import RunConfig
+from slurm.alive import Live, end, live_tasks, refuse_moved, without_stillborn
+from slurm.freeze import freeze_code, freeze_runs
+from slurm.launcher import Order, launch, refuse_without_slurm
 from slurm.ledger import (
+    EVALUATE,
+    REPORT,
+    TRAIN,
     Submission,
-    clear_stillborn,
-    held,
-    live_runs,
     open_submission,
     submissions,
     submit_lock,
 )
-from slurm.placement import PackedJob, estimated_seconds, local_slots, place, this_machine
+from slurm.machine import this_machine
+from slurm.placement import PackedJob, local_slots, place_here, place_on_slurm, threads
+from slurm.prepare import Underway, prepare
+from slurm.resources import Shape
 from slurm.status import UNDER_WAY, look
+from slurm.target import (
+    STUDY_FILE,
+    Target,
+    refuse_beyond_partition,
+    refuse_other_study,
+    unfinished,
+)
 
-STUDY_FILE = "study.toml"
-
-
-@dataclass(frozen=True)
-class Target:
-    """One study on one cluster: what `submit` was asked for."""
-
-    study_file: Path
-    name: str
-    runs: tuple[RunConfig, ...]
-    cluster: Cluster
-    data: Path
-    results: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.results / self.name
+LATER = (EVALUATE, REPORT)
+LONGEST_ARRAY = 1000  # tasks: Slurm's own limit, unless its administrator raised it
 
 
 @dataclass(frozen=True)
@@ -56,190 +50,217 @@ class Round:
     started: tuple[str, ...]
     elsewhere: tuple[str, ...]  # unfinished, but in a living job or locked by a process
     jobs: int  # that were started
+    said: tuple[str, ...] = ()  # one line for each submission
 
 
-def target(study_file: Path, cluster: str, data: Path, results: Path) -> Target:
-    """Read everything that a person wrote. Raises `ValueError` for what is wrong with it."""
-    study = load_study(study_file)
-    runs = expand(study, study_file)
-    if not data.is_dir():
-        raise ValueError(
-            f"--data {data}: no such folder; wanted the {study.domain} dataset of this study. Build "
-            f"it with: python -m data_prep build {study.domain} --raw PATH --out {data}"
-        )
-    data_identity(runs[0], data)  # a missing split is better refused here than in the jobs
-    return Target(
-        study_file, study.name, runs, load_cluster(cluster), data.resolve(), results.resolve()
-    )
+@dataclass(frozen=True)
+class Made:
+    """A submission that others may wait for."""
 
-
-def unfinished(of: Target) -> list[RunConfig]:
-    """The runs that are not finished.
-
-    Raises `ValueError` for one that was trained on other data.
-    """
-    left = []
-    for run in of.runs:
-        try:
-            if finished_on(run, run_folder(of.results, run), of.data):
-                continue
-        except ValueError:
-            if held(run_folder(of.results, run)) is None:
-                raise
-        left.append(run)
-    return left
+    submission: Submission
+    job: str  # Slurm's id of it
 
 
 def start_missing(of: Target, tried: frozenset[str] = frozenset()) -> Round:
     """Start jobs for every run that needs one and was not `tried`. Safe to call at any time."""
     refuse_other_study(of)
+    if of.cluster.executor == "slurm":
+        refuse_without_slurm()
+        refuse_beyond_partition(of.cluster)
     with submit_lock(of.folder):
         _keep_study(of)
-        past = submissions(of.folder)
-        clear_stillborn(past)
+        live = without_stillborn(live_tasks(submissions(of.folder)))
+        refuse_moved(live)
         left = unfinished(of)
-        states = {status.run_id: status.state for status in look(left, of.folder)}
+        states = {each.run_id: each.state for each in look(left, of.folder, live=live).runs}
         elsewhere = [run_id for run_id, state in states.items() if state in UNDER_WAY]
         taken = {*elsewhere, *tried}
         free = [run for run in left if run.run_id not in taken]
-        busy = {submission.name for submission in live_runs(past).values()}
-        packed = plan(of, free, busy=len(busy))
-        _start(of, packed)
-    return Round(tuple(run.run_id for run in free), tuple(elsewhere), len(packed))
+        training = {each.submission for each in live if each.submission.stage == TRAIN}
+        packed = plan(of, free, busy=len(training))
+        refuse_dear(of, packed)
+        said = _start(of, packed, live) if packed else []
+    started = tuple(run.run_id for run in free)
+    return Round(started, tuple(elsewhere), len(packed), tuple(said))
 
 
 def plan(of: Target, runs: Sequence[RunConfig], busy: int = 0) -> list[PackedJob]:
     """The jobs for these runs; `busy` jobs of this study are already running here."""
-    if of.cluster.executor == "local":
-        slots = local_slots(of.cluster, this_machine())
-        slots = slots[busy:] or slots[-1:]
-    else:
-        slots = [""] * (of.cluster.concurrent_jobs or 1)
-    return place(runs, of.cluster, slots)
+    if of.cluster.executor == "slurm":
+        return place_on_slurm(runs, of.cluster, of.ranks)
+    ranks = of.ranks or of.runs[0].parallel.tensor_model_parallel_size
+    slots = local_slots(of.cluster, this_machine(), ranks)
+    return place_here(runs, of.cluster, slots[busy:] or slots[-1:], ranks)
 
 
-def describe(of: Target, packed: Sequence[PackedJob]) -> list[str]:
-    """The jobs in words, for --dry-run."""
-    seconds = {run.run_id: estimated_seconds(run) for run in of.runs}
-    total = sum(seconds[run_id] for job in packed for run_id in job.run_ids) or 1.0
-    lines = []
-    for number, job in enumerate(packed, start=1):
-        share = sum(seconds[run_id] for run_id in job.run_ids) / total
-        variables = " ".join(f"{name}={value}" for name, value in job.environment)
-        lines.append(f"job {number} of {len(packed)}: {share:.0%} of the work, {variables}")
-        lines += [f"    {run_id}" for run_id in job.run_ids]
-    return lines
-
-
-# --- the study's folder ---
-
-
-def refuse_other_study(of: Target) -> None:
-    """A results folder holds one study. More runs may join it; runs that began may not leave it."""
-    mine = {run.run_id for run in of.runs}
-    begun = {path.parent.name for path in of.folder.glob(f"*/{CONFIG_FILE}")}
-    foreign = sorted(begun - mine)
-    if not foreign:
-        return
-    there, here = _digest(of.folder / STUDY_FILE), _digest(of.study_file)
-    raise ValueError(
-        f"{of.study_file}: study '{of.name}' has begun in {of.folder} with {len(foreign)} runs that "
-        f"are not in this file, for example {foreign[0]} (study file there: sha256 {there}, this "
-        f"one: {here}); wanted a file that has all of them, and maybe more. Give the changed study "
-        "another name, or move that folder away."
-    )
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "(none)"
+def refuse_dear(of: Target, packed: Sequence[PackedJob]) -> None:
+    """Raise `ValueError` where the jobs would take more GPU-hours than was allowed."""
+    hours = sum(job.gpu_hours for job in packed)
+    if of.max_gpu_hours is not None and hours > of.max_gpu_hours:
+        dearest = max(
+            (each for job in packed for each in job.runs), key=lambda each: each.gpu_hours
+        )
+        raise ValueError(
+            f"{of.name}: {hours:.3g} GPU-hours are expected, the most of one run {dearest.gpu_hours:.3g} "
+            f"({dearest.run.run_id}); wanted at most --max-gpu-hours {of.max_gpu_hours:g}. Nothing was "
+            "started. Lower the budget of the study, or allow more."
+        )
 
 
 def _keep_study(of: Target) -> None:
-    """Jobs read this copy, so that editing the original changes nothing that is queued."""
+    """For those who look later; jobs read `runs.json`."""
     temporary = of.folder / f".{STUDY_FILE}"
     shutil.copyfile(of.study_file, temporary)
     temporary.replace(of.folder / STUDY_FILE)
 
 
-# --- submitit ---
+# --- starting ---
 
 
-def _start(of: Target, packed: Sequence[PackedJob]) -> None:
-    """Local jobs are submissions of their own; Slurm's are the tasks of one array."""
-    if of.cluster.executor == "local":
-        for job in packed:
-            _submit_together(of, [job])
-    elif packed:
-        _submit_together(of, packed)
+def arrays(packed: Sequence[PackedJob], executor: str) -> list[list[PackedJob]]:
+    """The jobs of each submission: local ones are alone, Slurm's of one shape are an array."""
+    if executor == "local":
+        return [[job] for job in packed]
+    groups: dict[Shape, list[PackedJob]] = defaultdict(list)
+    for job in packed:
+        groups[job.shape].append(job)
+    return [
+        group[first : first + LONGEST_ARRAY]
+        for group in groups.values()
+        for first in range(0, len(group), LONGEST_ARRAY)
+    ]
 
 
-def _submit_together(of: Target, packed: Sequence[PackedJob]) -> None:
-    import submitit  # here, so that a study with nothing to do does not pay for it
-
-    from slurm.job import Job
-
-    if of.cluster.executor == "slurm" and shutil.which("sbatch") is None:
-        raise ValueError(
-            "executor = 'slurm' in the cluster file, but sbatch is not on this machine; wanted a "
-            "login node of a Slurm cluster. Submit there, or use --cluster local."
-        )
-    tasks = [job.run_ids for job in packed]
-    submission = open_submission(of.folder, of.name, of.cluster.executor, tasks)
-    # submitit lets a job requeue itself three times; a long run meets its time limit far more often.
-    executor = submitit.AutoExecutor(
-        submission.folder, cluster=of.cluster.executor, slurm_max_num_timeout=1_000_000
+def order_of(of: Target, group: Sequence[PackedJob], everything: int, code: Path) -> Order:
+    """Arrays share the jobs that may run at a time in proportion to their lengths."""
+    limit = of.cluster.concurrent_jobs or 1
+    return Order(
+        cluster=of.cluster,
+        stage=TRAIN,
+        shape=group[0].shape,
+        code=code,
+        environment=group[0].environment,
+        parallelism=max(1, round(limit * len(group) / everything)),
     )
-    executor.update_parameters(**_parameters(of.cluster, submission, packed[0].environment))
-    study = str(of.folder / STUDY_FILE)
-    jobs = [Job(study, str(of.data), str(of.results), run_ids) for run_ids in tasks]
-    try:
-        executor.submit_array(jobs)
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        shutil.rmtree(submission.folder, ignore_errors=True)
-        raise ValueError(
-            f"sbatch refused the jobs: {error}; wanted values that this cluster knows. Correct the "
-            "cluster file."
-        ) from None
+
+
+def _start(of: Target, packed: Sequence[PackedJob], live: Sequence[Live]) -> list[str]:
+    """What was started, in words."""
+    code = freeze_code(of.folder)
+    said = [f"code and configurations are kept in {code.parent.parent}"]
+    data = prepare(of.build, of.cluster) if of.build else None
+    if of.build and data:
+        said.append(
+            f"data: {of.build.parts} parts and their check {_name(data.submission, data.job)}"
+        )
+    made = []
+    for group in arrays(packed, of.cluster.executor):
+        made.append(_train(of, group, order_of(of, group, len(packed), code), data))
+        said.append(f"training: {_sizes(group)} {_name(made[-1].submission, made[-1].job)}")
+    # What was to come after the training that still lives comes after all of it now.
+    for submission in {each.submission for each in live if each.submission.stage in LATER}:
+        end(submission)
+    others = {each.submission: each.job for each in live if each.submission.stage == TRAIN}
+    made += [Made(submission, job) for submission, job in others.items()]
+    if of.evaluate:
+        made = [*made, _evaluation(of, made, code)]
+        said.append(f"evaluation after it {_name(made[-1].submission, made[-1].job)}")
+    if of.report:
+        last = _report(of, made, code)
+        said.append(f"fits and report at the end {_name(last.submission, last.job)}")
+    return said
+
+
+def _sizes(group: Sequence[PackedJob]) -> str:
+    shape = group[0].shape
+    number = f"{len(group)} jobs" if len(group) > 1 else "a job"
+    gpus = f", {shape.gpus} GPUs" if shape.gpus else ""
+    return f"{number} of {sum(len(job.runs) for job in group)} runs, {shape.ranks} ranks{gpus}"
+
+
+def _name(submission: Submission, job: str) -> str:
+    where = f"Slurm job {job}" if submission.executor == "slurm" else f"process {job}"
+    return f"({where}, jobs/{submission.folder.name})"
+
+
+def _train(of: Target, group: Sequence[PackedJob], order: Order, data: Underway | None) -> Made:
+    from slurm.job import Job  # brings submitit
+
+    after = (str(data.submission.folder),) if data else ()
+    if data and data.job:
+        order = replace(order, dependency=f"afterok:{data.job}")
+    submission = _open(of, order, [job.run_ids for job in group], after)
+    freeze_runs(submission.folder, [each.run for job in group for each in job.runs])
+    jobs: list[Callable[[], int]] = [
+        Job(
+            study=str(of.folder / STUDY_FILE),
+            data=str(of.data),
+            results=str(of.results),
+            run_ids=job.run_ids,
+            ranks=job.shape.ranks,
+            runs_per_gpu=job.at_a_time,
+        )
+        for job in group
+    ]
+    if after and of.cluster.executor == "local":
+        from slurm.stages import After
+
+        jobs = [After(str(submission.folder), job, after, only_if_well=True) for job in jobs]
+    return Made(submission, launch(submission, order, jobs))
+
+
+def _evaluation(of: Target, before: Sequence[Made], code: Path) -> Made:
+    """Every run that has a checkpoint, on datasets beside its own."""
+    from slurm.stages import EVERY_RUN
+
+    runs = str(of.folder / EVERY_RUN)
+    commands = [("launch", "evaluate", runs, "--data", str(data)) for data in of.evaluate]
+    shape = Shape(gpus_per_node=1 if of.cluster.gpus_per_node else 0)
+    return _later(of, Order(of.cluster, EVALUATE, shape, code), commands, before)
+
+
+def _report(of: Target, before: Sequence[Made], code: Path) -> Made:
+    """Fits and report from whatever is there; first what became of each run, for those who read the log."""
+    study, folder = str(of.folder / STUDY_FILE), str(of.folder)
+    commands = [
+        ("slurm", "status", study, "--results", str(of.results)),
+        ("analysis", "report", folder, "--out", folder),
+    ]
+    return _later(of, Order(of.cluster, REPORT, Shape(), code), commands, before)
+
+
+def _later(
+    of: Target, order: Order, commands: Sequence[tuple[str, ...]], before: Sequence[Made]
+) -> Made:
+    """A job that runs commands when others have ended, however they did."""
+    from slurm.stages import After, Stage
+
+    after = tuple(str(each.submission.folder) for each in before)
+    if of.cluster.executor == "slurm":
+        ids = ":".join(each.job for each in before if each.job)
+        order = replace(order, dependency=f"afterany:{ids}" if ids else None)
+    order = replace(order, environment=threads(of.cluster))
+    submission = _open(of, order, [(order.stage,)], after)
+    job: Callable[[], int] = Stage(str(submission.folder), tuple(commands), after)
     if of.cluster.executor == "local":
-        _await_visible(submission)
+        job = After(str(submission.folder), job, after, only_if_well=False)
+    return Made(submission, launch(submission, order, [job]))
 
 
-def _await_visible(submission: Submission) -> None:
-    """Until the job can be seen: a process that was just started has no command line for a moment
-    (seen on a busy machine), and would be taken for dead."""
-    for _ in range(200):
-        if live_runs([submission]):
-            return
-        time.sleep(0.01)
-
-
-def _parameters(
-    cluster: Cluster, submission: Submission, environment: Sequence[tuple[str, str]]
-) -> dict[str, object]:
-    """submitit's words for what the cluster file says; variables are set before Python starts."""
-    setup = [*cluster.setup, *(f"export {name}={value}" for name, value in environment)]
-    common: dict[str, object] = {
-        "name": submission.name,
-        "timeout_min": cluster.max_minutes,
-        "stderr_to_stdout": True,
-    }
-    if cluster.executor == "local":
-        # A closed terminal or a Ctrl-C there must not end jobs, nor may they keep a pipe open
-        # that `submit` writes to. submitit joins these lines with && before its own command.
-        log = shlex.quote(str(submission.folder / "controller.log"))
-        detach = ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1"]
-        return common | {"local_setup": detach + setup}
-    return common | {
-        "cpus_per_task": cluster.cpus_per_task,
-        "mem_gb": cluster.memory_gb,
-        "gpus_per_node": cluster.gpus_per_node or None,
-        "slurm_partition": cluster.partition,
-        "slurm_account": cluster.account,
-        "slurm_qos": cluster.qos,
-        "slurm_setup": setup,
-        "slurm_array_parallelism": cluster.concurrent_jobs,
-        "slurm_additional_parameters": dict(cluster.sbatch) or None,
-    }
+def _open(
+    of: Target, order: Order, tasks: Sequence[tuple[str, ...]], after: tuple[str, ...]
+) -> Submission:
+    return open_submission(
+        of.folder,
+        of.name,
+        of.cluster.executor,
+        tasks,
+        stage=order.stage,
+        nodes=order.shape.nodes,
+        tasks_per_node=order.shape.tasks_per_node,
+        after=after,
+        code=order.code.name,
+    )
 
 
 def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""`submit --wait`: shows a study's progress until no job of it is left, from files alone.
+"""`submit --wait` and `status --watch`: a study's progress until no job of it is left, from files alone.
 
 On a terminal a live table, elsewhere one line per event. A job that died is noticed within
 seconds, and nothing is restarted blindly: the same command again continues.
@@ -6,60 +6,72 @@ seconds, and nothing is restarted blindly: the same command again continues.
 
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
-from slurm.ledger import end, live_runs, submissions
-from slurm.status import UNDER_WAY, RunStatus, as_table, duration, look
-from slurm.submit import Round, Target, say, start_missing
+from launch.config import RunConfig
+from slurm.alive import end, live_tasks
+from slurm.ledger import submissions, submissions_before
+from slurm.status import UNDER_WAY, RunStatus, StudyStatus, look
+from slurm.submit import Round, say, start_missing
+from slurm.table import as_table, duration
+from slurm.target import Target
 
 LOCAL_POLL_SECONDS = 1.0
-SLURM_POLL_SECONDS = 15.0  # squeue asks the controller, which everybody shares
+SLURM_POLL_SECONDS = 10.0  # squeue asks the controller, which everybody shares
 QUARTERS = 4  # without a terminal, a run speaks up at each quarter
 
 
-def wait(of: Target, found: Round) -> tuple[list[RunStatus], bool]:
+def wait(of: Target, found: Round) -> tuple[StudyStatus, bool]:
     """Block until every run is finished or has no job; the last look, and whether Ctrl-C ended it.
 
     Runs that were elsewhere get a job if they turn out to need one; none is started twice.
     """
     tried = frozenset(found.started)
+    seconds = LOCAL_POLL_SECONDS if of.cluster.executor == "local" else SLURM_POLL_SECONDS
     with _Interrupt(of) as interrupt:
         while True:
-            statuses = _watch(of)
+            status = watch(of.runs, of.folder, seconds)
             if interrupt.count or not found.elsewhere:
-                return statuses, interrupt.count > 0
+                return status, interrupt.count > 0
             found = start_missing(of, tried)
             if not found.started and not found.elsewhere:
-                return statuses, False
+                return status, False
             if found.started:
                 say(f"{len(found.started)} runs are still to do after another job: starting them")
             tried |= frozenset(found.started)
 
 
-def _watch(of: Target) -> list[RunStatus]:
-    """Until no run has a job or a holder."""
-    seconds = LOCAL_POLL_SECONDS if of.cluster.executor == "local" else SLURM_POLL_SECONDS
+def watch(
+    runs: Sequence[RunConfig], study_folder: Path, seconds: float = SLURM_POLL_SECONDS
+) -> StudyStatus:
+    """Show the study until no run or stage has a job or a holder; the last look."""
     console = Console(stderr=True)
     live: AbstractContextManager[Any] = (
         Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext()
     )
     before: dict[str, RunStatus] = {}
+    said = None
     with live as table:
         while True:
-            statuses = look(of.runs, of.folder, before)
+            status = look(runs, study_folder, before)
+            if status.slurm not in (None, said):
+                say(str(status.slurm))
+            said = status.slurm
             if table is None:
-                for line in events(before, statuses):
+                for line in events(before, status.runs):
                     say(line)
             else:
-                table.update(as_table(statuses), refresh=True)
-            before = {status.run_id: status for status in statuses}
-            if not any(status.state in UNDER_WAY for status in statuses):
-                return statuses
+                table.update(as_table(status), refresh=True)
+            before = {run.run_id: run for run in status.runs}
+            if not status.states & UNDER_WAY:
+                return status
             time.sleep(seconds)
 
 
@@ -119,5 +131,8 @@ class _Interrupt:
         if self.count > 1 or self._of.cluster.executor == "slurm":
             raise KeyboardInterrupt
         say("stopping the jobs at their next step, with a checkpoint (Ctrl-C again: do not wait)")
-        for submission in live_runs(submissions(self._of.folder)).values():
+        past = submissions(self._of.folder)
+        for submission in {
+            each.submission for each in live_tasks([*submissions_before(past), *past])
+        }:
             end(submission)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from PIL import Image
 
 from launch.config import RunConfig
 from launch.study import expand, load_study
+from slurm.playground import PACKAGES, Playground, missing_programs
+from slurm.playground import playground as started_playground
 from slurm.status import RunStatus, look
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "image-8x8"
 
 
+@pytest.fixture(scope="session")
+def playground() -> Iterator[Playground]:
+    """A private Slurm of two nodes; skipped where Slurm's programs are not installed."""
+    if missing := missing_programs():
+        pytest.skip(f"not installed: {', '.join(missing)} (Debian: {PACKAGES})")
+    with started_playground() as opened:
+        yield opened
+
+
 class Terminal:
     """Types `python -m slurm ...` about one study; kills what it started when the test is over."""
 
@@ -83,7 +94,7 @@ class Terminal:
     def words(self, command: str, *more: str) -> list[str]:
         words = [sys.executable, "-m", "slurm", command, str(self.study), *more]
         if command == "submit":
-            words += ["--cluster", "local", "--data", str(self.data)]
+            words += ["--cluster", "local", "--data", str(self.data), "--no-report"]
         return [*words, "--results", str(self.results)]
 
     def start(self, command: str, *more: str) -> subprocess.Popen[str]:
@@ -105,7 +116,7 @@ class Terminal:
         return Answer(process.returncode, out, err)
 
     def statuses(self) -> dict[str, RunStatus]:
-        return {each.run_id: each for each in look(runs_of(self.study), self.folder)}
+        return {each.run_id: each for each in look(runs_of(self.study), self.folder).runs}
 
     def until(self, holds: Callable[[list[RunStatus]], bool], seconds: float = 180) -> None:
         """Wait until the states of the runs are as wanted."""

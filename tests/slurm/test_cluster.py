@@ -17,7 +17,8 @@ def test_the_shipped_files_are_valid(name):
 def test_the_example_explains_every_key():
     text = (CLUSTERS / "example.toml").read_text()
     for field in Cluster.model_fields:
-        assert f"\n{field} = " in text or f"\n[{field}]" in text, field
+        ways = (f"\n{field} = ", f"\n#{field} = ", f"\n[{field}]")
+        assert any(way in text for way in ways), field
 
 
 def test_a_file_of_yours(tmp_path):
@@ -38,6 +39,26 @@ def test_a_file_of_yours(tmp_path):
         (
             GOOD.replace("slurm", "local") + 'partition = "gpu"\n[sbatch]\nx = 1\n',
             ["partition, sbatch given with executor = 'local'", "wanted these only with"],
+        ),
+        (
+            GOOD + "gpus_per_node = 4\n",
+            ["gpus_per_node = 4 and gpu = None; wanted both, or neither", "h100, h200, a100"],
+        ),
+        (
+            GOOD + 'gpus_per_node = 4\ngpu = "v100"\n',
+            ["gpu = 'v100' is not known; wanted one of h100, h200, a100"],
+        ),
+        (
+            GOOD + 'gpus_per_node = 4\ngpu = "h100"\ntasks_per_node = 2\n',
+            ["tasks_per_node = 2 given with gpus_per_node = 4", "one task for each GPU"],
+        ),
+        (
+            GOOD + "notice_seconds = 300\n",
+            ["notice_seconds = 300 with max_minutes = 5; wanted less than the whole time"],
+        ),
+        (
+            GOOD + "[sbatch]\ncpus_per_task = 4\n",
+            ["[sbatch] cpus_per_task; wanted there only what no other key says"],
         ),
         ("executor = ", ["not valid TOML", "wanted a cluster file"]),
     ],

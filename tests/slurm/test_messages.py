@@ -1,6 +1,7 @@
 """What a person reads when something is wrong, and Slurm's commands as they are really called."""
 
 import json
+import resource
 import stat
 import subprocess
 import sys
@@ -18,13 +19,19 @@ partition = "small"
 account = "me"
 qos = "low"
 gpus_per_node = 1
+gpu = "h100"
+max_nodes = 2
+notice_seconds = 60
 cpus_per_task = 3
 memory_gb = 2.0
 max_minutes = 7
 concurrent_jobs = 2
+constraint = "fast"
+scratch = "/scratch/$USER"
+container = "apptainer exec image.sif"
 setup = ["module load nothing"]
 [sbatch]
-constraint = "fast"
+comment = "a study"
 """
 
 
@@ -43,10 +50,10 @@ def submit(study, data, tmp_path, capsys):
 
 @pytest.fixture
 def fake_slurm(tmp_path, monkeypatch):
-    """sbatch, squeue, scancel and srun that note how they were called and answer from files."""
+    """sbatch, squeue, scancel, sinfo and srun that note how they were called and answer from files."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("sbatch", "squeue", "scancel", "srun"):
+    for name in ("sbatch", "squeue", "scancel", "sinfo", "srun"):
         script = folder / name
         script.write_text(
             f'#!/bin/sh\necho "{name} $*" >>{folder}/calls\n'
@@ -56,6 +63,7 @@ def fake_slurm(tmp_path, monkeypatch):
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     (folder / "sbatch.out").write_text("Submitted batch job 77\n")
     (folder / "squeue.out").write_text("")
+    (folder / "sinfo.out").write_text("small*|4:00:00|2|gpu:h100:4(S:0-1)|8|64000\n")
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return folder
 
@@ -140,7 +148,7 @@ def test_what_sbatch_is_asked_for(submit, study, fake_slurm, cluster, tmp_path, 
     status, _, err = submit(cluster=cluster)
     assert status == 0, err
     assert "3 started now in 2 jobs" in err
-    (submission,) = submissions(tmp_path / "results" / "tiny")
+    submission, report = submissions(tmp_path / "results" / "tiny")
     text = next(submission.folder.glob("*_submission.sh")).read_text()
     for line in (
         "--account=me",
@@ -149,27 +157,44 @@ def test_what_sbatch_is_asked_for(submit, study, fake_slurm, cluster, tmp_path, 
         "--cpus-per-task=3",
         "--gpus-per-node=1",
         f"--job-name={submission.name}",
-        "--mem=2GB",
+        "--comment='a study'",
+        "--kill-on-invalid-dep=yes",
+        "--mem=2048MB",
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--requeue",
         "--partition=small",
         "--qos=low",
-        "--signal=USR2@90",
+        "--signal=USR2@60",
         "--time=7",
     ):
         assert f"#SBATCH {line}\n" in text
-    setup, command = text.index("module load nothing"), text.index("submitit.core._submit")
-    assert setup < text.index("export OMP_NUM_THREADS=3") < command
+    order = ["module load nothing", 'TMPDIR="/scratch/$USER"', "export OMP_NUM_THREADS=3"]
+    order += ["-m submitit.core._submit"]
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
+    code = tmp_path / "results" / "tiny" / "code" / submission.code
+    assert f"cd {code}\nexport PYTHONPATH={code}" in text
+    assert "export SCALING_CONTAINER='apptainer exec image.sif'" in text
     assert "CUDA_VISIBLE_DEVICES" not in text
+    assert "srun" not in text  # a training job starts its ranks itself
+    text = next(report.folder.glob("*_submission.sh")).read_text()
+    assert "#SBATCH --dependency=afterany:77\n" in text
+    assert "--gpus-per-node" not in text
 
     # Slurm has both tasks: nothing is started. It has lost one: that one is.
-    (fake_slurm / "squeue.out").write_text(f"{submission.name}|0\n{submission.name}|1\n")
+    waits = f"{submission.name}|0|77_0|PENDING|Priority\n"
+    (fake_slurm / "squeue.out").write_text(f"{waits}{submission.name}|1|77_1|RUNNING|None\n")
     assert "0 started now in 0 jobs, 3 under way" in submit(cluster=cluster)[2]
-    (fake_slurm / "squeue.out").write_text(f"{submission.name}|0\n")
+    (fake_slurm / "squeue.out").write_text(waits)
     lost = len(submission.tasks[1])
     assert f"{lost} started now in {lost} jobs" in submit(cluster=cluster)[2]
 
     assert main(["cancel", str(study), "--results", str(tmp_path / "results")]) == 0
     assert "1 jobs asked to stop" in capsys.readouterr().out
-    assert f"scancel --name {submission.name}\n" in (fake_slurm / "calls").read_text()
+    calls = (fake_slurm / "calls").read_text()
+    assert f"scancel --state=PENDING --name {submission.name}\n" in calls
+    assert f"scancel --signal=TERM --name {submission.name}\n" in calls
 
 
 def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
@@ -180,6 +205,223 @@ def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
     assert "invalid partition specified: small" in err
     assert "Correct the cluster file." in err
     assert submissions(tmp_path / "results" / "tiny") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            'partition = "small"',
+            'partition = "smal"',
+            "partition = 'smal': this Slurm has no such partition; wanted one of small, huge. Correct",
+        ),
+        (
+            'partition = "small"',
+            "",
+            "partition is not given, and this Slurm has no default; wanted one of small, huge. Name one",
+        ),
+        (
+            "gpus_per_node = 1",
+            "gpus_per_node = 8",
+            "gpus_per_node = 8: partition 'small' has at most 4 GPUs on a node; wanted no more than",
+        ),
+        (
+            "max_minutes = 7",
+            "max_minutes = 241",
+            "max_minutes = 241: partition 'small' has at most 240 minutes for a job; wanted no more",
+        ),
+        ("max_nodes = 2", "max_nodes = 3", "max_nodes = 3: partition 'small' has at most 2 nodes"),
+        (
+            "memory_gb = 2.0",
+            "memory_gb = 63.0",
+            "memory_gb = 63: partition 'small' has at most 62.5",
+        ),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_what_slurm_would_never_start(
+    submit, fake_slurm, cluster, tmp_path, old, new, words, options
+):
+    line = (fake_slurm / "sinfo.out").read_text().replace("*", "")
+    (fake_slurm / "sinfo.out").write_text(line + line.replace("small", "huge"))
+    cluster.write_text(CLUSTER.replace(old, new))
+    status, out, err = submit(*options, cluster=cluster)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert not list(tmp_path.glob("results/tiny/jobs/*"))
+
+
+def test_a_study_above_the_budget(submit, study, fake_slurm, cluster, tmp_path):
+    status, _, err = submit("--max-gpu-hours", "1e-9", cluster=cluster)
+    assert status == 2
+    assert "GPU-hours are expected, the most of one run" in err
+    assert "wanted at most --max-gpu-hours 1e-09. Nothing was started." in err
+    assert not list(tmp_path.glob("results/tiny/jobs/*"))
+    assert submit("--max-gpu-hours", "1", cluster=cluster)[0] == 0
+
+
+def test_dry_run_on_slurm(submit, study, fake_slurm, cluster, tmp_path):
+    """The table with what it costs, the text that sbatch would get, and what sbatch says to that."""
+    (fake_slurm / "sbatch.out").write_text("Job 5 to start at 2030-01-01T00:00:00")
+    cluster.write_text(CLUSTER.replace("setup", "price_per_gpu_hour = 1e6\nsetup"))
+    status, out, err = submit("--dry-run", cluster=cluster)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    head = "job runs nodes tasks GPUs minutes memory GPU-hours disk cost"
+    assert lines[0].split() == head.split()
+    job, number, nodes, tasks, gpus, *_, hours, _, _, cost = lines[1].split()
+    assert (job, number, nodes, tasks, gpus) == ("1", "1", "1", "1", "1")
+    hours, cost = float(hours), float(cost)
+    assert cost == pytest.approx(1e6 * hours, rel=0.01)  # the hours are printed to three digits
+    assert "2 runs in 2 jobs; " in out
+    assert "#SBATCH --array=0-1%2\n" in out
+    assert "--- sbatch --test-only: Job 5 to start at 2030-01-01T00:00:00" in out
+    assert "sbatch --test-only" in (fake_slurm / "calls").read_text()
+    assert not (tmp_path / "results").exists()
+
+
+def test_dry_run_where_slurm_does_not_answer(submit, fake_slurm, cluster):
+    (fake_slurm / "sinfo.err").write_text("Unable to contact slurm controller")
+    status, out, _ = submit("--dry-run", cluster=cluster)
+    assert status == 0
+    assert "not compared with what Slurm has: sinfo" in out
+    assert "--test-only" not in out
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    assert "Unable to contact slurm controller; wanted the partitions" in err
+
+
+def test_an_answer_that_came_too_late_leaves_no_job(submit, fake_slurm, cluster, tmp_path):
+    """sbatch gave up waiting, and Slurm may have taken the job: it is removed by its name."""
+    (fake_slurm / "sbatch.err").write_text(
+        "sbatch: error: Batch job submission failed: Socket timed out"
+    )
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    assert "sbatch refused the jobs: Batch job submission failed: Socket timed out; wanted" in err
+    assert "scancel --name tiny-" in (fake_slurm / "calls").read_text()
+    assert submissions(tmp_path / "results" / "tiny") == []
+
+
+def test_if_that_cannot_be_done_the_next_submit_asks(submit, fake_slurm, cluster, tmp_path):
+    for name in ("sbatch", "scancel"):
+        (fake_slurm / f"{name}.err").write_text("Socket timed out")
+    assert submit(cluster=cluster)[0] == 2
+    (submission,) = submissions(tmp_path / "results" / "tiny")
+    for name in ("sbatch", "scancel"):
+        (fake_slurm / f"{name}.err").unlink()
+    # Slurm did take it. It has no work, so it is removed, and its runs are submitted again.
+    (fake_slurm / "squeue.out").write_text(f"{submission.name}|0|77_0|PENDING|Priority\n")
+    status, _, err = submit(cluster=cluster)
+    assert status == 0
+    assert "2 started now" in err
+    assert f"scancel --name {submission.name}\n" in (fake_slurm / "calls").read_text()
+
+
+def test_a_results_folder_that_was_moved(submit, study, fake_slurm, cluster, tmp_path):
+    submit(cluster=cluster)
+    submission, _ = submissions(tmp_path / "results" / "tiny")
+    (fake_slurm / "squeue.out").write_text(f"{submission.name}|0|77_0|PENDING|Priority\n")
+    (tmp_path / "results").rename(tmp_path / "moved")
+    (tmp_path / "results").symlink_to(tmp_path / "moved")
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    assert (
+        f"{tmp_path}/moved/tiny: was moved from {tmp_path}/results/tiny while 1 of its jobs are queued or "
+        f"running, and these write to {tmp_path}/results/tiny; wanted the folder where it was"
+    ) in err
+    (fake_slurm / "squeue.out").write_text("")  # no job of it is left: all is well
+    assert "2 started now" in submit(cluster=cluster)[2]
+
+
+@pytest.mark.parametrize("results", ["/proc/results", "/sys/kernel/results"])
+def test_a_results_folder_that_cannot_be_written(study, data, results, capsys):
+    words = ["--cluster", "local", "--data", str(data), "--results", results]
+    assert main(["submit", str(study), *words]) == 2
+    err = capsys.readouterr().err
+    assert results in err
+    assert "Check the path and its permissions, then run the same command again." in err
+
+
+def test_the_disk_is_full(submit, fake_slurm, cluster, tmp_path):
+    """Nothing is half submitted: sbatch was not called, and the same command continues."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # a write beyond it fails
+    try:
+        status, _, err = submit(cluster=cluster)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2
+    assert "File too large" in err
+    assert "sbatch" not in (fake_slurm / "calls").read_text()
+    assert submissions(tmp_path / "results" / "tiny") == []
+    assert submit(cluster=cluster)[0] == 0
+
+
+def test_ranks_that_do_not_fit(submit, fake_slurm, cluster):
+    status, _, err = submit("--ranks", "3", cluster=cluster)
+    assert status == 2
+    assert "3 ranks for one run; wanted 1 to 2 (max_nodes = 2 x 1 on a node)" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--raw", "/nowhere"],
+            "--raw /nowhere: no such file or folder; wanted the raw data of image-8x8",
+        ),
+        (["--raw", ".", "--parts", "0"], "--parts 0: wanted 1 to 1000, the longest array"),
+    ],
+)
+def test_data_that_cannot_be_built(submit, tmp_path, more, words):
+    status, _, err = submit(*more, data=tmp_path / "new")
+    assert status == 2
+    assert words in err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--ranks", "0"], "--ranks 0: wanted at least 1. Leave it out for the planner's choice."),
+        (["--max-gpu-hours", "nan"], "--max-gpu-hours nan: wanted a number from 0. Leave it out"),
+    ],
+)
+def test_numbers_that_are_none(submit, more, words):
+    status, _, err = submit(*more)
+    assert status == 2
+    assert words in err
+
+
+def test_an_evaluation_on_nothing(submit, tmp_path):
+    status, _, err = submit("--evaluate", str(tmp_path))
+    assert status == 2
+    assert f"--evaluate {tmp_path}: no dataset (no manifest.json); wanted the folder of one" in err
+
+
+def test_data_that_is_being_built_elsewhere(submit, fake_slurm, cluster, tmp_path):
+    """Slurm's jobs cannot wait for a process of this machine."""
+    out = tmp_path / "new"
+    building = open_submission(out, "new", "local", [("check of new",)], stage="check")
+    (building.folder / "1_submitted.pkl").touch()
+    program = "import time; print('ready', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, "submitit.local._local", str(building.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        status, _, err = submit("--raw", ".", cluster=cluster, data=out)
+        process.kill()
+    assert status == 2
+    assert "is being built by jobs with executor = 'local' on " in err
+    assert "Wait for it to end, then run the same command again." in err
+
+
+def test_prepare_refuses(tmp_path, data, capsys):
+    words = ["--raw", ".", "--cluster", "local", "--out"]
+    assert main(["prepare", "imag-8x8", *words, str(tmp_path / "new")]) == 2
+    assert "imag-8x8" in capsys.readouterr().err
+    assert main(["prepare", "image-8x8", *words, str(data)]) == 0
+    assert f"{data}: already built" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -193,7 +435,7 @@ def test_squeue_does_not_answer(on_slurm, study, fake_slurm, tmp_path, capsys):
     (fake_slurm / "squeue.err").write_text("Unable to contact slurm controller")
     assert main(["status", str(study), "--results", str(tmp_path / "results")]) == 0
     out, err = capsys.readouterr()
-    assert "squeue: Unable to contact slurm controller; wanted the list of your jobs" in err
+    assert ": Unable to contact slurm controller; wanted the list of your jobs" in err
     assert "Until then its jobs are taken to be alive." in err
     assert ("waiting" in out, "not begun" in out) == (True, True)
 
@@ -201,16 +443,14 @@ def test_squeue_does_not_answer(on_slurm, study, fake_slurm, tmp_path, capsys):
 def test_no_squeue_here(on_slurm, study, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["cancel", str(study), "--results", str(tmp_path / "results")]) == 2
-    assert "squeue: not found; wanted it to ask about this study's Slurm jobs" in (
-        capsys.readouterr().err
-    )
+    assert "squeue: not found; wanted the list of your jobs" in (capsys.readouterr().err)
 
 
 def test_scancel_refuses(on_slurm, study, fake_slurm, tmp_path, capsys):
-    (fake_slurm / "squeue.out").write_text(f"{on_slurm.name}|N/A\n")
+    (fake_slurm / "squeue.out").write_text(f"{on_slurm.name}|N/A|77|PENDING|Priority\n")
     (fake_slurm / "scancel.err").write_text("Access denied")
     assert main(["cancel", str(study), "--results", str(tmp_path / "results")]) == 2
-    assert f"scancel --name {on_slurm.name}: Access denied; wanted to end these jobs" in (
+    assert f"--name {on_slurm.name}: Access denied; wanted to end these jobs" in (
         capsys.readouterr().err
     )
 
@@ -220,15 +460,15 @@ def test_status_as_json_in_a_process_of_its_own(study, tmp_path):
     done = subprocess.run(
         [*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert [row["state"] for row in json.loads(done.stdout)] == ["not begun"] * 2
+    assert [row["state"] for row in json.loads(done.stdout)["runs"]] == ["not begun"] * 2
 
 
 def test_nothing_to_do_imports_neither_torch_nor_submitit(data, study, tmp_path):
     program = (
         "import sys\n"
         "from slurm.__main__ import main\n"
-        "import slurm.submit\n"
-        "slurm.submit.finished_on = lambda *_: True\n"
+        "import slurm.target\n"
+        "slurm.target.finished_on = lambda *_: True\n"
         "status = main(sys.argv[1:])\n"
         "assert not {'torch', 'submitit'} & set(sys.modules)\n"
         "sys.exit(status)\n"

@@ -7,16 +7,11 @@ import pytest
 
 from launch.config import RunConfig, Trunk
 from launch.study import expand, load_study
-from slurm import placement
+from slurm import machine as machines
 from slurm.cluster import load_cluster
-from slurm.placement import (
-    Machine,
-    estimated_seconds,
-    local_slots,
-    pack,
-    place,
-    this_machine,
-)
+from slurm.machine import Machine, this_machine
+from slurm.placement import local_slots, pack, place_here
+from slurm.resources import estimated_seconds
 
 LADDER = [(1, 16), (1, 32), (2, 32), (2, 64), (4, 64)]
 STUDY = """
@@ -105,15 +100,21 @@ def test_a_cluster_file_may_lower_the_slots():
     assert local_slots(cluster, Machine(16, 64, ("0", "1"))) == ["", "", ""]
 
 
+def test_ranks_of_one_run_share_a_slot():
+    cluster = load_cluster("local")
+    assert local_slots(cluster, Machine(8, 64, ("0", "1", "2")), ranks=2) == ["0,1"]
+    assert local_slots(cluster, Machine(8, 64, ()), ranks=2) == [""] * 4
+
+
 def test_threads_do_not_depend_on_the_machine(tmp_path):
-    jobs = place(runs(tmp_path), load_cluster("local"), ["", "", ""])
+    jobs = place_here(runs(tmp_path), load_cluster("local"), ["", "", ""])
     assert {job.environment for job in jobs} == {
         (("OMP_NUM_THREADS", "1"), ("CUDA_VISIBLE_DEVICES", ""))
     }
 
 
 def test_each_gpu_has_its_own_job(tmp_path):
-    jobs = place(runs(tmp_path), load_cluster("local"), ["2", "5"])
+    jobs = place_here(runs(tmp_path), load_cluster("local"), ["2", "5"])
     assert [dict(job.environment)["CUDA_VISIBLE_DEVICES"] for job in jobs] == ["2", "5"]
 
 
@@ -124,7 +125,7 @@ def test_this_machine_is_read_without_torch():
 
 
 def test_a_containers_limits_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(placement, "CGROUP", tmp_path)
+    monkeypatch.setattr(machines, "CGROUP", tmp_path)
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text(f"{2**29}\n")
     assert this_machine().cores == 1
@@ -135,10 +136,10 @@ def test_a_containers_limits_count(tmp_path, monkeypatch):
 
 
 def test_visible_gpus(monkeypatch):
-    monkeypatch.setattr(placement, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(machines, "version", lambda name: "2.13.0")
     monkeypatch.setattr(Path, "glob", lambda *_: iter([Path("nvidia0"), Path("nvidia1")]))
-    assert placement._gpus({}) == ("0", "1")
-    assert placement._gpus({"CUDA_VISIBLE_DEVICES": "1"}) == ("1",)
-    assert placement._gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
-    monkeypatch.setattr(placement, "version", lambda name: "2.13.0+cpu")
-    assert placement._gpus({}) == ()
+    assert machines._gpus({}) == ("0", "1")
+    assert machines._gpus({"CUDA_VISIBLE_DEVICES": "1"}) == ("1",)
+    assert machines._gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
+    monkeypatch.setattr(machines, "version", lambda name: "2.13.0+cpu")
+    assert machines._gpus({}) == ()

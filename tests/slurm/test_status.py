@@ -14,9 +14,13 @@ import pytest
 
 from launch.config import save_config
 from launch.results import COUNT_NAMES, ResultWriter
+from slurm import queue
 from slurm.__main__ import main
-from slurm.ledger import STOPPED, held, live_runs, open_submission, submissions
-from slurm.status import as_json, causes, duration, look
+from slurm.alive import by_run, live_tasks
+from slurm.ledger import STOPPED, held, leave_outcome, open_submission, submissions
+from slurm.status import StudyStatus, as_json, look
+from slurm.table import causes, duration
+from slurm.traces import failures, traces
 from slurm.watch import events
 from tests.slurm.conftest import runs_of
 
@@ -49,7 +53,7 @@ def trained(run, folder, steps, finish=False):
 
 
 def only(run, folder):
-    return look([run], folder)[0]
+    return look([run], folder).runs[0]
 
 
 def failed(run, folder, when):
@@ -134,7 +138,9 @@ def test_a_job_that_was_killed(run, folder):
     assert status.state == "failed"
     assert status.cause == "its job ended without a word: killed from outside, or out of memory"
     assert status.log == str(submission.folder / "123_0_log.out")
-    assert causes([status]) == [f"failed: {run.run_id}: {status.cause} (log: {status.log})"]
+    assert causes(StudyStatus([status], [])) == [
+        f"failed: {run.run_id}: {status.cause} (log: {status.log})"
+    ]
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -156,6 +162,113 @@ def test_a_job_that_refused_its_input(run, folder):
     assert only(run, folder).cause == "error: data: shard 3 is cut off"
 
 
+def test_what_the_outcome_says_of_each_run(run, folder):
+    """A job that went on after one of its runs was given up."""
+    other = run.model_copy(update={"seed": 1})
+    submission = open_submission(folder, "tiny", "slurm", [(run.run_id, other.run_id)])
+    said = {"state": "failed", "cause": "out of memory", "message": "rank 0 on n1"}
+    runs = {run.run_id: said, other.run_id: {"state": "stopped", "cause": None, "message": ""}}
+    leave_outcome(submission.folder, "17", {"status": 1, "runs": runs})
+    attempts = [{"number": 1, "cause": "node failure"}, {"number": 2, "cause": "out of memory"}]
+    (submission.folder / "17.attempts.json").write_text(json.dumps(attempts))
+    for number in (1, 2):
+        (submission.folder / f"17.attempt-{number}.log").write_text(f"hello {number}\nthe end\n")
+    status = only(run, folder)
+    assert (status.state, status.cause) == ("failed", "out of memory: rank 0 on n1")
+    assert status.attempts == 2
+    assert status.log == str(submission.folder / "17.attempt-2.log")
+    assert causes(StudyStatus([status], [])) == [
+        f"failed: {run.run_id}: out of memory: rank 0 on n1 (log: {status.log})",
+        "    | hello 2",
+        "    | the end",
+    ]
+
+
+def test_the_tasks_of_an_array_have_their_own_traces(run, folder):
+    runs = [run.model_copy(update={"seed": seed}) for seed in range(12)]
+    submission = open_submission(folder, "tiny", "slurm", [(each.run_id,) for each in runs])
+    for index in (1, 11):
+        leave_outcome(submission.folder, f"17_{index}", {"status": 1})
+        (submission.folder / f"17_{index}_0_log.out").write_text(f"task {index} failed\n")
+    found = traces(submission)
+    assert [index for index, trace in found.items() if trace.outcome] == [1, 11]
+    assert found[11].log == submission.folder / "17_11_0_log.out"
+    live = {each.task for each in live_tasks([submission], ask_slurm=False)}
+    assert live == set(range(12)) - {1, 11}
+    assert [line.partition(":")[0] for line in failures(submission)][1] == runs[1].run_id
+
+
+def test_a_damaged_outcome_is_named(run, folder):
+    submission = open_submission(folder, "tiny", "slurm", [(run.run_id,)])
+    (submission.folder / "17.outcome.json").write_text('{"stat')
+    with pytest.raises(
+        ValueError, match=r"17.outcome.json: not readable .*; wanted what a job wrote"
+    ):
+        only(run, folder)
+
+
+def test_a_job_that_left_no_log(run, folder, monkeypatch):
+    """The node does not see the folder, or the job was removed from the queue."""
+    submission = open_submission(folder, "tiny", "slurm", [(run.run_id,)])
+    monkeypatch.setattr(queue, "queue", dict)
+    cause = only(run, folder).cause
+    assert cause.startswith(
+        f"its job left no log in {submission.folder}: it was removed from the queue"
+    )
+    assert "wanted --results on a file system that all nodes share" in cause
+
+
+def test_a_job_that_slurm_ended(run, folder, monkeypatch):
+    submission = open_submission(folder, "tiny", "slurm", [(run.run_id,)])
+    monkeypatch.setattr(queue, "queue", dict)
+    said = "slurmstepd: error: *** JOB 17 ON n1 CANCELLED AT 2030-01-01 DUE TO NODE FAILURE ***"
+    (submission.folder / "17_0_log.out").write_text(f"hello\n{said}\n")
+    assert only(run, folder).cause == said
+
+
+def test_why_a_run_waits(run, folder, monkeypatch):
+    other = run.model_copy(update={"seed": 1})
+    submission = open_submission(folder, "tiny", "slurm", [(run.run_id, other.run_id)])
+    known = queue.Queued("17", "PENDING", "Priority")
+    monkeypatch.setattr(queue, "queue", lambda: {(submission.name, "N/A"): known})
+    assert (only(run, folder).state, only(run, folder).reason) == ("waiting", "Priority")
+    known = queue.Queued("17", "RUNNING", "None")
+    assert only(run, folder).reason == "its job has others first"
+
+
+def test_stages_are_those_of_the_newest_training(run, folder):
+    """A build or a report of before, failed or not, says nothing about what is trained now."""
+    data, tasks = folder.parent / "data", [(run.run_id,)]
+
+    def made(where, stage, *before):
+        after = tuple(str(each.folder) for each in before)
+        submission = open_submission(where, "tiny", "local", tasks, stage=stage, after=after)
+        leave_outcome(submission.folder, "17", {"status": 1})
+        return submission
+
+    def stages():
+        return [stage.stage for stage in look([run], folder).stages]
+
+    check = made(data, "check", made(data, "data"))
+    assert [stage.stage for stage in look((), data).stages] == ["data", "check"]
+    first = made(folder, "train", check)
+    made(folder, "report", first)
+    assert stages() == ["data", "check", "report"]
+    second = made(folder, "train")
+    assert stages() == []
+    made(folder, "evaluation", second)
+    assert stages() == ["evaluation"]
+
+
+def test_an_id_that_comes_again_is_another_job(run, folder, monkeypatch):
+    """Slurm was set up anew and counts from 1 again: the job of that id is somebody else's."""
+    open_submission(folder, "tiny", "slurm", [(run.run_id,)])
+    known = queue.Queued("17", "RUNNING", "None")
+    monkeypatch.setattr(queue, "queue", lambda: {("somebody-else", "N/A"): known})
+    assert live_tasks(submissions(folder)) == []
+    assert only(run, folder).state == "failed"
+
+
 def test_a_job_of_another_machine(run, folder):
     submission = open_submission(folder, "tiny", "local", [(run.run_id,)])
     path = submission.folder / "submission.json"
@@ -171,19 +284,19 @@ def test_an_old_failure_does_not_count_against_a_new_job(run, folder):
     command = [sys.executable, "-c", program, "submitit.local._local", str(submission.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
-        assert live_runs(submissions(folder)) == {run.run_id: submission}
+        assert by_run(live_tasks(submissions(folder)))[run.run_id].submission == submission
         assert only(run, folder).state == "waiting"
         failed(run, folder, time.time() + 1)
         assert only(run, folder).state == "failed"
         process.kill()
-    assert live_runs(submissions(folder)) == {}
+    assert live_tasks(submissions(folder)) == []
 
 
 def test_reading_a_log_is_not_a_job(run, folder):
     submission = open_submission(folder, "tiny", "local", [(run.run_id,)])
     reader = [sys.executable, "-c", "import time; time.sleep(60)", f"{submission.folder}/log.out"]
     with subprocess.Popen(reader) as process:
-        assert live_runs(submissions(folder)) == {}
+        assert live_tasks(submissions(folder)) == []
         process.kill()
 
 
@@ -197,7 +310,9 @@ def test_a_damaged_record_is_named(folder):
 
 def test_json_is_for_programs(run, folder):
     trained(run, folder, 3, finish=True)
-    (row,) = json.loads(as_json(look([run], folder)))
+    answer = json.loads(as_json(look([run], folder)))
+    assert (answer["stages"], answer["slurm"]) == ([], None)
+    (row,) = answer["runs"]
     assert row["state"] == "finished"
     assert row["steps"] == run.train_steps
     assert row["params"] == run.shape.params_non_embedding
@@ -217,7 +332,7 @@ def test_status_of_five_hundred_runs_is_quick(run, folder):
     for each in runs[1:]:
         (folder / each.run_id).symlink_to(folder / run.run_id)
     began = time.process_time()  # not the clock on the wall: other tests may be running
-    assert len(look(runs, folder)) == 500
+    assert len(look(runs, folder).runs) == 500
     assert time.process_time() - began < 2
 
 

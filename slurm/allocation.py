@@ -1,0 +1,116 @@
+"""What a job has been given, and what it may ask for: by Slurm, or on this machine.
+
+Every question to Slurm's controller is repeated while that does not answer: it may be restarting.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from slurm.step import LocalStep, SlurmStep, Step
+
+PATIENCE_SECONDS = 900.0  # for a controller that is down
+AGAIN_SECONDS = 2.0
+HERE, ELSEWHERE, OUT_OF_TIME, OVER = "running here", "requeued", "out of time", "over"
+_SILENT = re.compile(r"unable to contact|connection|timed out|communication|socket", re.I)
+
+
+class Allocation(ABC):
+    """Nodes that this process is the first of."""
+
+    restart = 0  # how often this job was started anew
+    can_requeue = False
+    nodes: tuple[str, ...]
+    ranks: int
+
+    @abstractmethod
+    def start(self, words: Sequence[str], log: Path, number: int) -> Step:
+        """Start the ranks: `python -m WORDS` for each; `number`: of the attempt."""
+
+    @abstractmethod
+    def state(self) -> str:
+        """What Slurm means this job to be: HERE, ELSEWHERE (requeued), OUT_OF_TIME, or OVER (cancelled)."""
+
+    @abstractmethod
+    def requeue(self, exclude: Sequence[str]) -> None:
+        """Have the whole job started anew, without these nodes. Raises `OSError` with Slurm's words."""
+
+
+class Here(Allocation):
+    """This machine."""
+
+    def __init__(self, ranks: int) -> None:
+        self.nodes = (socket.gethostname(),)
+        self.ranks = ranks
+
+    def start(self, words: Sequence[str], log: Path, number: int) -> Step:
+        return LocalStep(words, log, os.getpid() + number, self.ranks)
+
+    def state(self) -> str:
+        return HERE
+
+    def requeue(self, exclude: Sequence[str]) -> None:
+        raise OSError("there is no Slurm to requeue this job")
+
+
+class OnSlurm(Allocation):
+    """The Slurm job that this process is the batch script of."""
+
+    can_requeue = True
+
+    def __init__(self) -> None:
+        self._number = int(os.environ["SLURM_JOB_ID"])
+        # One task of an array has the array's own id for its number, which would mean all of them.
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        self._job = f"{array}_{task}" if array else str(self._number)
+        self.ranks = int(os.environ.get("SLURM_NTASKS", "1"))
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self.nodes = tuple(
+            _ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+        )
+
+    def start(self, words: Sequence[str], log: Path, number: int) -> Step:
+        return SlurmStep(words, log, self._number + number)
+
+    def state(self) -> str:
+        answer = _ask("scontrol", "--oneliner", "show", "job", self._job)
+        fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
+        # While it completes a job does not say whether it was requeued; the count does.
+        if int(fields.get("Restarts", "0")) > self.restart:
+            return ELSEWHERE
+        if fields.get("JobState") == "RUNNING":
+            return HERE
+        return OUT_OF_TIME if fields.get("Reason") == "TimeLimit" else OVER
+
+    def requeue(self, exclude: Sequence[str]) -> None:
+        _ask("scontrol", "requeue", self._job)
+        if exclude:  # Slurm takes it while the job is completing, not before
+            before = re.search(
+                r"\bExcNodeList=(\S+)", _ask("scontrol", "-o", "show", "job", self._job)
+            )
+            nodes = [*exclude, *([before[1]] if before and before[1] != "(null)" else [])]
+            _ask("scontrol", "update", f"JobId={self._job}", f"ExcNodeList={','.join(nodes)}")
+
+
+def _ask(*command: str) -> str:
+    """What a command of Slurm's prints. Raises `OSError` with its words."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            status, words = done.returncode, (done.stderr or done.stdout).strip()
+        except subprocess.TimeoutExpired:
+            status, words = 1, "timed out"
+        if status == 0:
+            return done.stdout
+        # A signal for the job reaches this command as well: it is asked again.
+        if time.monotonic() > deadline or (status > 0 and not _SILENT.search(words)):
+            raise OSError(f"{' '.join(command)}: {words}")
+        print(f"{' '.join(command)}: {words}: asking again", file=sys.stderr, flush=True)
+        time.sleep(AGAIN_SECONDS)

@@ -1,0 +1,112 @@
+"""`submit --dry-run`: the jobs as a table with what each takes, and what sbatch would get."""
+
+import io
+import shutil
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.config import RunConfig
+from slurm import queue
+from slurm.freeze import CODE
+from slurm.launcher import script
+from slurm.ledger import JOBS
+from slurm.placement import PackedJob
+from slurm.submit import arrays, order_of, refuse_dear
+from slurm.target import Target, refuse_beyond_partition
+
+COLUMNS = ("runs", "nodes", "tasks", "GPUs", "minutes", "memory", "GPU-hours", "disk", "cost")
+# Of one parameter in a checkpoint: weights, moments, and in bf16 or with ZeRO the master weights.
+STATE_BYTES = {"bf16": 14, "fp32": 16}
+ROW_BYTES = 128  # of one step in metrics.h5
+MINUTES = "minutes are predictions; on a CPU they only balance the jobs"
+
+
+def describe(of: Target, packed: Sequence[PackedJob]) -> list[str]:
+    """Lines for stdout. Raises `ValueError` where Slurm or the budget would refuse the jobs."""
+    refuse_dear(of, packed)
+    silent = None
+    try:
+        refuse_beyond_partition(of.cluster)
+    except OSError as error:
+        silent = f"not compared with what Slurm has: {error}"
+    lines = [*_table(of, packed), _sums(of, packed), *_stages(of)]
+    if of.cluster.executor == "slurm":
+        lines += _scripts(of, packed, silent)
+    return lines
+
+
+def disk_bytes(run: RunConfig) -> float:
+    """Of a run's folder at its largest: the checkpoints that are kept, one being written, and metrics.h5."""
+    kept = run.checkpoint.keep_last + 1 + len(run.keep_steps)
+    kept += run.train_steps // run.checkpoint.keep_every if run.checkpoint.keep_every else 0
+    state = STATE_BYTES[run.precision] * run.shape.params_total
+    return kept * state + ROW_BYTES * run.train_steps
+
+
+def _table(of: Target, packed: Sequence[PackedJob]) -> list[str]:
+    table = Table("job", box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, job in enumerate(packed, start=1):
+        table.add_row(f"{number}", *_row(of, job))
+        for run_id in job.run_ids:
+            table.add_row(f"    {run_id}")
+    text = io.StringIO()
+    Console(file=text, width=200, highlight=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def _row(of: Target, job: PackedJob) -> list[str]:
+    predicted = max((each.bytes or 0.0 for each in job.runs), default=0.0)
+    memory = predicted / 1e9 or of.cluster.memory_gb
+    disk = sum(disk_bytes(each.run) for each in job.runs)
+    return [
+        f"{len(job.runs)}",
+        f"{job.shape.nodes}",
+        f"{job.shape.ranks}",
+        f"{job.shape.gpus}",
+        f"{job.seconds / 60:.3g}",
+        f"{memory:.3g} GB",
+        f"{job.gpu_hours:.3g}",
+        f"{disk / 1e9:.3g} GB",
+        _cost(of, job.gpu_hours),
+    ]
+
+
+def _sums(of: Target, packed: Sequence[PackedJob]) -> str:
+    hours = sum(job.gpu_hours for job in packed)
+    disk = sum(disk_bytes(each.run) for job in packed for each in job.runs)
+    there = next(folder for folder in (of.results, *of.results.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    runs = sum(len(job.runs) for job in packed)
+    words = [f"{runs} runs in {len(packed)} jobs", f"{hours:.3g} GPU-hours"]
+    words += [f"cost {_cost(of, hours)}"] if of.cluster.price_per_gpu_hour is not None else []
+    words += [f"up to {disk / 1e9:.3g} GB of {free / 1e9:.3g} GB that are free", MINUTES]
+    return "; ".join(words)
+
+
+def _cost(of: Target, hours: float) -> str:
+    price = of.cluster.price_per_gpu_hour
+    return "-" if price is None else f"{hours * price:.2f}"
+
+
+def _stages(of: Target) -> list[str]:
+    first = f"build of {of.build.out} in {of.build.parts} parts, check, " if of.build else ""
+    last = f", evaluation on {len(of.evaluate)} datasets" if of.evaluate else ""
+    last += ", then fits and report" if of.report else ""
+    threads = f"OMP_NUM_THREADS={of.cluster.cpus_per_task}"
+    return [f"order: {first}training ({threads}){last}"]
+
+
+def _scripts(of: Target, packed: Sequence[PackedJob], silent: str | None) -> list[str]:
+    lines = [silent] if silent else []
+    code = of.folder / CODE / "KEY"
+    for number, group in enumerate(arrays(packed, "slurm"), start=1):
+        order = order_of(of, group, len(packed), code)
+        text = script(f"{of.name}-KEY", of.folder / JOBS / "KEY", order, len(group))
+        lines += ["", f"--- sbatch {number}: {len(group)} jobs ---", text.rstrip()]
+        if silent is None:
+            lines.append(f"--- sbatch --test-only: {queue.would_start(text)}")
+    return lines

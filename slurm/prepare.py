@@ -1,0 +1,156 @@
+"""`prepare`: a dataset built by an array of jobs, each a part of it, and one job that checks the whole.
+
+OUT/jobs/KEY/   the submissions, as of a study;  OUT/code/KEY/   the code that they run
+"""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_prep.domain import domain
+from slurm.alive import live_tasks, refuse_moved, without_stillborn
+from slurm.cluster import Cluster
+from slurm.freeze import freeze_code
+from slurm.launcher import Order, launch
+from slurm.ledger import CHECK, DATA, Submission, open_submission, submissions, submit_lock
+from slurm.machine import this_machine
+from slurm.placement import local_slots
+from slurm.resources import Shape
+
+MANIFEST = "manifest.json"
+Commands = tuple[tuple[str, ...], ...]
+MOST_PARTS = 1000  # Slurm's own limit of an array, unless its administrator raised it
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to build, and in how many parts."""
+
+    domain: str
+    raw: str
+    out: Path
+    parts: int
+    options: str = ""  # more words for `data_prep build`
+
+    def __post_init__(self) -> None:
+        domain(self.domain)  # raises for one that is not known
+        if not 1 <= self.parts <= MOST_PARTS:
+            raise ValueError(
+                f"--parts {self.parts}: wanted 1 to {MOST_PARTS}, the longest array that Slurm takes. Give "
+                "as many as jobs may run at a time."
+            )
+        path = self.raw.partition(":")[0]
+        if path != "generator" and not Path(path).exists():
+            raise ValueError(
+                f"--raw {self.raw}: no such file or folder; wanted the raw data of {self.domain}. Check the "
+                "path, or see `python -m data_prep list`."
+            )
+
+    @property
+    def finished(self) -> bool:
+        return (self.out / MANIFEST).exists()
+
+    def command(self, part: int) -> tuple[str, ...]:
+        """The words after `python -m` that build one part, counted from 1. Paths are whole ones: jobs
+        run in another folder."""
+        raw = ":".join(_whole(each) for each in self.raw.split(":"))
+        words = ["data_prep", "build", self.domain, "--raw", raw, "--out", str(self.out)]
+        options = (_whole(word) for word in shlex.split(self.options))
+        return (*words, "--part", f"{part}/{self.parts}", *options)
+
+
+@dataclass(frozen=True)
+class Underway:
+    """The last job of a build, which others may wait for."""
+
+    submission: Submission
+    job: str  # Slurm's id
+    started: bool  # now, and not before
+
+
+def prepare(build: Build, cluster: Cluster) -> Underway:
+    """Start a build, unless it is under way."""
+    with submit_lock(build.out):
+        living = without_stillborn(live_tasks(submissions(build.out)))
+        refuse_moved(living)
+        for live in living:
+            _refuse_other_executor(build, live.submission, cluster)
+            if live.submission.stage == CHECK:
+                return Underway(live.submission, live.job, started=False)
+        return _start(build, cluster)
+
+
+def _refuse_other_executor(build: Build, there: Submission, cluster: Cluster) -> None:
+    if there.executor != cluster.executor:
+        raise ValueError(
+            f"{build.out}: is being built by jobs with executor = '{there.executor}' on {there.host}; wanted "
+            f"the same executor ('{cluster.executor}' now), so that one can wait for the other. Wait for it "
+            "to end, then run the same command again."
+        )
+
+
+def _start(build: Build, cluster: Cluster) -> Underway:
+    from slurm.stages import Stage  # brings submitit
+
+    code = freeze_code(build.out)
+    order = Order(cluster, DATA, Shape(), code, parallelism=cluster.concurrent_jobs or 1)
+    parts = [(build.command(part),) for part in range(1, build.parts + 1)]
+    if cluster.executor == "local":
+        made = [_launch_here(build, order, job) for job in _shares(parts, cluster)]
+        ids = []
+    else:
+        names = [(f"part {part} of {build.parts}",) for part in range(1, build.parts + 1)]
+        array = _open(build, order, names)
+        stages = [Stage(str(array.folder), commands) for commands in parts]
+        made, ids = [array], [launch(array, order, stages)]
+    return _start_check(build, order, made, ids)
+
+
+def _start_check(
+    build: Build, order: Order, made: Sequence[Submission], ids: Sequence[str]
+) -> Underway:
+    """The last job: a part that finds all others done has finished the dataset; then read all of it."""
+    from slurm.stages import After, Stage
+
+    after = tuple(str(each.folder) for each in made)
+    dependency = f"afterany:{':'.join(ids)}" if ids else None
+    order = replace(order, stage=CHECK, parallelism=1, dependency=dependency)
+    last = _open(build, order, [(f"check of {build.out.name}",)], after=after)
+    commands = (build.command(1), ("data_prep", "check", str(build.out)))
+    job: Callable[[], int] = Stage(str(last.folder), commands, after)
+    if order.cluster.executor == "local":
+        job = After(str(last.folder), job, after, only_if_well=False)
+    return Underway(last, launch(last, order, [job]), started=True)
+
+
+def _shares(parts: Sequence[Commands], cluster: Cluster) -> list[Commands]:
+    """The parts that each process of this machine does, one after another."""
+    number = min(len(parts), len(local_slots(cluster, this_machine())))
+    return [
+        tuple(command for part in parts[slot::number] for command in part) for slot in range(number)
+    ]
+
+
+def _launch_here(build: Build, order: Order, commands: Commands) -> Submission:
+    from slurm.stages import Stage
+
+    names = (f"part {words[words.index('--part') + 1]}" for words in commands)
+    made = _open(build, order, [tuple(names)])
+    launch(made, order, [Stage(str(made.folder), commands)])
+    return made
+
+
+def _open(
+    build: Build, order: Order, tasks: Sequence[tuple[str, ...]], after: tuple[str, ...] = ()
+) -> Submission:
+    executor = order.cluster.executor
+    code = order.code.name
+    return open_submission(
+        build.out, build.out.name, executor, tasks, stage=order.stage, after=after, code=code
+    )
+
+
+def _whole(word: str) -> str:
+    """A path that is there, from the root; anything else as it is."""
+    return str(Path(word).resolve()) if word and Path(word).exists() else word

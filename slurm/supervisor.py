@@ -1,0 +1,317 @@
+"""Has a job's ranks start, finds out why they ended, and has them start again, here or after a requeue.
+
+It runs on the job's first node, beside the ranks: nothing that happens to one of them takes the one
+along that decides, and nothing on a login node has to stay alive. What it knows is in files, so that a
+requeue goes on where it was. What is decided when is in `slurm.causes`.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launch.checkpoint_files import step_number, steps_of
+from launch.config import RunConfig
+from launch.folder import FAILED_FILE, finished_on, record_failure, run_folder
+from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, Allocation
+from slurm.attempts import Attempt, Attempts
+from slurm.causes import Action, Cause, Finding, decide, find
+from slurm.freeze import frozen_runs
+from slurm.health import judge
+from slurm.ledger import CANCELLED, FAILED, STOPPED, held
+from slurm.memory_kills import memory_kills
+from slurm.rank import BAD_INPUT
+from slurm.step import Ended
+
+LOCK_SECONDS = 120.0  # for a predecessor on a node that Slurm has given up to let go of its runs
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job is to train, and what of it is on disk."""
+
+    submission: Path  # its folder
+    name: str  # the job's, in file names: 17, or 17_3 in an array
+    data: Path
+    results: Path
+    run_ids: tuple[str, ...]
+    at_a_time: int = 1  # runs on one device
+
+    @cached_property
+    def runs(self) -> dict[str, RunConfig]:
+        return dict(zip(self.run_ids, frozen_runs(self.submission, self.run_ids), strict=True))
+
+    def folder(self, run_id: str) -> Path:
+        return run_folder(self.results, self.runs[run_id])
+
+    def finished(self, run_id: str) -> bool:
+        try:
+            return finished_on(self.runs[run_id], self.folder(run_id), self.data)
+        except ValueError:
+            return False  # the rank that tries it says what is wrong
+
+    def saved(self, run_id: str) -> int:
+        """The steps of its newest checkpoint."""
+        steps = steps_of(self.folder(run_id))
+        return step_number(steps[-1]) if steps else 0
+
+    def failure(self, run_id: str, since: float) -> str | None:
+        """What the run recorded as its error since then."""
+        path = self.folder(run_id) / FAILED_FILE
+        try:
+            # A file system may round its times down to whole seconds.
+            return (
+                str(json.loads(path.read_text())["error"])
+                if path.stat().st_mtime >= since - 1
+                else None
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+class Supervisor:
+    """One life of a job: from its start, or a requeue, to its end or the next requeue."""
+
+    def __init__(
+        self, work: Work, allocation: Allocation, signal_received: Callable[[], int], seconds: float
+    ) -> None:
+        """`seconds`: for the check of the nodes."""
+        self._work, self._allocation, self._seconds = work, allocation, seconds
+        self._signal_received = signal_received
+        self._attempts = Attempts(work.submission, work.name, allocation.restart)
+        self._finished: set[str] = set()
+
+    def work(self) -> bool:
+        """Whether the job is over for good; if not, it is to have another life."""
+        self._take_over()
+        while self._left():
+            if self._asked_to_stop():
+                return self._stopped()
+            self._wait_for_locks()
+            attempt = self._bad_nodes() or self._attempt()
+            if self._attempts.superseded:
+                say("Slurm has started this job anew elsewhere: this one ends")
+                return False
+            if attempt.cause == Cause.DONE:
+                continue
+            if attempt.cause in (Cause.FAILED, Cause.MEMORY):
+                self._again(attempt)  # without it
+                continue
+            if attempt.cause in (Cause.STOPPED, Cause.CANCELLED) and self._asked_to_stop():
+                return self._stopped()
+            if (state := self._allocation.state()) != HERE:
+                say(f"for Slurm this job is {state}")
+                return state != ELSEWHERE
+            if not self._again(attempt):
+                return self._requeue(self._attempts.all[-1].exclude)
+        return True
+
+    def outcome(self) -> dict[str, Any]:
+        """How it stands with each run, and the exit status that follows from it."""
+        given_up = self._given_up()
+        runs: dict[str, dict[str, str | None]] = {}
+        for run_id in self._work.run_ids:
+            if self._is_finished(run_id):
+                runs[run_id] = {"state": "finished", "cause": None, "message": ""}
+            elif run_id in given_up:
+                cause, message = given_up[run_id]
+                runs[run_id] = {"state": "failed", "cause": cause, "message": message}
+            else:
+                runs[run_id] = {"state": "stopped", "cause": Cause.STOPPED, "message": ""}
+        states = {run["state"] for run in runs.values()}
+        status = FAILED if "failed" in states else STOPPED if "stopped" in states else 0
+        return {"status": status, "runs": runs}
+
+    # --- what is left to do
+
+    def _left(self) -> list[str]:
+        """The runs that are neither finished nor given up, in order."""
+        given_up = self._given_up()
+        return [
+            run_id
+            for run_id in self._work.run_ids
+            if run_id not in given_up and not self._is_finished(run_id)
+        ]
+
+    def _is_finished(self, run_id: str) -> bool:
+        if run_id not in self._finished and self._work.finished(run_id):
+            self._finished.add(run_id)
+        return run_id in self._finished
+
+    def _given_up(self) -> dict[str, Sequence[str]]:
+        return {run_id: why for each in self._attempts.all for run_id, why in each.given_up.items()}
+
+    def _saved(self) -> int:
+        runs = self._work.runs
+        return sum(
+            runs[each].train_steps if self._is_finished(each) else self._work.saved(each)
+            for each in runs
+        )
+
+    def _asked_to_stop(self) -> bool:
+        return self._signal_received() != 0 or self._cancelled
+
+    @property
+    def _cancelled(self) -> bool:
+        return (self._work.submission / CANCELLED).exists()
+
+    def _take_over(self) -> None:
+        """Close what a life that was cut short left open."""
+        last = self._attempts.all[-1] if self._attempts.all else None
+        left = self._left()
+        if last and last.ended is None and left:
+            message = "ended without a word: its node failed, or everything was killed"
+            self._attempts.end(
+                cause=Cause.NODE, message=message, blamed=left[0], saved=self._saved()
+            )
+
+    def _wait_for_locks(self) -> None:
+        """Slurm may have given up a node where all is well: what is left there has to let go first."""
+        deadline, told = time.monotonic() + LOCK_SECONDS, ""
+        while time.monotonic() < deadline and not self._asked_to_stop():
+            holders = (held(self._work.folder(each)) for each in self._left())
+            holder = next(filter(None, holders), None)
+            if holder is None:
+                return
+            if holder != told:
+                say(f"waiting for {holder}, which trains a run of this job")
+            told = holder
+            time.sleep(2.0)
+
+    # --- an attempt
+
+    def _attempt(self) -> Attempt:
+        left = self._left()
+        attempt = self._attempts.begin(left, self._allocation.nodes)
+        where = f"{self._allocation.ranks} ranks of {', '.join(attempt.nodes)}"
+        say(f"attempt {attempt.number}: {len(left)} runs on {where} (log: {attempt.log})")
+        work = self._work
+        words = ["slurm.rank", str(work.submission), str(work.data), str(work.results)]
+        words += [str(work.at_a_time), *left]
+        kills = memory_kills()
+        step = self._allocation.start(words, work.submission / attempt.log, attempt.number)
+        ended = step.wait(self._asked_to_stop, self._superseded)
+        if self._attempts.superseded:
+            return attempt
+        return self._explain(attempt, ended, memory_kills() > kills)
+
+    def _superseded(self) -> bool:
+        return self._attempts.superseded
+
+    def _explain(self, attempt: Attempt, ended: Ended, memory_event: bool) -> Attempt:
+        """Why it ended. A run that failed by itself before the one under way is given up."""
+        left = self._left()
+        if not left:
+            return self._attempts.end(cause=Cause.DONE, saved=self._saved())
+        failures = {run_id: self._work.failure(run_id, attempt.began) for run_id in left}
+        status = ended.ends[0].status if ended.ends else ended.status
+        quiet = [run_id for run_id in left if failures[run_id] is None]
+        # One process goes on after a run that failed, and says at its end that there was one.
+        alone = status in (FAILED, BAD_INPUT) or not quiet
+        blamed = (
+            next((run_id for run_id in left if failures[run_id]), left[0]) if alone else quiet[0]
+        )
+        finding = find(ended, failures[blamed], memory_event)
+        holder = held(self._work.folder(blamed)) if not failures[blamed] else None
+        if finding.cause == Cause.FAILED and holder:
+            finding = Finding(Cause.BUSY, f"{blamed} is trained by {holder}")
+        if finding.cause == Cause.STOPPED and self._cancelled:
+            finding = Finding(Cause.CANCELLED, "cancelled")
+        for run_id in left:
+            if run_id != blamed and (failure := failures[run_id]):
+                self._give_up(run_id, find(Ended(FAILED), failure, False))
+        say(f"attempt {attempt.number}: {finding.cause}: {finding.message}")
+        return self._attempts.end(
+            cause=finding.cause,
+            message=finding.message,
+            node=finding.node,
+            blamed=blamed,
+            saved=self._saved(),
+        )
+
+    def _bad_nodes(self) -> Attempt | None:
+        """The nodes are tried first; if any is bad, an attempt that ended before it began."""
+        ranks, nodes = self._allocation.ranks, self._allocation.nodes
+        if ranks == 1 and not os.environ.get("SLURM_GPUS_ON_NODE"):
+            return None  # one process on a CPU has nobody to wait for
+        number = len(self._attempts.all) + 1
+        folder = self._work.submission / f"{self._work.name}.health-{number}"
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            path.unlink()  # of a life that was cut short
+        words = ["slurm.health", str(folder), str(ranks // len(nodes))]
+        step = self._allocation.start(words, folder.with_name(f"{folder.name}.log"), 1000 + number)
+        ended = step.wait(
+            lambda: False, lambda: self._asked_to_stop() or self._superseded(), self._seconds
+        )
+        if self._asked_to_stop() or ended.status == 0:
+            return None
+        finding, bad = find(ended, None, False), judge(folder, nodes, ranks // len(nodes))
+        if finding.cause == Cause.STOPPED:
+            bad = []  # a signal for the job came while it was at this
+        elif not bad:
+            return None
+        else:
+            message = "; ".join(f"{each.node or 'no node'}: {each.message}" for each in bad)
+            finding = Finding(Cause.NODE, f"the check before training: {message}")
+        say(f"{finding.cause}: {finding.message}")
+        self._attempts.begin(self._left(), nodes)
+        return self._attempts.end(
+            cause=finding.cause,
+            message=finding.message,
+            exclude=tuple(each.node for each in bad if each.node),
+            blamed=self._left()[0],
+            saved=self._saved(),
+        )
+
+    # --- what follows
+
+    def _again(self, attempt: Attempt) -> bool:
+        """Whether to go on here; else the job is to be requeued."""
+        decision = decide(self._attempts.all)
+        if decision.action == Action.GIVE_UP and decision.finding:
+            self._give_up(attempt.blamed or self._left()[0], decision.finding)
+            return True
+        if decision.action == Action.REQUEUE and self._allocation.can_requeue:
+            self._attempts.end(ended=attempt.ended, exclude=(*attempt.exclude, *decision.exclude))
+            return False
+        return True
+
+    def _give_up(self, run_id: str, finding: Finding) -> None:
+        say(f"{run_id}: given up: {finding.cause}: {finding.message}")
+        last = self._attempts.all[-1]
+        if self._work.failure(run_id, last.began) is None:
+            record_failure(
+                self._work.folder(run_id), RuntimeError(f"{finding.cause}: {finding.message}")
+            )
+        given_up = last.given_up | {run_id: (finding.cause, finding.message)}
+        self._attempts.end(ended=last.ended or time.time(), given_up=given_up)
+
+    def _stopped(self) -> bool:
+        """After a signal: whether that was the end."""
+        if self._cancelled:
+            return True
+        if not self._allocation.can_requeue:
+            return self._signal_received() != signal.SIGUSR2
+        state = self._allocation.state()
+        return self._requeue(()) if state in (HERE, OUT_OF_TIME) else state != ELSEWHERE
+
+    def _requeue(self, exclude: Sequence[str]) -> bool:
+        """Whether the job is over, because Slurm refuses to start it anew."""
+        try:
+            self._allocation.requeue(exclude)
+        except OSError as error:
+            say(f"not requeued: {error}. Submit the study again to continue.")
+            return True
+        return False
+
+
+def say(line: str) -> None:
+    """Into the job's own log."""
+    print(f"job: {line}", file=sys.stderr, flush=True)

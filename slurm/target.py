@@ -1,0 +1,190 @@
+"""`Target`: one study on one cluster, and all that can be refused before anything starts."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.config import CONFIG_FILE, RunConfig
+from launch.folder import data_identity, finished_on, run_folder
+from launch.study import Study, expand, load_study
+from slurm import queue
+from slurm.cluster import Cluster, load_cluster
+from slurm.ledger import held
+from slurm.prepare import MANIFEST, Build
+
+STUDY_FILE = "study.toml"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `submit` was asked for."""
+
+    study_file: Path
+    name: str
+    runs: tuple[RunConfig, ...]
+    cluster: Cluster
+    data: Path
+    results: Path
+    build: Build | None = None  # of the data, where it is not there yet
+    ranks: int | None = None  # devices of each run; None: the planner's choice
+    max_gpu_hours: float | None = None
+    evaluate: tuple[Path, ...] = ()  # datasets beside `data`
+    report: bool = True
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.name
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The options of `submit` that have a default."""
+
+    raw: str | None = None
+    parts: int = 4
+    build: str = ""
+    ranks: int | None = None
+    max_gpu_hours: float | None = None
+    evaluate: tuple[Path, ...] = ()
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None and self.ranks < 1:
+            raise ValueError(
+                f"--ranks {self.ranks}: wanted at least 1. Leave it out for the planner's choice."
+            )
+        hours = self.max_gpu_hours
+        if hours is not None and not 0 <= hours < math.inf:  # said so that NaN is refused
+            raise ValueError(
+                f"--max-gpu-hours {hours}: wanted a number from 0. Leave it out for no limit."
+            )
+
+
+def target(
+    study_file: Path, cluster: str, data: Path, results: Path, wishes: Wishes | None = None
+) -> Target:
+    """Read everything that a person wrote. Raises `ValueError` for what is wrong with it."""
+    wishes = wishes or Wishes()
+    study = load_study(study_file)
+    runs = expand(study, study_file)
+    build = None if (data / MANIFEST).exists() else _build(study, data, wishes)
+    if build is None:
+        _refuse_without_data(study, data)
+        data_identity(runs[0], data)  # a missing split is better refused here than in the jobs
+    return Target(
+        study_file=study_file,
+        name=study.name,
+        runs=runs,
+        cluster=load_cluster(cluster),
+        data=data.resolve(),
+        results=results.resolve(),
+        build=build,
+        ranks=wishes.ranks,
+        max_gpu_hours=wishes.max_gpu_hours,
+        evaluate=tuple(_dataset(path) for path in wishes.evaluate),
+        report=wishes.report,
+    )
+
+
+def _build(study: Study, data: Path, wishes: Wishes) -> Build | None:
+    if wishes.raw is None:
+        return None
+    if study.blend:
+        raise ValueError(
+            f"--raw {wishes.raw}: the study blends {len(study.blend)} datasets; wanted --raw only for a study "
+            "of one. Build each with `slurm prepare`, then submit without --raw."
+        )
+    return Build(study.domain, wishes.raw, data.resolve(), wishes.parts, wishes.build)
+
+
+def _dataset(path: Path) -> Path:
+    if not (path / MANIFEST).exists():
+        raise ValueError(
+            f"--evaluate {path}: no dataset (no {MANIFEST}); wanted the folder of one that is built. Check the "
+            "path, or build it first."
+        )
+    return path.resolve()
+
+
+def _refuse_without_data(study: Study, data: Path) -> None:
+    if not data.is_dir():
+        raise ValueError(
+            f"--data {data}: no such folder; wanted the {study.domain} dataset of this study. Build "
+            f"it with: python -m data_prep build {study.domain} --raw PATH --out {data}"
+        )
+
+
+def unfinished(of: Target) -> list[RunConfig]:
+    """The runs that are not finished.
+
+    Raises `ValueError` for one that was trained on other data.
+    """
+    left = []
+    for run in of.runs:
+        try:
+            if finished_on(run, run_folder(of.results, run), of.data):
+                continue
+        except ValueError:
+            if held(run_folder(of.results, run)) is None:
+                raise
+        left.append(run)
+    return left
+
+
+def refuse_other_study(of: Target) -> None:
+    """A results folder holds one study. More runs may join it; runs that began may not leave it."""
+    mine = {run.run_id for run in of.runs}
+    begun = {path.parent.name for path in of.folder.glob(f"*/{CONFIG_FILE}")}
+    foreign = sorted(begun - mine)
+    if not foreign:
+        return
+    there, here = _digest(of.folder / STUDY_FILE), _digest(of.study_file)
+    raise ValueError(
+        f"{of.study_file}: study '{of.name}' has begun in {of.folder} with {len(foreign)} runs that "
+        f"are not in this file, for example {foreign[0]} (study file there: sha256 {there}, this "
+        f"one: {here}); wanted a file that has all of them, and maybe more. Give the changed study "
+        "another name, or move that folder away."
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "(none)"
+
+
+def refuse_beyond_partition(cluster: Cluster) -> None:
+    """Raise `ValueError` for what no node or partition of this Slurm can give: it would queue for ever."""
+    if cluster.executor == "local":
+        return
+    there = {each.name: each for each in queue.partitions()}
+    for key in ("partition", "cpu_partition"):
+        name = getattr(cluster, key)
+        if name is not None and name not in there:
+            raise ValueError(
+                f"{key} = '{name}': this Slurm has no such partition; wanted one of {', '.join(there)}. "
+                "Correct the cluster file."
+            )
+    default = next((each for each in there.values() if each.default), None)
+    mine = there[cluster.partition] if cluster.partition else default
+    if mine is None:
+        raise ValueError(
+            f"partition is not given, and this Slurm has no default; wanted one of {', '.join(there)}. "
+            "Name one in the cluster file."
+        )
+    _refuse_too_much(cluster, mine)
+
+
+def _refuse_too_much(cluster: Cluster, there: queue.Partition) -> None:
+    asked = {
+        "max_minutes": (cluster.max_minutes, there.minutes, "minutes for a job"),
+        "max_nodes": (cluster.nodes, there.nodes, "nodes"),
+        "gpus_per_node": (cluster.gpus_per_node or 0, there.gpus, "GPUs on a node"),
+        "cpus_per_task": (cluster.cpus_per_task, there.cpus, "CPUs on a node"),
+        "memory_gb": (cluster.memory_gb, there.memory_gb, "GB of memory on a node"),
+    }
+    for key, (value, most, what) in asked.items():
+        if value > most:
+            raise ValueError(
+                f"{key} = {value:g}: partition '{there.name}' has at most {most:g} {what}; wanted no more "
+                "than that: Slurm would refuse the jobs, or never start them. Correct the cluster file."
+            )

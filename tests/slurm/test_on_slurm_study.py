@@ -1,0 +1,181 @@
+"""Whole studies on a real Slurm, by the commands that a person types."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.results import read_result
+from slurm.causes import Cause
+from slurm.freeze import PACKAGES
+from slurm.ledger import REPORT, TRAIN, submissions
+from slurm.playground import playground as started
+from tests.slurm.conftest import ROOT
+from tests.slurm.trial import Trial, losses, trained, write_study
+
+pytestmark = pytest.mark.slurm
+SHORT = 2e4
+
+
+class Shell:
+    """Types `python -m slurm ...` about one study, in a folder with the code."""
+
+    def __init__(
+        self, playground, study: Path, data: Path, results: Path, code: Path = ROOT
+    ) -> None:
+        self.playground, self.study, self.code = playground, study, code
+        self.data, self.results = data, results
+        self.trial = Trial(playground, study, data, results)
+
+    def start(self, command: str, *more: str) -> subprocess.Popen[str]:
+        words = [command, str(self.study), "--results", str(self.results), *more]
+        if command == "submit":
+            words += ["--cluster", str(self.playground.cluster_file), "--data", str(self.data)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "slurm", *words],
+            cwd=self.code,
+            env=self.playground.environment | {"PYTHONPATH": str(self.code)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: str, *more: str) -> tuple[int, str]:
+        """Exit status, and all that was printed."""
+        return ended(self.start(command, *more))
+
+    def submit(self, *more: str) -> str:
+        """Submit, and let the trial watch the first array."""
+        status, said = self.run("submit", *more)
+        assert status == 0, said
+        self.trial.submission = next(
+            each for each in submissions(self.trial.folder) if each.stage == TRAIN
+        )
+        (name,) = {
+            path.name.split("_")[0] for path in self.trial.submission.folder.glob("*_submitted.pkl")
+        }
+        self.trial.job = name
+        return said
+
+    def until_all_is_over(self) -> None:
+        self.trial.until(
+            lambda: not self.playground.run("squeue", "-h", "-o", "%i").strip(), seconds=600
+        )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out + err
+
+
+@pytest.fixture
+def shell(playground, data, tmp_path, monkeypatch):
+    """`open(sizes, tokens)` writes a study and opens a shell for it."""
+    monkeypatch.setenv("SLURM_CONF", str(playground.conf))
+    opened = []
+
+    def open_shell(sizes=(16,), tokens=SHORT, code=ROOT):
+        study = write_study(tmp_path / "tiny.toml", sizes, tokens)
+        opened.append(Shell(playground, study, data, tmp_path / "results", code))
+        return opened[-1]
+
+    yield open_shell
+    for each in opened:
+        playground.run("scancel", "--user", str(os.getuid()))
+        each.trial.close()
+
+
+def test_twelve_rungs_with_fits_and_a_report(shell, playground, data, tmp_path):
+    """All is done when the jobs are, with nobody watching: two sbatch calls, two jobs at a time."""
+    twelve = shell(sizes=tuple(range(16, 16 + 8 * 12, 8)))
+    twelve.submit()
+    twelve.until_all_is_over()
+    past = submissions(twelve.trial.folder)
+    assert sorted(each.stage for each in past) == [REPORT, TRAIN]
+    assert sorted(map(len, (each.tasks for each in past))) == [1, 2]
+    assert (twelve.trial.folder / "report.html").exists(), twelve.trial.describe()
+    alone = trained(twelve.study, data, tmp_path / "alone")
+    assert len(alone) == 12
+    assert losses(twelve.study, twelve.results) == alone
+    status, said = twelve.run("submit")
+    assert (status, said) == (0, "12 of 12 runs are finished: nothing to do\n")
+
+
+def test_two_submits_at_once(shell, playground):
+    """From two shells: each run gets one job."""
+    one = shell(sizes=(16, 24))
+    both = [one.start("submit", "--no-report") for _ in range(2)]
+    answers = [ended(each) for each in both]
+    assert [status for status, _ in answers] == [0, 0], answers
+    one.until_all_is_over()
+    for run in one.trial.runs:
+        assert len(read_result(one.trial.folder / run.run_id).provenance) == 1
+    assert len(submissions(one.trial.folder)) == 1
+
+
+def test_what_is_queued_does_not_see_an_edit(shell, data, tmp_path):
+    """Submit, break the code, requeue: the code of the submission trains on, to the same losses."""
+    checkout = tmp_path / "checkout"
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, checkout / package, ignore=ignored)
+    edited = shell(tokens=3e5, code=checkout)
+    edited.submit("--no-report")
+    edited.trial.until_saved()
+    for path in (checkout / "launch" / "train.py", checkout / "slurm" / "rank.py"):
+        path.write_text("raise SystemExit('edited')\n")
+    edited.playground.run("scontrol", "requeue", edited.trial.job)
+    assert edited.trial.outcome()["status"] == 0, edited.trial.describe()
+    assert edited.trial.causes() == [Cause.STOPPED, Cause.DONE]
+    assert edited.trial.losses() == trained(edited.study, data, tmp_path / "alone")
+
+
+@pytest.mark.long
+def test_a_failing_rung_among_good_ones(shell, tmp_path, data):
+    """It is named, the report is made of the rest, and says so; later the rest of the work is one run."""
+    four = shell(sizes=(16, 24, 32, 40))
+    bad, *good = four.trial.runs
+    (four.trial.folder / bad.run_id).mkdir(parents=True)
+    obstacle = four.trial.folder / bad.run_id / "checkpoints"
+    obstacle.write_text("a file where a folder should be")
+    four.submit()
+    four.until_all_is_over()
+    states = {
+        run_id: run
+        for task in range(len(four.trial.submission.tasks))
+        for run_id, run in four.trial.outcome(task)["runs"].items()
+    }
+    assert states[bad.run_id]["state"] == "failed"
+    assert states[bad.run_id]["cause"] == Cause.FAILED
+    assert [states[run.run_id]["state"] for run in good] == ["finished"] * 3
+    assert (four.trial.folder / "report.html").exists(), four.trial.describe()
+    report = next(each for each in submissions(four.trial.folder) if each.stage == REPORT)
+    told = "\n".join(path.read_text() for path in report.folder.glob("*_log.out"))
+    assert bad.run_id in told
+    status, said = four.run("status")
+    assert bad.run_id in said
+    assert "failed" in said
+    obstacle.unlink()
+    four.run("submit")
+    four.until_all_is_over()
+    assert four.trial.losses() == trained(four.study, data, tmp_path / "alone")
+
+
+@pytest.mark.long
+def test_without_accounting(data, tmp_path, monkeypatch):
+    """What is needed is in files and in the queue."""
+    with started(nodes=1, accounting=False) as bare:
+        monkeypatch.setenv("SLURM_CONF", str(bare.conf))
+        study = write_study(tmp_path / "tiny.toml", tokens=3e5)
+        shell = Shell(bare, study, data, tmp_path / "results")
+        shell.submit("--no-report")
+        shell.trial.until_saved()
+        shell.trial.kill(shell.trial.ranks(), signal.SIGKILL)
+        assert shell.trial.outcome()["status"] == 0, shell.trial.describe()
+        status, said = shell.run("status")
+        assert (status, "finished" in said) == (0, True), said
+        assert shell.trial.losses() == trained(study, data, tmp_path / "alone")

@@ -1,0 +1,107 @@
+"""The private Slurm: real, alone, and gone without a trace."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm import playground as module
+from slurm.playground import playground as started
+from tests.slurm.conftest import ROOT
+
+
+@pytest.mark.slurm
+def test_two_nodes_and_accounting(playground):
+    hosts = playground.run(
+        "srun", "--nodes=2", "--ntasks-per-node=2", "printenv", "SLURMD_NODENAME"
+    ).split()
+    assert sorted(hosts) == ["n1", "n1", "n2", "n2"]
+    playground.until(
+        lambda: "COMPLETED" in playground.run("sacct", "-X", "-n", "-o", "State"), "accounting"
+    )
+
+
+@pytest.mark.slurm
+def test_another_beside_it_and_nothing_left(playground, monkeypatch):
+    """Another Slurm's variables are not followed, and ending one leaves the other alone."""
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    with started(nodes=1, accounting=False) as other:
+        assert other.idle()
+        assert other.conf != playground.conf
+        with pytest.raises(RuntimeError, match=r"sacct .*Slurm accounting storage is disabled"):
+            other.run("sacct", "-X")
+        other.run("sbatch", "--wrap", "sleep 100", "--output", "/dev/null")
+        other.until(lambda: other.run("squeue", "-h", "-t", "RUNNING"), "a running job")
+        assert other.processes("n1")
+    assert other.processes() == []
+    assert not other.folder.exists()
+    assert playground.idle()
+
+
+@pytest.mark.slurm
+def test_a_requeued_job_starts_at_once(playground, tmp_path):
+    """Slurm itself would wait for two minutes."""
+    wrap = 'test -n "$SLURM_RESTART_COUNT" || sleep 100'
+    out = str(tmp_path / "log")
+    job = playground.run(
+        "sbatch", "--parsable", "--requeue", "--wrap", wrap, "--output", out
+    ).strip()
+    playground.until(lambda: playground.run("squeue", "-h", "-t", "RUNNING"), "a running job")
+    playground.run("scontrol", "requeue", job)
+    playground.until(lambda: not playground.run("squeue", "-h", "-j", job), "its end", 60)
+    assert "Restarts=1" in playground.run("scontrol", "show", "job", job)
+
+
+@pytest.mark.slurm
+def test_as_a_command(playground):
+    """It says what to export, and ends with a signal."""
+    command = [sys.executable, "-m", "slurm.playground", "--nodes", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    export, use, end = (process.stdout.readline() for _ in range(3))
+    found = re.fullmatch(r"export SLURM_CONF=(\S+)\n", export)
+    assert found, export
+    assert "--cluster" in use
+    assert end == f"# end: Ctrl-C here, or: kill {process.pid}\n"
+    conf = Path(found[1])
+    answer = subprocess.run(
+        ["sinfo", "-h", "-o", "%D %P"],
+        env=os.environ | {"SLURM_CONF": str(conf)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1 main*" in answer.stdout
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not conf.parent.exists()
+
+
+def test_missing_programs(monkeypatch, capsys):
+    monkeypatch.setattr(module, "SYSTEM_PATH", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert module.main(["--nodes", "1"]) == 2
+    err = capsys.readouterr().err
+    assert "slurmctld" in err
+    assert (
+        "not on this machine; wanted Slurm's programs and a database. On Debian: apt-get install"
+        in err
+    )
+
+
+@pytest.mark.slurm
+def test_a_daemon_that_does_not_start(monkeypatch):
+    """Its last words are in the message."""
+    monkeypatch.setattr(module, "START_SECONDS", 3.0)
+    monkeypatch.setattr(module.Playground, "start_node", lambda *_: None)
+    with (
+        pytest.raises(RuntimeError, match="slurmctld and its nodes: not within 3 s") as caught,
+        started(nodes=1, accounting=False),
+    ):
+        pass
+    assert "--- slurmctld.log" in str(caught.value)

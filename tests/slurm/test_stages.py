@@ -1,0 +1,204 @@
+"""Data build -> check -> training -> report, without Slurm and on a real one; and what the last are told
+when something before them fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm.alive import live_tasks
+from slurm.ledger import (
+    CHECK,
+    DATA,
+    EVALUATE,
+    REPORT,
+    TRAIN,
+    submissions,
+    submissions_before,
+)
+from slurm.playground import Playground
+from slurm.status import StudyStatus, look
+from tests.slurm.conftest import ROOT, runs_of, write_study
+
+SIZES = ((1, 16), (1, 32), (1, 48))
+
+
+class Shell:
+    """`python -m slurm ...` in a folder, on a cluster."""
+
+    def __init__(self, folder: Path, cluster: str, environment: dict[str, str]) -> None:
+        self.folder, self.cluster = folder, cluster
+        self.environment = os.environ | environment
+        self.study = write_study(folder / "tiny.toml", SIZES, tokens=2e4)
+        self.results = folder / "results"
+
+    @property
+    def study_folder(self) -> Path:
+        return self.results / "tiny"
+
+    def run(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "slurm", command, str(self.study), *more]
+        words += ["--cluster", self.cluster] if command == "submit" else []
+        return subprocess.run(
+            [*words, "--results", str(self.results)],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    def status(self) -> StudyStatus:
+        return look(runs_of(self.study), self.study_folder)
+
+    def close(self) -> None:
+        self.run("cancel")
+
+
+@pytest.fixture
+def here(tmp_path):
+    shell = Shell(tmp_path, "local", {})
+    yield shell
+    shell.close()
+
+
+@pytest.fixture
+def on_slurm(tmp_path, playground: Playground, monkeypatch):
+    for name, value in playground.environment.items():
+        monkeypatch.setenv(name, value)
+    shell = Shell(tmp_path, str(playground.cluster_file), dict(playground.environment))
+    yield shell
+    shell.close()
+
+
+@pytest.fixture
+def pictures(data) -> str:
+    """The raw pictures that the session's dataset was built from."""
+    return str(data.parent / "raw")
+
+
+def whole_study(shell: Shell, pictures: str, *more: str) -> None:
+    """One rung of three cannot be trained; the report is made from the rest, and says so."""
+    bad, *good = runs_of(shell.study)
+    (shell.study_folder / bad.run_id).mkdir(parents=True)
+    (shell.study_folder / bad.run_id / "checkpoints").write_text("a file where a folder should be")
+    built = shell.folder / "data"
+    build = ["--raw", pictures, "--build", "--fractions 0.8,0.1,0.1", "--parts", "2"]
+    done = shell.run("submit", "--data", str(built), *build, *more, "--wait")
+    assert done.returncode == 1, done
+    assert "3 started now in" in done.stderr
+
+    status = shell.status()
+    states = {run.run_id: run.state for run in status.runs}
+    assert states == {bad.run_id: "failed"} | {run.run_id: "finished" for run in good}, done
+    assert [stage.state for stage in status.stages] == ["finished"] * len(status.stages), done
+    order = [DATA, CHECK, *([EVALUATE] if more else []), REPORT]
+    assert list(dict.fromkeys(stage.stage for stage in status.stages)) == order
+    assert (shell.study_folder / "report.html").exists()
+    assert "2 runs used" in done.stdout  # what the report says at its end
+
+    log = Path(next(stage.log for stage in status.stages if stage.stage == REPORT)).read_text()
+    (cause,) = (run.cause for run in status.runs if run.cause)
+    assert f"failed: {bad.run_id}: {cause} (log: " in done.stdout
+    assert f"failed: {bad.run_id}: {cause} (log: " in log
+    assert f"before this: {bad.run_id}" in log
+    codes = {each.code for each in submissions(shell.study_folder)}
+    assert [path.name for path in (shell.study_folder / "code").iterdir()] == list(codes)
+    assert live_tasks(submissions(shell.study_folder)) == []
+
+
+def test_a_whole_study_here(here, pictures):
+    whole_study(here, pictures)
+
+
+@pytest.mark.slurm
+def test_a_whole_study_on_slurm(on_slurm, pictures, data):
+    """And, after training, the loss of each run on another dataset."""
+    whole_study(on_slurm, pictures, "--evaluate", str(data))
+    _, *good = runs_of(on_slurm.study)
+    found = {path.parents[1].name for path in on_slurm.study_folder.glob("*/evaluations/*.h5")}
+    assert found == {run.run_id for run in good}
+
+
+def data_that_cannot_be_built(shell: Shell, pictures: str) -> None:
+    """No run begins, and each says why."""
+    more = ["--raw", pictures, "--build", "--fractions 0.8,0.1", "--parts", "2"]
+    done = shell.run("submit", "--data", str(shell.folder / "data"), *more, "--no-report", "--wait")
+    assert done.returncode == 1, done
+    status = shell.status()
+    assert {run.state for run in status.runs} == {"failed"}
+    for run in status.runs:
+        assert run.cause.startswith("not started: check of data: exit status 2: "), run
+        assert "--fractions 0.8,0.1: wanted three numbers" in run.cause
+    assert {stage.state for stage in status.stages} == {"failed"}
+
+
+def test_data_that_cannot_be_built_here(here, pictures):
+    data_that_cannot_be_built(here, pictures)
+
+
+@pytest.mark.slurm
+def test_data_that_cannot_be_built_on_slurm(on_slurm, pictures):
+    data_that_cannot_be_built(on_slurm, pictures)
+
+
+def a_setup_line_that_fails(shell: Shell, data: Path, text: str) -> None:
+    """The job ends before Python starts, and the log that says so is named."""
+    cluster = shell.folder / "cluster.toml"
+    cluster.write_text(
+        text.replace("concurrent_jobs", 'setup = ["export A=1", "false"]\nconcurrent_jobs')
+    )
+    shell.cluster = str(cluster)
+    done = shell.run("submit", "--data", str(data), "--no-report", "--wait")
+    assert done.returncode == 1, done
+    for run in shell.status().runs:
+        assert (run.state, run.cause) == ("failed", "setup: this line failed: false")
+        assert "setup: this line failed: false" in Path(run.log).read_text()
+        assert f"(log: {run.log})" in done.stdout
+
+
+def test_a_setup_line_that_fails_here(here, data):
+    text = 'executor = "local"\ncpus_per_task = 1\nmemory_gb = 1.0\nmax_minutes = 5\n'
+    a_setup_line_that_fails(here, data, f"{text}concurrent_jobs = 2\n")
+
+
+@pytest.mark.slurm
+def test_a_setup_line_that_fails_on_slurm(on_slurm, data, playground):
+    a_setup_line_that_fails(on_slurm, data, playground.cluster_file.read_text())
+
+
+@pytest.mark.slurm
+def test_what_waits_on_slurm(on_slurm, data, playground):
+    """Two submits start each run once; status says why they wait, also where Slurm is silent; cancel."""
+    down = ("scontrol", "update", "PartitionName=main", "State=DOWN")
+    playground.run(*down)
+    try:
+        both = [on_slurm.run("submit", "--data", str(data)) for _ in range(2)]
+        assert [each.returncode for each in both] == [0, 0], both
+        assert "3 started now" in both[0].stderr
+        assert "0 started now in 0 jobs, 3 under way" in both[1].stderr
+        status = on_slurm.status()
+        assert {(run.state, run.reason) for run in status.runs} == {("waiting", "PartitionDown")}
+        assert [(stage.stage, stage.reason) for stage in status.stages] == [(REPORT, "Dependency")]
+        stages = [each.stage for each in submissions(on_slurm.study_folder)]
+        assert sorted(stages) == sorted([TRAIN, REPORT])
+
+        playground.kill("slurmctld")
+        status = on_slurm.status()
+        assert "wanted the list of your jobs" in status.slurm
+        assert {run.state for run in status.runs} == {"waiting"}
+        assert on_slurm.run("submit", "--data", str(data)).returncode == 2
+        playground.start_controller()
+        playground.run(*down)  # it reads its files anew
+
+        done = on_slurm.run("cancel")
+        assert "jobs asked to stop" in done.stdout, done
+        assert {run.state for run in on_slurm.status().runs} == {"not begun"}
+        assert "3 started now" in on_slurm.run("submit", "--data", str(data)).stderr
+        on_slurm.run("cancel")
+    finally:
+        playground.run("scontrol", "update", "PartitionName=main", "State=UP")
+    past = submissions(on_slurm.study_folder)
+    assert live_tasks([*submissions_before(past), *past]) == []
