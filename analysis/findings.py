@@ -126,7 +126,8 @@ def _reducible(
             Finding(f"{name}:reducible", f"reducible loss at the largest {symbol}",
                     interval(float(value[0]), drawn), f"nats per {sample.name}", source)
         )  # fmt: skip
-        wanted = {"half of that": float(value[0]) / 2}
+        # A steep law may leave nothing at the end of the data: there is no half of that.
+        wanted = {"half of that": float(value[0]) / 2} if value[0] > 0 else {}
         if sample.tokens > 1:
             wanted[f"1 nat per {sample.name}"] = 1.0
         for words, nats in wanted.items():

@@ -121,7 +121,10 @@ def _add_codebook(parser: argparse.ArgumentParser) -> None:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="one that `list` shows")
     parser.add_argument(
-        "--raw", required=True, metavar="PATH", help="raw input; for mathematics also: generator"
+        "--raw",
+        required=True,
+        metavar="PATH",
+        help="raw input; or generator (mathematics, known-entropy)",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the dataset folder")
     parser.add_argument(

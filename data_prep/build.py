@@ -16,7 +16,8 @@ import json
 import shutil
 from pathlib import Path
 
-from data_prep.chunks import make_chunk, merge, refusals
+from data_prep.chunks import count_usable, make_chunk, merge, refusals
+from data_prep.dataset import folder_shards
 from data_prep.domain import Domain, domain, family
 from data_prep.files import write_file
 from data_prep.finish_build import finish
@@ -93,7 +94,8 @@ def _copy_codec(request: Request, out: Path) -> None:
 
 
 def already_built(request: Request, out: Path, here: Domain) -> Manifest | None:
-    """The manifest if this very build is finished; ValueError if another one has taken its splits; else None."""
+    """The manifest if this very build is finished; ValueError if another one has taken its splits, or if a shard is
+    missing or cut off; else None."""
     if not (out / NAME).is_file():
         if not (out / ".build").is_dir() and any(out.glob("*.idx")):
             raise ValueError(
@@ -107,6 +109,8 @@ def already_built(request: Request, out: Path, here: Domain) -> Manifest | None:
     for record in manifest.builds:
         if wanted & set(record.splits):
             same_settings(out, record.settings, request.settings, "already built")
+            for split in record.splits:
+                folder_shards(out, split, manifest)
             return manifest
     return None
 
@@ -167,6 +171,7 @@ def _merge_shard(here: Domain, out: Path, work: Path, plan: ShardPlan, request: 
     refused = [each for path in paths for each in refusals(path)]
     content = {
         "shards": {split: record.model_dump() for split, record in records.items()},
+        "usable": sum(map(count_usable, paths)),
         "refused": refused,
     }
     write_file(record_path(work, plan.number), json.dumps(content).encode())

@@ -1,9 +1,9 @@
 """The unit of work of a build: one piece of raw input -> one file of tokens, already divided among the splits.
 
 A chunk file (.npz) holds blocks: for each split its tokens, the length and kind of every sequence, the number of
-sequences of every document and its content digest and key, and the refused items as JSON lines. It appears by rename,
-so a chunk that is there is whole, and a build that was killed continues behind it. `merge` turns the chunks of one
-shard into the shard of each split.
+sequences of every document and its content digest and key, the number of raw items that gave a document, and the
+refused ones as JSON lines. It appears by rename, so a chunk that is there is whole, and a build that was killed
+continues behind it. `merge` turns the chunks of one shard into the shard of each split.
 """
 
 import hashlib
@@ -85,10 +85,7 @@ def splits_of(contents: Sequence[bytes], fractions: tuple[tuple[str, float], ...
 def make_chunk(chunk: Chunk, watch: Watch) -> tuple[int, int]:
     """Worker's side: read, divide, save. Returns (documents, refused items)."""
     here, module = domain(chunk.domain), family(chunk.domain)
-    # A problem that hangs or crashes its worker must not come again at the next attempt.
-    seed = int.from_bytes(
-        hashlib.sha256(f"{chunk.seed} {watch.attempt}".encode()).digest()[:8], "big"
-    )
+    seed = int.from_bytes(hashlib.sha256(chunk.seed.encode()).digest()[:8], "big")
     splits = tuple(split for split, _ in chunk.fractions)
     with replacing(chunk.path) as stream, zipfile.ZipFile(stream, "w") as archive:
         out = _Output(archive, here, splits, module.DEDUPLICATE)
@@ -119,19 +116,24 @@ class _Output:
         self._archive, self._here, self._deduplicate = archive, here, deduplicate
         self._splits = splits
         self.documents = self.refused = self._blocks = 0
+        self._group = b""
         self._begin_block()
 
     def _begin_block(self) -> None:
         self._gathered = {split: _Gathered() for split in self._splits}
         self._refused: list[str] = []
-        self._tokens = self._items = 0
+        self._tokens = self._items = self._usable = 0
 
     def add(self, split: str, item: Item) -> None:
         self._gathered[split].add(item)
+        # All documents of one raw item, such as the clips of a video, follow one another.
+        self._usable += not item.group or item.group != self._group
+        self._group = item.group
         self._count(1, sum(tokens.size for _, tokens in item.document.parts))
 
     def add_block(self, split: str, block: Block, chosen: np.ndarray) -> None:
         self._gathered[split].add_block(block, chosen)
+        self._usable += len(chosen)
         self._count(len(chosen), len(chosen) * block.tokens.shape[1])
 
     def _count(self, documents: int, tokens: int) -> None:
@@ -151,7 +153,10 @@ class _Output:
             self.flush()
 
     def flush(self) -> None:
-        arrays = {"refused": np.frombuffer("\n".join(self._refused).encode(), np.uint8)}
+        arrays: dict[str, np.ndarray] = {
+            "refused": np.frombuffer("\n".join(self._refused).encode(), np.uint8),
+            "usable": np.array(self._usable, np.int64),
+        }
         for split, documents in self._gathered.items():
             arrays |= _arrays(split, documents, self._here, self._deduplicate)
         for name, values in arrays.items():
@@ -197,6 +202,12 @@ def refusals(path: Path) -> list[dict[str, Any]]:
     with _load(path) as arrays:
         blocks = [arrays[f"{number}.refused"].tobytes() for number in _blocks_of(arrays)]
     return [json.loads(line) for block in blocks for line in block.decode().splitlines()]
+
+
+def count_usable(path: Path) -> int:
+    """How many raw items of one chunk file gave a document: a video of 64 clips is one."""
+    with _load(path) as arrays:
+        return sum(int(arrays[f"{number}.usable"]) for number in _blocks_of(arrays))
 
 
 def merge(

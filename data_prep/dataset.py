@@ -22,7 +22,14 @@ from data_prep.domain import Domain, domain
 from data_prep.files import beside
 from data_prep.manifest import Manifest, check_domain, load_manifest
 from data_prep.shard_index import check_index, map_index
-from data_prep.shard_reader import OpenShard, Shard, check_pair, check_size, find_prefix
+from data_prep.shard_reader import (
+    OpenShard,
+    Shard,
+    check_pair,
+    check_size,
+    find_prefix,
+    whole_documents,
+)
 
 # Half of the files that a process may have open are left to others.
 MAX_FILES = min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
@@ -127,6 +134,22 @@ class TokenDataset:
                 kinds[where] = opened.kinds(local)
         return RowBatch(tokens, kinds)
 
+    def documents(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The documents that lie whole in one of the rows numbered `indices` (int64 [B]): the place of the row in
+        `indices`, where in the row each begins and where it ends, int64 [documents] each, in the order of the rows."""
+        if not self.domain.packed:
+            begin = np.zeros(len(indices), np.int64)
+            return np.arange(len(indices)), begin, begin + self.domain.seq_length
+        found = [(np.empty(0, np.int64),) * 3]
+        for number, where in self._by_shard(indices):
+            local = indices[where] - self._starts[number]
+            length, item = self.domain.seq_length, self._dtype.itemsize
+            which, start, stop = whole_documents(self._shards[number], local, length, item)
+            found.append((np.arange(len(indices))[where][which], start, stop))
+        rows, starts, stops = (np.concatenate(each) for each in zip(*found, strict=True))
+        order = np.argsort(rows, kind="stable")
+        return rows[order], starts[order], stops[order]
+
     def _by_shard(self, indices: np.ndarray) -> list[tuple[int, np.ndarray | slice]]:
         """(shard number, positions in `indices` that lie in it) for every shard that is touched."""
         if len(self._shards) == 1:
@@ -174,11 +197,11 @@ def _open_folder(
             f"{path}: split {split!r} is not there; wanted one of {', '.join(manifest.splits)}. "
             f"Build it: python -m data_prep build {here.name} --split {split} --raw PATH --out {path}"
         )
-    return here, _folder_shards(path, split, manifest), manifest
+    return here, folder_shards(path, split, manifest), manifest
 
 
-def _folder_shards(path: Path, split: str, manifest: Manifest) -> tuple[Shard, ...]:
-    """The shards of one split, the sizes of their files checked against the manifest."""
+def folder_shards(path: Path, split: str, manifest: Manifest) -> tuple[Shard, ...]:
+    """The shards of one split; ValueError unless the sizes of their files are those of the manifest."""
     shards = tuple(
         Shard(path / each.file, each.rows, each.tokens, each.bin_bytes, each.idx_bytes)
         for each in manifest.splits[split]

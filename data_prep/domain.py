@@ -9,7 +9,8 @@ import functools
 import importlib
 import pkgutil
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -129,11 +130,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Notes:
-    """What the manifest records of how tokens were made; `reason` says why a build is not repeatable, if so."""
+    """What the manifest records of how tokens were made; `reason` says why a build is not repeatable, if so.
+
+    `known`: what is known exactly of the source, by name, in nats (`data_prep/domains/known_entropy.py`).
+    """
 
     versions: dict[str, str]
     reproducible: bool = True
     reason: str = ""
+    known: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
 
 
 @functools.cache

@@ -2,17 +2,21 @@
 
 Each shard in the making leaves two files beside it: `.contents.npy`, the 16-byte digests of its documents in rising
 order with their numbers, and `.keys.z`, their names. When all shards of a split are there, `find_duplicates` meets the
-sorted digests range by range, so that memory stays flat for any number of documents, and `place` puts each shard into
-the dataset: as it is where it holds no duplicate, else copied without them.
+sorted digests range by range, so that memory stays flat for any number of documents, `list_duplicates` names what is
+found, and `place` puts each shard into the dataset: as it is where it holds no duplicate, else copied without them.
 """
 
 import contextlib
+import json
+import mmap
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
@@ -24,6 +28,8 @@ from data_prep.shards import ShardWriter
 from data_prep.watch import Watch
 
 _ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])
+# Document `document` of shard `shard` has the content of document `first_document` of shard `first_shard`.
+DUPLICATE = np.dtype([(n, "<u4") for n in ("shard", "document", "first_shard", "first_document")])
 # Documents compared at a time: about 150 MB.
 _TOGETHER = 1 << 22
 # Digests that a split's sample holds, about: 8 MB.
@@ -34,23 +40,15 @@ _COPIED = 1 << 24
 
 
 @dataclass(frozen=True)
-class Duplicate:
-    """Document `document` of shard `shard` has the content of `first` = (shard, document)."""
-
-    shard: int
-    document: int
-    first: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class Placement:
-    """One shard to be put into the dataset folder without `dropped`; picklable, for a worker."""
+    """One shard to be put into the dataset folder without the documents numbered `dropped` (uint32); picklable, for a
+    worker."""
 
     merged: Path
     final: Path
     domain: str
     record: ShardRecord
-    dropped: tuple[int, ...]
+    dropped: np.ndarray
 
     def __str__(self) -> str:
         return f"shard {self.final.name}"
@@ -73,8 +71,8 @@ def load_keys(prefix: Path) -> list[str]:
     return [key.decode("utf-8", "backslashreplace") for key in keys.split(b"\0")[:-1]]
 
 
-def find_duplicates(prefixes: dict[int, Path]) -> Iterator[Duplicate]:
-    """Every document of these shards (number -> prefix) whose content an earlier one has."""
+def find_duplicates(prefixes: dict[int, Path]) -> Iterator[np.ndarray]:
+    """Every document of these shards (number -> prefix) whose content an earlier one has: arrays of `DUPLICATE`."""
     paths = {number: beside(prefix, ".contents.npy") for number, prefix in prefixes.items()}
     sizes = {number: path.stat().st_size // _ENTRY.itemsize for number, path in paths.items()}
     total = sum(sizes.values())
@@ -98,10 +96,10 @@ def find_duplicates(prefixes: dict[int, Path]) -> Iterator[Duplicate]:
             shards.append(np.full(stop - start, number, np.int64))
             starts[number] = stop
         if parts:
-            yield from _repeated(np.concatenate(parts), np.concatenate(shards))
+            yield _repeated(np.concatenate(parts), np.concatenate(shards))
 
 
-def _repeated(entries: np.ndarray, shards: np.ndarray) -> Iterator[Duplicate]:
+def _repeated(entries: np.ndarray, shards: np.ndarray) -> np.ndarray:
     order = np.lexsort((entries["document"], shards, entries["low"], entries["high"]))
     entries, shards = entries[order], shards[order]
     same = (entries["high"][1:] == entries["high"][:-1]) & (
@@ -111,17 +109,64 @@ def _repeated(entries: np.ndarray, shards: np.ndarray) -> Iterator[Duplicate]:
     firsts = np.maximum.accumulate(
         np.where(np.concatenate([[True], ~same]), np.arange(len(entries)), 0)
     )
-    for position in np.flatnonzero(same) + 1:
-        first = firsts[position]
-        yield Duplicate(
-            int(shards[position]), int(entries["document"][position]),
-            (int(shards[first]), int(entries["document"][first])),
-        )  # fmt: skip
+    positions = np.flatnonzero(same) + 1
+    found = np.empty(len(positions), DUPLICATE)
+    found["shard"], found["document"] = shards[positions], entries["document"][positions]
+    first = firsts[positions]
+    found["first_shard"], found["first_document"] = shards[first], entries["document"][first]
+    return found
+
+
+def list_duplicates(prefixes: dict[int, Path], ledger: TextIO) -> dict[int, np.ndarray]:
+    """Write a line for each duplicate of these shards, in the order of the raw data; shard -> the numbers of its
+    documents that are duplicates, uint32, rising.
+
+    Memory: some tens of bytes a duplicate, and the keys of one shard. The names of the first ones lie on disk.
+    """
+    found = np.concatenate([np.empty(0, DUPLICATE), *find_duplicates(prefixes)])
+    found = found[np.lexsort((found["document"], found["shard"]))]
+    if not len(found):
+        return {}
+    dropped = {}
+    with tempfile.TemporaryFile(dir=next(iter(prefixes.values())).parent) as file:
+        places = _write_firsts(found, prefixes, file)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as names:
+            for shard, chosen in _by_shard(found["shard"], np.arange(len(found))):
+                keys = load_keys(prefixes[shard])
+                dropped[shard] = found["document"][chosen]
+                for document, place in zip(dropped[shard], places[chosen].tolist(), strict=True):
+                    first = names[place : names.find(b"\0", place)].decode()
+                    reason = f"a duplicate of {first}"
+                    line = {"key": keys[document], "reason": reason, "duplicate": True}
+                    ledger.write(json.dumps(line) + "\n")
+    return dropped
+
+
+def _write_firsts(found: np.ndarray, prefixes: dict[int, Path], file: BinaryIO) -> np.ndarray:
+    """Write the key of each duplicate's first document, ended by a zero byte; where each begins, int64 [duplicates].
+
+    In the order of the first ones, so that the keys of a shard are read once.
+    """
+    places = np.empty(len(found), np.int64)
+    order = np.lexsort((found["first_document"], found["first_shard"]))
+    for shard, chosen in _by_shard(found["first_shard"][order], order):
+        keys = load_keys(prefixes[shard])
+        for position in chosen:
+            places[position] = file.tell()
+            file.write(keys[found["first_document"][position]].encode() + b"\0")
+    return places
+
+
+def _by_shard(shards: np.ndarray, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(shard, the positions that belong to it) for each of the rising `shards`."""
+    numbers, starts = np.unique(shards, return_index=True)
+    yield from zip(numbers.tolist(), np.split(positions, starts[1:]), strict=True)
 
 
 def place(task: Placement, watch: Watch) -> ShardRecord | None:
     """Put one shard into the dataset folder; its record, or None if nothing but duplicates was in it."""
-    if task.dropped:
+    if len(task.dropped):
         return _copy_without(task, watch)
     # The index comes last: a pair that is there is whole.
     for ending in (".bin", ".idx"):
@@ -139,7 +184,7 @@ def _copy_without(task: Placement, watch: Watch) -> ShardRecord | None:
     lengths, modes = index.lengths.astype(np.int64), index.modes.astype(np.int64)
     starts = index.documents
     kept = np.ones(task.record.documents, bool)
-    kept[list(task.dropped)] = False
+    kept[task.dropped] = False
     parts = np.diff(starts)
     ends = np.cumsum(np.add.reduceat(lengths, starts[:-1]))  # tokens up to the end of each document
     tokens = np.memmap(beside(task.merged, ".bin"), here.dtype, "r")

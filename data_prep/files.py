@@ -47,6 +47,11 @@ def beside(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
+def recorded(text: str) -> str:
+    """A path or command as it is written down and shown: bytes that are not UTF-8, which a path may have, as \\xNN."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def check_writable(out: Path) -> None:
     """ValueError unless `out` (--out) can be a file: no folder, and in a folder that is there."""
     if out.is_dir() or not out.parent.is_dir():

@@ -3,27 +3,28 @@
 Nothing here is remembered: killed anywhere, it starts over from the merged shards.
 """
 
-import itertools
 import json
 import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+import numpy as np
 
 from data_prep import show
 from data_prep.domain import Domain, Refusal, family
 from data_prep.duplicates import (
     Placement,
-    find_duplicates,
     keep_sample,
-    load_keys,
+    list_duplicates,
     place,
     shared_documents,
 )
-from data_prep.files import beside
+from data_prep.files import beside, recorded
 from data_prep.manifest import (
     NAME,
     SPLITS,
@@ -63,17 +64,18 @@ def finish(
     refused = _write_ledger(request, out, work, shards)
     if not how.accept_damaged:
         check_damage(request, refused.damaged)
-    _check_refused(request, out, written, refused, how.max_refused)
+    _check_refused(request, out, refused, how.max_refused)
     # Not before this are there shards in the dataset's folder.
     splits = _place_shards(placements, tuple(merged), how)
     _check_rows(request, here, out, written, splits)
     manifest = load_manifest(out) if (out / NAME).is_file() else new_manifest(here)
     counts = {
         "written": written,
+        "usable": refused.usable,
         "refused": refused.count + len(refused.damaged),
         "duplicates": duplicates,
-        "damaged": tuple(each.key for each in refused.damaged),
-        "passed_over": dict(passed_over(work)),
+        "damaged": tuple(recorded(each.key) for each in refused.damaged),
+        "passed_over": {recorded(name): count for name, count in passed_over(work).items()},
         "shared": _compare(here, out, placements, tuple(merged), tuple(manifest.splits)),
     }
     manifest = _add_build(request, here, out, splits, manifest, counts, how)
@@ -92,12 +94,16 @@ def _find_duplicates(
     with (work / "duplicates.jsonl").open("w") as ledger:
         for records in merged.values():
             prefixes = {number: work / "merged" / record.file for number, record in records.items()}
-            dropped: dict[int, list[int]] = {number: [] for number in records}
-            if family(here.name).DEDUPLICATE:
-                total += _list_duplicates(prefixes, dropped, ledger)
+            dropped = list_duplicates(prefixes, ledger) if family(here.name).DEDUPLICATE else {}
+            total += sum(map(len, dropped.values()))
+            none = np.empty(0, np.uint32)
             placements += [
                 Placement(
-                    prefixes[number], out / record.file, here.name, record, tuple(dropped[number])
+                    prefixes[number],
+                    out / record.file,
+                    here.name,
+                    record,
+                    dropped.get(number, none),
                 )
                 for number, record in records.items()
             ]
@@ -111,9 +117,9 @@ def _place_shards(
     anywhere."""
     found: dict[Path, ShardRecord | None] = {}
     # Links take no time; only copies deserve processes of their own.
-    copies = [each for each in placements if each.dropped]
+    copies = [each for each in placements if len(each.dropped)]
     for each in placements:
-        if not each.dropped:
+        if not len(each.dropped):
             found[each.final] = place(each, Watch())
     for progress in run_tasks(place, copies, how.workers, _PATIENCE) if copies else ():
         if progress.task is not None:
@@ -126,32 +132,13 @@ def _place_shards(
     return records
 
 
-def _list_duplicates(
-    prefixes: dict[int, Path], dropped: dict[int, list[int]], ledger: TextIO
-) -> int:
-    """Fill `dropped` (shard -> documents) and write a line for each duplicate; how many there are."""
-    found = sorted(find_duplicates(prefixes), key=lambda each: each.first)
-    firsts: dict[tuple[int, int], str] = {}
-    # They come in the order of their digests; shard by shard, the keys of each are read twice in all.
-    for shard, group in itertools.groupby(found, key=lambda each: each.first[0]):
-        keys = load_keys(prefixes[shard])
-        firsts |= {each.first: keys[each.first[1]] for each in group}
-    found.sort(key=lambda each: (each.shard, each.document))
-    for shard, group in itertools.groupby(found, key=lambda each: each.shard):
-        keys = load_keys(prefixes[shard])
-        for each in group:
-            dropped[shard].append(each.document)
-            reason = f"a duplicate of {firsts[each.first]}"
-            line = {"key": keys[each.document], "reason": reason, "duplicate": True}
-            ledger.write(json.dumps(line) + "\n")
-    return len(found)
-
-
 @dataclass
 class _Refused:
-    """What the ledger of a build amounts to; damaged files are no items and do not count."""
+    """What the ledger of a build amounts to, in raw items: how many are refused, how many gave a document (duplicates
+    too). Damaged files are no items and do not count."""
 
     count: int = 0
+    usable: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     damaged: list[Refusal] = field(default_factory=list)
 
@@ -168,7 +155,9 @@ def _write_ledger(request: Request, out: Path, work: Path, shards: int) -> _Refu
             with path.open() as old:
                 ledger.writelines(line for line in old if json.loads(line)["build"] != label)
         for number in range(shards):
-            for each in json.loads(record_path(work, number).read_bytes())["refused"]:
+            content = json.loads(record_path(work, number).read_bytes())
+            refused.usable += content["usable"]
+            for each in content["refused"]:
                 ledger.write(json.dumps({"build": label, **each}) + "\n")
                 if each.get("damaged"):
                     refused.damaged.append(Refusal(**each))
@@ -186,20 +175,20 @@ def _write_ledger(request: Request, out: Path, work: Path, shards: int) -> _Refu
     return refused
 
 
-def _check_refused(
-    request: Request, out: Path, written: int, refused: _Refused, max_refused: float
-) -> None:
-    share = refused.count / max(1, written + refused.count)
-    if written and share <= max_refused:
+def _check_refused(request: Request, out: Path, refused: _Refused, max_refused: float) -> None:
+    items = refused.usable + refused.count
+    share = refused.count / max(1, items)
+    if refused.usable and share <= max_refused:
         return
+    enough = Context(prec=3, rounding=ROUND_CEILING).divide(refused.count, max(1, items))
     reasons = "; ".join(f"{count} x {reason}" for reason, count in refused.reasons.most_common(3))
     advice = (
-        f"raise --max-refused to {share:.3g} or more and run again"
-        if written
+        f"raise --max-refused to {enough:f} or more and run again"
+        if refused.usable
         else "give --raw other data"
     )
     raise ValueError(
-        f"{request.raw}: {refused.count} of {written + refused.count} items ({share:.2%}) refused; wanted at most "
+        f"{request.raw}: {refused.count} of {items} items ({share:.2%}) refused; wanted at most "
         f"{max_refused:.2%} (--max-refused) and some usable item. Most often: {reasons}. "
         f"See {out / REFUSED}; then repair the raw data in another --out, or {advice}."
     )
@@ -249,7 +238,7 @@ def _add_build(
     copy = out / codec_name(here.name) if request.codec else None
     notes = family(here.name).notes(here, request.raw, copy)
     record = BuildRecord(
-        splits=tuple(splits), settings=request.settings, seed=request.seed, command=how.command,
+        splits=tuple(splits), settings=request.settings, seed=request.seed, command=recorded(how.command),
         finished=datetime.now(UTC).isoformat(timespec="seconds"), versions=notes.versions,
         reproducible=notes.reproducible, reason=notes.reason, **counts,
     )  # fmt: skip
@@ -257,5 +246,10 @@ def _add_build(
     ordered = {split: together[split] for split in SPLITS if split in together}
     codec = CodecRecord(file=copy.name, sha256=file_sha256(copy)) if copy else None
     return manifest.model_copy(
-        update={"splits": ordered, "builds": (*manifest.builds, record), "codec": codec}
+        update={
+            "splits": ordered,
+            "builds": (*manifest.builds, record),
+            "codec": codec,
+            "known": dict(notes.known),
+        }
     )

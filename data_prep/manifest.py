@@ -58,8 +58,9 @@ class KindRecord(_Record):
 class BuildRecord(_Record):
     """One `build` command: which splits it made, from what, and what became of every raw item.
 
-    `duplicates`: items whose content an earlier item had already. `damaged`: raw files of which an unknown part is
-    missing (--accept-damaged). `passed_over`: ending -> files below the raw input that are not of this domain.
+    `written`: documents. `usable`: raw items, such as videos, that gave one or more; `refused`: items that were not
+    used. `duplicates`: documents whose content an earlier one had already. `damaged`: raw files of which an unknown
+    part is missing (--accept-damaged). `passed_over`: ending -> files below the raw input that are not of this domain.
     `shared`: split of another build -> about how many documents it holds too.
     """
 
@@ -73,6 +74,7 @@ class BuildRecord(_Record):
     reason: str
     written: int
     refused: int
+    usable: int = 0
     duplicates: int = 0
     damaged: tuple[str, ...] = ()
     passed_over: dict[str, int] = {}
@@ -87,7 +89,7 @@ class CodecRecord(_Record):
 
 
 class Manifest(_Record):
-    """The whole file."""
+    """The whole file. `known`: what is known exactly of the source, where it is one of ours (`Notes`)."""
 
     format: int
     domain: str
@@ -98,6 +100,7 @@ class Manifest(_Record):
     splits: dict[str, tuple[ShardRecord, ...]]
     builds: tuple[BuildRecord, ...]
     codec: CodecRecord | None = None
+    known: dict[str, float | tuple[float, ...]] = {}
 
     def rows(self, split: str) -> int:
         """How many rows a split serves."""

@@ -57,10 +57,6 @@ class Captioned:
         """The name of the picture with its caption `number`."""
         return f"{self.key}#{number}"
 
-    def refused(self, reason: str) -> Iterator[Refusal]:
-        """One refusal for every pair, for a picture that cannot be used."""
-        return (Refusal(self.pair_key(n), reason) for n in range(len(self.captions)))
-
 
 def plan_pairs(raw: Path, listing: Path, passed_over: PassedOver | None = None) -> list[Piece]:
     """Cut the pairs below `raw` into pieces; of folders and tars every file is written to `listing`."""
@@ -195,7 +191,7 @@ def _with_picture(
     try:
         yield Captioned(entry.key, read_entry(entry, MAX_BYTES, opened), captions)
     except ValueError as error:
-        yield from Captioned(entry.key, b"", captions).refused(str(error))
+        yield Refusal(entry.key, str(error))
 
 
 def _in_json(data: bytes) -> list[Any]:

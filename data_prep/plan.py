@@ -4,6 +4,7 @@ Everything here is a pure function of the command and the raw input, so that the
 itself, agree on which shard holds what.
 """
 
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -16,13 +17,15 @@ from pathlib import Path
 
 from data_prep.chunks import Chunk
 from data_prep.domain import Domain, Piece, Refusal, check_codec, domain, family
-from data_prep.files import replacing, write_file
+from data_prep.files import recorded, replacing, write_file
 from data_prep.folders import PassedOver
 from data_prep.manifest import SPLITS, Setting, file_sha256
 from data_prep.workers import Progress
 from data_prep.yfcc import split_raw
 
 FRACTIONS = (0.96, 0.02, 0.02)
+# What flock says on a file system that knows no locks, or whose lock service does not answer.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Request:
         if self.raw.partition(":")[0] == "generator":
             return self.raw
         joined = split_raw(self.raw)
-        return ":".join(str(Path(part).resolve()) for part in joined or (self.raw,))
+        return recorded(":".join(str(Path(part).resolve()) for part in joined or (self.raw,)))
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -148,15 +151,28 @@ def lock(out: Path, name: str, shared: bool, wait: bool = False) -> Iterator[Non
     handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(handle, mode if wait else mode | fcntl.LOCK_NB)
+        _flock(handle, mode if wait else mode | fcntl.LOCK_NB, out)
         yield
+    finally:
+        os.close(handle)
+
+
+def _flock(handle: int, mode: int, out: Path) -> None:
+    try:
+        fcntl.flock(handle, mode)
     except BlockingIOError:
         raise ValueError(
             f"{out}: another build is writing here; wanted the folder to ourselves. "
             f"Wait for it to end, then run this command again."
         ) from None
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise ValueError(
+            f"{out}: its file system has no locks (flock: {error.strerror}); wanted one that keeps two builds apart. "
+            f"Give an --out on another disk and copy the finished folder here, or have this one mounted with flock "
+            f"(Lustre: -o flock; NFS: with its lock service)."
+        ) from None
 
 
 @contextmanager
@@ -218,7 +234,7 @@ def _list_pieces(
             digest = hashlib.file_digest(file, "sha256")
     for p in pieces:
         source = "" if p.source == str(listing) else p.source
-        digest.update(f"{source} {p.start} {p.stop}\n".encode())
+        digest.update(f"{source} {p.start} {p.stop}\n".encode("utf-8", "surrogateescape"))
     _record_plan(work, out, request, digest.hexdigest(), passed_over)
     return pieces
 

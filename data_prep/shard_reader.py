@@ -92,6 +92,28 @@ class OpenShard:
         return _kinds(self._index, rows, *spans, self._length, item, self._num_kinds)
 
 
+def whole_documents(
+    shard: Shard, rows: np.ndarray, length: int, item: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The documents that lie whole in one of these rows (int64 [n]) of a packed shard: which of the rows, where in it
+    each begins and where it ends, int64 [documents] each. Reads the .idx; `item` is the size of a token in bytes."""
+    index = _map_index(shard)
+    firsts = index.documents[:-1]
+    bounds = np.append(index.pointers[firsts[firsts < len(index.pointers)]] // item, shard.tokens)
+    if len(bounds) != len(index.documents) or (np.diff(bounds) <= 0).any():
+        raise ValueError(
+            f"{index.path}: documents that do not follow one another; wanted each to begin behind the one before. The "
+            f"file is damaged: run `python -m data_prep check` on the folder, then copy or build it again."
+        )
+    first = np.searchsorted(bounds, rows * length)
+    last = np.searchsorted(bounds, (rows + 1) * length, side="right") - 1
+    counts = np.maximum(last - first, 0)
+    which = np.repeat(np.arange(len(rows)), counts)
+    flat = np.arange(len(which)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    offset = rows[which] * length
+    return which, bounds[flat] - offset, bounds[flat + 1] - offset
+
+
 def find_prefix(path: Path, name: str | None) -> bool:
     """Is `path` the PREFIX of a .bin/.idx pair, and no folder? Then ValueError unless its domain's `name` is given."""
     if path.is_dir() or not beside(path, ".idx").is_file():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main as data_prep
+from data_prep.domain import domain_names
 from data_prep.manifest import load_manifest
 from launch.results import read_result
 from launch.run import DONE, run_all
@@ -18,9 +19,14 @@ from launch.study import Study, expand
 
 PIECES = 2048
 STEPS = 300
-# domain: (raw input below the folder of real files, rows of a batch, codec, model)
+# Rows to make where the raw input is `generator`.
+ROWS = 400
 SPARSE = {"attention": "sparse", "positions": "factorised"}
+# domain: (raw input below the folder of real files, or `generator`; rows of a batch, codec, model)
 CASES = {
+    "mathematics": ("generator", 2, None, {"family": "kaplan"}),
+    "known-entropy": ("generator", 32, None, {}),
+    "known-entropy-pairs": ("generator", 32, None, {}),
     "image-8x8": ("labelled/cifar10_train_imagefolder.tar", 8, None, {}),
     "image-16x16": ("labelled/tinyimagenet10-train-000000.tar", 4, None, SPARSE),
     "image-32x32": ("images", 1, None, SPARSE),
@@ -60,12 +66,18 @@ def run(*command: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_no_domain_is_forgotten():
+    assert {name.removesuffix(f"-v{PIECES}") for name in CASES} == set(domain_names())
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_from_raw_files_to_a_falling_loss(name, codecs, sample_data, tmp_path, capsys):
     raw, batch, codec, model = CASES[name]
     data = tmp_path / "data"
+    made = raw == "generator"
+    source = ("generator", "--rows", ROWS) if made else (sample_data / raw,)
     run(
-        "build", name, "--raw", sample_data / raw, "--out", data, "--fractions", "0.8,0.1,0.1",
+        "build", name, "--raw", *source, "--out", data, "--fractions", "0.8,0.1,0.1",
         "--max-refused", "0.5", "--accept-damaged", *(codecs[codec] if codec else []),
     )  # fmt: skip
     assert data_prep(["check", str(data)]) == 0

@@ -116,7 +116,7 @@ def read(
             watch.begin(found.key)
             colours = decode(found.picture, SIDE).reshape(-1)
         except ValueError as error:
-            yield from found.refused(str(error))
+            yield Refusal(found.key, str(error))
             continue
         pixels = colours.astype(domain.dtype) + domain.dtype.type(domain.kinds[PIXEL].start)
         group = hashlib.blake2b(found.picture, digest_size=16).digest()

@@ -76,7 +76,9 @@ def read(
     """The problems of one piece. A generated piece ends with the problem that fills its last row; another attempt at
     it has another seed, so that nothing is to blame."""
     if piece.source.partition(":")[0] == GENERATOR:
-        return _generate(piece, seed, domain.seq_length)
+        # A problem that hangs or crashes its worker must not come again at the next attempt.
+        attempt = watch.attempt if watch else 0
+        return _generate(piece, seed + attempt, domain.seq_length)
     return _read_text(piece)
 
 

@@ -1,10 +1,12 @@
 """Building whole datasets: splits, resume, parts, two builds at once, refused items."""
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 from data_prep import chunks, pictures
+from data_prep.__main__ import main
 from data_prep.build import build
 from data_prep.check import check
 from data_prep.chunks import make_chunk, splits_of
@@ -243,6 +246,64 @@ def test_refused_items_are_listed_and_limited(tmp_path, picture_folder):
     assert listed[1] == {"build": "all", "key": "empty.png", "reason": "empty file"}
 
 
+def test_the_advised_share_is_enough_when_typed(tmp_path, picture_folder, capsys):
+    """20 of 60: a third, which no decimal number says."""
+    for number in range(20):
+        (picture_folder / f"bad{number}.png").write_bytes(b"<html>")
+    command = f"build image-8x8 --workers 1 --raw {picture_folder} --out {tmp_path / 'out'}"
+    assert main(command.split()) == 2
+    advised = re.search(r"raise --max-refused to (\S+) or more", capsys.readouterr().err)[1]
+    assert advised == "0.334"
+    assert main([*command.split(), "--max-refused", advised]) == 0
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path, picture_folder):
+    raw = tmp_path / os.fsdecode(b"raw\xff")
+    picture_folder.rename(raw)
+    (raw / os.fsdecode(b"cut\xfe.tar")).write_bytes(b"no tar" * 200)
+    (raw / os.fsdecode(b"other.\xfd")).touch()
+    for _ in range(2):
+        command = [sys.executable, "-m", "data_prep", "build", "image-8x8", "--accept-damaged"]
+        command += ["--raw", raw, "--out", tmp_path / "out"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "already built" in done.stdout
+    (record,) = load_manifest(tmp_path / "out").builds
+    assert record.settings["raw"] == f"{tmp_path}/raw\\xff"
+    assert "raw\\xff" in record.command
+    assert record.damaged == ("cut\\xfe.tar",)
+    assert record.passed_over == {".\\xfd": 1}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda path: path.unlink(),
+            "train-00000.bin: is missing; wanted 1344 bytes, says the manifest",
+        ),
+        (lambda path: os.truncate(path, 100), "train-00000.bin: has 100 bytes; wanted 1344 bytes"),
+    ],
+)
+def test_a_finished_build_whose_shards_are_gone_is_not_built(
+    tmp_path, picture_folder, damage, message
+):
+    out = tmp_path / "out"
+    build(request(picture_folder), out, How())
+    damage(out / "train-00000.bin")
+    with pytest.raises(ValueError, match=message):
+        build(request(picture_folder), out, How())
+
+
+def test_a_file_system_without_locks(tmp_path, picture_folder, monkeypatch):
+    def flock(handle, mode):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match=r"has no locks \(flock: Function not .*Give an --out on"):
+        build(request(picture_folder), tmp_path / "out", How())
+
+
 def deadly_chunk(chunk, watch):
     """`make_chunk` where the decoder crashes, as one written in C may, at pictures that begin with DIE."""
     decode_any = pictures._decode_any
@@ -420,6 +481,7 @@ def test_a_part_plans_its_own_shards_only(tmp_path, picture_folder):
 
 
 PROGRAM = """
+import signal
 import sys
 from data_prep.domain import family
 family("image-8x8")._PIECE = 2
@@ -427,44 +489,70 @@ from data_prep.build import build
 from data_prep.plan import How
 from data_prep.plan import Request
 from pathlib import Path
+def tell(done, total, progress):
+    if sys.argv[3:] == [str(done)]:
+        print("half built", flush=True)
+        signal.pause()
 if __name__ == "__main__":
     request = Request("image-8x8", sys.argv[1], fractions=(0.5, 0.25, 0.25), chunks_per_shard=3)
-    build(request, Path(sys.argv[2]), How(workers=2))
+    build(request, Path(sys.argv[2]), How(workers=2, tell=tell))
 """
 
 
-def kill_and_resume(tmp_path: Path, raw: Path, delays: list[float]) -> None:
-    """kill -9 the whole build again and again; what is there never looks finished, and the end is the same bytes."""
+def start(tmp_path: Path, raw: Path, *stop: int) -> subprocess.Popen:
+    """The build in a process; with `stop` it says when so many chunks are done, and waits."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    out = tmp_path / "out"
-    for delay in delays:
-        process = subprocess.Popen(
-            [sys.executable, script, raw, out], env=environment, stderr=subprocess.DEVNULL
-        )
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if (out / "manifest.json").exists():
-            check(out)
-    subprocess.run([sys.executable, script, raw, out], env=environment, check=True)
-    subprocess.run(
-        [sys.executable, script, raw, tmp_path / "undisturbed"], env=environment, check=True
+    command = [sys.executable, script, raw, tmp_path / "out", *map(str, stop)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
-    assert shards(out) == shards(tmp_path / "undisturbed")
-    assert "right" in check(out)
 
 
-def test_killed_and_started_again(tmp_path, picture_folder):
-    kill_and_resume(tmp_path, picture_folder, [0.6, 1.0])
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+def finish_killed(tmp_path: Path, raw: Path) -> None:
+    """Continue to the end: the same bytes as of a build that nobody killed."""
+    with start(tmp_path, raw) as process:
+        pass
+    assert process.returncode == 0
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    with start(undisturbed, raw) as process:
+        pass
+    assert process.returncode == 0
+    assert shards(tmp_path / "out") == shards(undisturbed / "out")
+    assert "right" in check(tmp_path / "out")
+
+
+def test_killed_half_built_and_started_again(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    for stop in (4, 14):  # of 20 chunks
+        process = start(tmp_path, picture_folder, stop)
+        assert process.stdout.readline() == b"half built\n"
+        kill(process)
+        assert list((out / ".build" / "all").glob("shard-*"))
+        assert not (out / "manifest.json").exists()
+    finish_killed(tmp_path, picture_folder)
 
 
 @pytest.mark.long
 def test_killed_many_times(tmp_path, picture_folder):
-    kill_and_resume(
-        tmp_path, picture_folder, np.random.default_rng(0).uniform(0.2, 1.6, 40).tolist()
-    )
+    """At any moment: what is there never looks finished when it is not."""
+    for delay in np.random.default_rng(0).uniform(0.2, 1.6, 40):
+        process = start(tmp_path, picture_folder)
+        time.sleep(delay)
+        kill(process)
+        if (tmp_path / "out" / "manifest.json").exists():
+            check(tmp_path / "out")
+    finish_killed(tmp_path, picture_folder)
 
 
 def test_a_full_disk_stops_the_build_and_the_next_one_continues(tmp_path, problem_file):

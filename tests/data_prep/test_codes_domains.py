@@ -189,6 +189,19 @@ def test_bad_videos_are_refused_and_whole_clips_before_damage_stay(made, tmp_pat
     assert "symbolic link" in reasons["e.mp4"]
 
 
+def test_a_lost_video_counts_as_much_as_a_long_one(made, tmp_path):
+    """Eight clips of one video do not hide that the other one is lost."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    film(folder / "good.mp4", 130, 0)
+    (folder / "bad.mp4").write_bytes(b"<html>")
+    wanted = request("video-codes-16x16x16", made, raw=folder, split="train")
+    with pytest.raises(ValueError, match=r"1 of 2 items \(50.00%\) refused; wanted at most 20.00%"):
+        build(wanted, tmp_path / "out", How(max_refused=0.2))
+    (record,) = build(wanted, tmp_path / "out", How(max_refused=0.5)).builds
+    assert (record.written, record.usable, record.refused) == (8, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "message"),
     [

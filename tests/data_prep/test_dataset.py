@@ -249,3 +249,43 @@ def test_foreign_documents_of_wrong_lengths_or_kinds_are_refused(tmp_path, lengt
         TokenDataset(tmp_path / "x", "train", domain="image-8x8")
     with pytest.raises(ValueError, match=said):
         check(tmp_path / "x", name="image-8x8")
+
+
+@pytest.mark.parametrize("longest", [3, 60, 2000])
+def test_whole_documents_of_packed_rows(tmp_path, longest):
+    """Against a list of every document's first and last token."""
+    blocks = [problem_block(200, seed, longest) for seed in range(3)]
+    write_dataset(tmp_path / "d", MATHEMATICS, blocks)
+    dataset = TokenDataset(tmp_path / "d", "train")
+    length, expected, before = MATHEMATICS.seq_length, set(), 0
+    for stored, lengths, _, _ in blocks:
+        ends = np.cumsum(lengths.reshape(-1, 2).sum(1)).tolist()
+        for start, stop in zip([0, *ends], ends, strict=False):
+            row = start // length
+            if stop <= (row + 1) * length and row < len(stored) // length:
+                expected.add((before + row, start - row * length, stop - row * length))
+        before += len(stored) // length
+    chosen = np.random.default_rng(0).permutation(dataset.num_rows)
+    place, start, stop = dataset.documents(chosen)
+    assert (np.diff(place) >= 0).all()
+    assert set(zip(chosen[place], start, stop, strict=True)) == expected
+    assert [len(each) for each in dataset.documents(np.empty(0, np.int64))] == [0, 0, 0]
+
+
+def test_a_document_of_an_unpacked_domain_is_its_row(tmp_path):
+    write_dataset(tmp_path / "d", IMAGE, [image_block(5)])
+    found = TokenDataset(tmp_path / "d", "train").documents(np.array([4, 1]))
+    assert [each.tolist() for each in found] == [[0, 1], [0, 0], [192, 192]]
+
+
+def test_documents_that_go_back_are_refused(tmp_path):
+    write_dataset(tmp_path / "d", MATHEMATICS, [problem_block(200)])
+    path = tmp_path / "d" / "train-00000.idx"
+    content = bytearray(path.read_bytes())
+    at = 34 + 12 * 400 + 8 * 5  # the fifth document's first sequence
+    content[at : at + 8] = (2).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"train-00000.idx: documents that do not follow one another"
+    ):
+        TokenDataset(tmp_path / "d", "train").documents(np.arange(3))

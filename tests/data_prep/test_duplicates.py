@@ -1,10 +1,12 @@
 """Equal items are written once, whoever builds, and every one that is left out is listed."""
 
+import io
 import json
 import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from data_prep.duplicates import (
     Placement,
     find_duplicates,
     keep_sample,
+    list_duplicates,
     load_keys,
     place,
     save_contents,
@@ -107,6 +110,26 @@ def test_a_shard_of_nothing_but_duplicates_is_not_there(folder, tmp_path):
     assert "right" in check(tmp_path / "out")
 
 
+def test_memory_for_each_duplicate_is_some_tens_of_bytes(tmp_path):
+    """Peak of 20,000 documents in four shards, all of one content, above that of as many different ones."""
+    random = np.random.default_rng(0)
+    peaks = []
+    for kinds in (20_000, 1):
+        contents = random.integers(0, 1 << 64, (kinds, 2), np.uint64)
+        contents = np.resize(contents, (20_000, 2))
+        prefixes = {number: tmp_path / f"{kinds}-{number}" for number in range(4)}
+        for number, prefix in prefixes.items():
+            keys = b"".join(b"item %d\0" % index for index in range(5_000))
+            save_contents(prefix, contents[number::4], keys)
+        tracemalloc.start()
+        with (tmp_path / "ledger").open("w") as ledger:
+            dropped = list_duplicates(prefixes, ledger)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert sum(map(len, dropped.values())) == 20_000 - kinds
+    assert peaks[1] - peaks[0] < 100 * 20_000
+
+
 def test_equal_problems_are_all_kept(tmp_path):
     """Mathematics: easy problems come again by themselves, as in the paper."""
     raw = tmp_path / "easy.txt"
@@ -133,9 +156,27 @@ def test_found_as_by_brute_force(tmp_path, monkeypatch, together):
             first = seen.setdefault(int(index), (number, document))
             if first != (number, document):
                 expected.append((number, document, first))
-    found = [(each.shard, each.document, each.first) for each in find_duplicates(prefixes)]
+    found = [
+        (shard, document, (first_shard, first_document))
+        for part in find_duplicates(prefixes)
+        for shard, document, first_shard, first_document in part.tolist()
+    ]
     assert sorted(found) == sorted(expected)
     assert len(expected) > 10
+    ledger = io.StringIO()
+    dropped = list_duplicates(prefixes, ledger)
+    expected.sort()
+    assert [(shard, int(each)) for shard in dropped for each in dropped[shard]] == [
+        (shard, document) for shard, document, _ in expected
+    ]
+    assert [json.loads(line) for line in ledger.getvalue().splitlines()] == [
+        {
+            "key": f"item \\xff {document}",
+            "reason": f"a duplicate of item \\xff {first[1]}",
+            "duplicate": True,
+        }
+        for _, document, first in expected
+    ]
     assert load_keys(prefixes[5])[:2] == ["item \\xff 0", "item \\xff 1"]
     assert load_keys(prefixes[2]) == []
 
@@ -149,7 +190,7 @@ def test_documents_of_several_parts_are_copied_whole(tmp_path, monkeypatch, copi
         [(mode, random.integers(0, 256, random.integers(1, 30))) for mode in (0, 1)]
         for _ in range(20)
     ]
-    dropped = (0, 3, 4, 19)
+    dropped = np.array([0, 3, 4, 19])
 
     def write(prefix, chosen):
         with ShardWriter(prefix, here) as writer:
@@ -167,7 +208,7 @@ def test_documents_of_several_parts_are_copied_whole(tmp_path, monkeypatch, copi
     merged, final = tmp_path / "merged" / "train-00000", tmp_path / "train-00000"
     whole = record_of(write(merged, range(20)), here)
     record = place(Placement(merged, final, "mathematics", whole, dropped), Watch())
-    wanted = write(tmp_path / "wanted" / "train-00000", set(range(20)) - set(dropped))
+    wanted = write(tmp_path / "wanted" / "train-00000", set(range(20)) - set(dropped.tolist()))
     assert record == record_of(wanted, here)
     assert files(tmp_path) == files(tmp_path / "wanted")
 
