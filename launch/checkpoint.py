@@ -34,6 +34,7 @@ from launch.engine import Engine
 from launch.results import METRICS_FILE, DamagedFile, is_finished
 from launch.universal import UNIVERSAL, write_universal
 
+SAID_ELSEWHERE = "said_elsewhere"  # attribute of an error that another rank raises too, and says
 # Ranks that read all of a checkpoint's files: the work is shared, opening the files is not.
 ASSEMBLERS = 16
 
@@ -179,9 +180,13 @@ def _together(work: Callable[[], Any]) -> list[Any]:
     if problem and not isinstance(problem, OSError | ValueError):
         told = RuntimeError(f"rank {_rank()}: {type(problem).__name__}: {problem}")
     results = _gathered((result, told))
-    failed = [error for _, error in results if error]
+    failed = {rank: reason for rank, (_, reason) in enumerate(results) if reason}
     if failed:
-        raise problem or failed[0]
+        first = min(failed)
+        raised = problem or failed[first]
+        if _rank() != first:
+            setattr(raised, SAID_ELSEWHERE, True)
+        raise raised
     return [result for result, _ in results]
 
 

@@ -25,6 +25,9 @@ from launch.checkpoint_files import FileRecord
 torch.serialization.set_crc32_options(False)
 
 
+CACHED = 2**28  # bytes of a file that wait for the disk at a time
+
+
 @dataclass(frozen=True)
 class Part:
     """One file that is to be written."""
@@ -74,21 +77,35 @@ def write_file(part: Part) -> FileRecord:
 
 
 class _Hashed:
-    """A file to write to, which hashes each piece while another thread writes it."""
+    """A file to write to, which hashes each piece while another thread writes it.
+
+    What is written is pushed out and let go of now and then: as much again in the page cache would crowd
+    out what training needs.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._pool = ThreadPoolExecutor(1)
+        self._cached = 0
         self.digest, self.bytes = hashlib.sha256(), 0
 
     def write(self, data: Any) -> int:
-        writing = self._pool.submit(self._file.write, data)
+        writing = self._pool.submit(self._write, data)
         try:
             self.digest.update(data)
         finally:
             writing.result()  # `data` is ours until this call returns
         self.bytes += len(data)
         return len(data)
+
+    def _write(self, data: Any) -> None:
+        self._file.write(data)
+        self._cached += len(data)
+        if self._cached >= CACHED:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._cached = 0
 
     def flush(self) -> None:
         self._file.flush()

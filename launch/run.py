@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from launch.checkpoint import SAID_ELSEWHERE
 from launch.config import RunConfig, save_config
 from launch.console import first_rank, say, sentence
 from launch.devices import Device
@@ -83,7 +84,9 @@ def _guarded(
         # An error that no message of ours explains comes with its traceback.
         explained = isinstance(error, ValueError | OSError | FloatingPointError)
         message = sentence(error) if explained else "".join(traceback.format_exception(error))
-        print(f"{run.run_id}: FAILED: {message}", file=sys.stderr, flush=True)
+        of_all_ranks = isinstance(error, FloatingPointError) and not first_rank()
+        if not of_all_ranks and not hasattr(error, SAID_ELSEWHERE):
+            print(f"{run.run_id}: FAILED: {message}", file=sys.stderr, flush=True)
         return FAILED
 
 

@@ -38,7 +38,8 @@ def main(folder: Path) -> None:
         try:
             checkpoint.save(engine, folder, 2, "data")
         except OSError as error:
-            said.append(str(error))
+            elsewhere = hasattr(error, checkpoint.SAID_ELSEWHERE)
+            said.append(f"{'' if elsewhere else 'said here: '}{error}")
         resource.setrlimit(resource.RLIMIT_FSIZE, PLENTY)
         newest = checkpoint.newest(folder)
         assert newest is not None

@@ -114,7 +114,7 @@ def test_numbers_that_make_no_sense_are_refused(
     number, ranks, pictures, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("WORLD_SIZE", ranks)
-    file = write_study(tmp_path / "s.toml", changes(2))
+    file = write_study(tmp_path / "s.toml", changes(12))
     words = command(file, pictures, tmp_path)
     assert main([*words[3:-1], number]) == 2
     assert f"run: --at-a-time {number} with {ranks} ranks; wanted" in capsys.readouterr().err

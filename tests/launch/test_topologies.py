@@ -107,5 +107,7 @@ def test_a_rank_that_cannot_write_a_checkpoint_stops_all_and_loses_nothing(tmp_p
             == ("MemoryError: no more", "RuntimeError: rank 1: MemoryError: no more")[1 - rank]
         )
         assert len(said) == 2, "all ranks raise, whichever could not write"
+        here = [each.startswith("said here: ") for each in said]
+        assert here == [rank == 0, rank == 1], "by the rank that could not write"
         assert all("File too large" in each and "_states.pt" in each for each in said), said
         assert (newest, left) == (2, ["step-1", "step-2"])
