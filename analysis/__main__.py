@@ -133,7 +133,11 @@ def _counting(options: argparse.Namespace) -> "Counting":
     from analysis.runs import Counting
 
     return Counting(
-        options.count_params, options.count_flops, options.split, tuple(options.include)
+        options.count_params,
+        options.count_flops,
+        options.split,
+        tuple(options.include),
+        options.variant,
     )
 
 
@@ -277,6 +281,9 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         choices=INCLUDES,
         default=[],
         help="take in runs that are kept out by default",
+    )
+    command.add_argument(
+        "--variant", metavar="NAME", help="of a study of several variants, the one to fit"
     )
     command.add_argument(
         "--split",

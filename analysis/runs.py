@@ -6,7 +6,7 @@ Which runs count is decided in `analysis.guards`; every other one is listed with
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Counting:
     flops: str = "6nd"
     split: str = "valid"
     include: tuple[str, ...] = ()
+    variant: str | None = None  # of a study of several: which one is fitted
 
     def of(self, run: RunResult) -> float:
         """N of a run in this convention."""
@@ -98,6 +99,23 @@ def read_runs(folder: Path, split: str = "valid", include: Collection[str] = ())
     return StudyRuns(folder, tuple(runs), tuple(left_out))
 
 
+def of_variant(study: StudyRuns, counting: Counting, law: str) -> StudyRuns:
+    """The runs of one variant of the study. Raises `ValueError` where there are several and none is named:
+    each is another way to train, and no law holds across them."""
+    variants = sorted({str(run.config.get("variant", "")) for run in study.runs})
+    wanted = counting.variant
+    if wanted is None and len(variants) < 2:
+        return study
+    if wanted not in variants:
+        found = f"--variant {wanted}" if wanted else f"runs of {len(variants)} variants"
+        raise ValueError(
+            f"{study.path}: {found} for the law '{law}'; wanted one of: {', '.join(variants)}. Name it with "
+            "--variant, for each is another way to train."
+        )
+    runs = tuple(run for run in study.runs if run.config.get("variant", "") == wanted)
+    return replace(study, runs=runs)
+
+
 def all_points(study: StudyRuns, counting: Counting) -> PointSet:
     """One point for each run: its lowest held-out loss (Henighan et al. 2020 take L(N) at the step
     of minimum test loss) for all that it was trained on."""
@@ -128,8 +146,12 @@ def curve_points(study: StudyRuns, counting: Counting) -> PointSet:
     """Learning curves, grouped by run: every held-out evaluation after the warm-up and before the
     learning rate falls (with `mid-schedule` taken in, every one after the warm-up)."""
     rows, left_out, falling = [], list(study.left_out), []
+    present = {run.run_id for run in study.runs}
     for run in study.runs:
         table = run.eval_rows(counting.split)
+        trunk = run.config.get("trunk") or {}
+        if trunk.get("run_id") in present:  # up to there its measurements are the trunk's
+            table = table[table["step"] > trunk["step"]]
         early = table["tokens"] < warmup_tokens(run.config)
         late = (table["tokens"] > full_rate_tokens(run)) & ~early
         if late.any():
@@ -203,6 +225,7 @@ def _recipe(run: RunResult) -> str:
         "guards",
         "trunk",
         "keep_steps",
+        "variant",
     }
     recipe = _stated({name: value for name, value in run.config.items() if name not in left_out})
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
@@ -211,7 +234,7 @@ def _recipe(run: RunResult) -> str:
 # Choices that older runs did not have, and what they then did.
 _ALWAYS_WERE = {
     "blend": [], "attention": "dense", "positions": "plain", "attention_window": 0,
-    "position_axes": [],
+    "position_axes": [], "data": {"unique_tokens": None},
 }  # fmt: skip
 
 

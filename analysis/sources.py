@@ -14,7 +14,15 @@ from analysis.fit_isoflop import fit_isoflop
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from analysis.points import PointSet
 from analysis.repeated_data import with_unique_params
-from analysis.runs import Counting, StudyRuns, all_points, curve_points, final_points, read_runs
+from analysis.runs import (
+    Counting,
+    StudyRuns,
+    all_points,
+    curve_points,
+    final_points,
+    of_variant,
+    read_runs,
+)
 from analysis.separable import (
     CRITICAL_BATCH,
     CURVE_LAWS,
@@ -62,7 +70,13 @@ def _columns(source: Path, law: str, x: str) -> tuple[str, ...]:
 
 
 def study_points(study: StudyRuns, law: str, x: str, counting: Counting) -> PointSet:
-    """Learning curves for the laws of them, one point for each run for the other laws."""
+    """Learning curves for the laws of them, one point for each run for the other laws.
+
+    Raises `ValueError` for a study of several variants, of which none is named; the law of the batch is
+    the one that compares them.
+    """
+    if law != CRITICAL_BATCH or counting.variant is not None:
+        study = of_variant(study, counting, law)
     if law in CURVE_NEEDERS:
         return _prepared(curve_points(study, counting), law)
     if law in CURVE_LAWS:

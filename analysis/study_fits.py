@@ -113,7 +113,11 @@ def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> St
     tried: dict[str, Attempt] = {}
     not_tried: dict[str, str] = {}
     for trial in TRIALS:
-        found = study_points(study, trial.law, trial.x, counting)
+        try:
+            found = study_points(study, trial.law, trial.x, counting)
+        except ValueError as error:
+            not_tried[trial.title] = str(error)
+            continue
         missing = trial.allows(found.points)
         if missing:
             not_tried[trial.title] = missing

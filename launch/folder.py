@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,7 @@ from launch.datasets import open_split
 from launch.results import DamagedFile, is_finished, read_result
 
 LOCK_FILE = "run.lock"
+TRIES = 10  # in a second, for a lock
 FAILED_FILE = "failed.json"
 
 
@@ -86,14 +88,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _take(file: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """`slurm status` tries a lock for a moment to see whether it is held: so try again before refusing."""
+    for attempt in range(TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if attempt < TRIES - 1:
+                time.sleep(1 / TRIES)
+    else:
         file.seek(0)
         raise ValueError(
             f"{folder}: another process trains this run (process and host: {file.read().strip()}); "
             "wanted to train it alone. Wait for that process, or stop it."
-        ) from None
+        )
     file.truncate(0)
     file.write(f"{os.getpid()} {platform.node()}\n")
     file.flush()

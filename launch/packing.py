@@ -21,7 +21,7 @@ from typing import Any
 from launch.config import RunConfig
 from launch.console import sentence
 
-DONE, FAILED, BAD_INPUT, STOPPED, LOST = 0, 1, 2, 3, 4  # as in `launch.run` and `launch.lifeline`
+BAD_INPUT, STOPPED, LOST = 2, 3, 4  # as in `launch.run` and `launch.lifeline`
 PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # which ask for a stop
 LONGEST_WAIT = 1.0  # seconds: a signal may come just before a wait
@@ -70,7 +70,7 @@ def _status(workers: list[Any]) -> int:
     # A signal that meets a process before it is ready for it ends it, and nothing is lost.
     if any(status == STOPPED or -status in SIGNALS for status in statuses):
         return STOPPED
-    return max(FAILED if status < 0 else status for status in statuses)
+    return max(LOST if status < 0 else status for status in statuses)
 
 
 def _chains(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:

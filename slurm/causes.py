@@ -105,17 +105,18 @@ def decide(history: Sequence[Attempt]) -> Decision:
     row = _without_progress(history)
     if cause in (Cause.MEMORY, Cause.FAILED):
         return Decision(Action.GIVE_UP, finding=Finding(cause, last.message))
-    limit = INTERRUPTIONS if cause in (Cause.STOPPED, Cause.NODE, Cause.BUSY) else CRASHES
-    if len(row) >= limit:
-        message = f"{len(row)} attempts in a row saved no new step; the last: {last.message}"
+    crashes = [each for each in row if each.cause in (Cause.KILLED, Cause.HANG)]
+    if len(row) >= INTERRUPTIONS or len(crashes) >= CRASHES:
+        count = len(crashes) if len(crashes) >= CRASHES else len(row)
+        message = f"{count} attempts in a row saved no new step; the last: {last.message}"
         return Decision(Action.GIVE_UP, finding=Finding(Cause.NO_PROGRESS, message))
     if cause == Cause.NODE:
         return Decision(Action.REQUEUE, exclude=(last.node,) if last.node else ())
     if cause in (Cause.STOPPED, Cause.BUSY):
         return Decision(Action.REQUEUE)
-    if len(row) < 2:
+    if len(crashes) < 2:
         return Decision(Action.AGAIN)
-    twice = last.node is not None and all(attempt.node == last.node for attempt in row)
+    twice = last.node is not None and all(attempt.node == last.node for attempt in crashes)
     return Decision(Action.REQUEUE, exclude=(last.node,) if twice and last.node else ())
 
 

@@ -14,9 +14,11 @@ from analysis.runs import (
     all_points,
     curve_points,
     final_points,
+    of_variant,
     read_runs,
     warmup_tokens,
 )
+from analysis.study_fits import fit_study
 from launch.results import read_result
 from tests.analysis.planted import PlantedRun, Surface, ladder, write_run, write_study
 
@@ -281,3 +283,53 @@ def test_runs_of_one_size_that_differ_in_shape_are_no_repeats(tmp_path):
     assert seed_noise(found.points) is None
     (remark,) = found.remarks
     assert remark.startswith("mixed_training: runs of N = 9.83e+04 differ in shape")
+
+
+def with_config(found, run_id, **changes):
+    """The study with some of one run's configuration replaced."""
+    runs = [
+        replace(run, config={**run.config, **changes}) if run.run_id == run_id else run
+        for run in found.runs
+    ]
+    return replace(found, runs=tuple(runs))
+
+
+def test_a_trunks_measurements_are_counted_once(tmp_path):
+    """A branch begins with the trunk's measurements, to the last bit."""
+    found = read_runs(study(tmp_path))
+    every = curve_points(found, Counting()).points
+    step = int(np.sort(every.steps[every.group == "two"])[4])
+    branch = with_config(found, "two", trunk={"run_id": "one", "step": step})
+    points = curve_points(branch, Counting()).points
+    kept = points.steps[points.group == "two"]
+    assert kept.min() > step
+    assert len(kept) == (every.group == "two").sum() - 5
+    assert (points.group == "one").sum() == (every.group == "one").sum()
+    gone = with_config(found, "two", trunk={"run_id": "elsewhere", "step": step})
+    assert len(curve_points(gone, Counting()).points.loss) == len(every.loss)
+
+
+def test_variants_are_not_mixed_in_a_law(tmp_path):
+    plain = read_runs(study(tmp_path))
+    assert of_variant(plain, Counting(), "surface") is plain
+    found = with_config(plain, "two", variant="large-batch")
+    with pytest.raises(
+        ValueError, match="runs of 2 variants for the law 'surface'; wanted one of: , large-batch"
+    ):
+        of_variant(found, Counting(), "surface")
+    with pytest.raises(ValueError, match="--variant large for the law"):
+        of_variant(found, Counting(variant="large"), "surface")
+    chosen = of_variant(found, Counting(variant="large-batch"), "surface")
+    assert [run.run_id for run in chosen.runs] == ["two"]
+    fits = fit_study(found, Counting(), 0, 0)
+    assert not fits.tried or set(fits.tried) == {"critical-batch"}
+    assert all("wanted one of" in why for why in fits.not_tried.values() if "variants" in why)
+    assert sum("2 variants" in why for why in fits.not_tried.values()) >= 5
+
+
+def test_names_of_variants_and_what_older_runs_did_unasked_make_no_other_recipe():
+    old = {"domain": "x", "batch": {"train_batch_size": 4}}
+    new = {**old, "variant": "a", "data": {"unique_tokens": None}}
+    few = {**old, "data": {"unique_tokens": 1000}}
+    recipes = [_recipe(SimpleNamespace(config=each)) for each in (old, new, few)]
+    assert recipes[0] == recipes[1] != recipes[2]

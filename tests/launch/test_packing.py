@@ -80,7 +80,7 @@ def test_a_signal_stops_all_and_a_dead_process_takes_no_other_along(pictures, al
         wait_for_steps(tmp_path / "small", 2)
         os.kill(children(process)[0], signal.SIGKILL)
         said = process.communicate(timeout=SECONDS)[1]
-        assert process.returncode == 1, said
+        assert process.returncode == 4, said
     assert re.search(r"process \d of 2 was ended by SIGKILL: its run is not finished", said)
     runs = expanded(200, ladder=LADDER, seeds=[0, 1])
     finished = [read_progress(run_folder(tmp_path, run))[0] for run in runs]

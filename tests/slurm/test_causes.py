@@ -137,6 +137,12 @@ def test_a_crash_is_repeated_in_place_then_elsewhere_then_given_up():
     assert "3 attempts in a row saved no new step; the last: why" in third.finding.message
 
 
+def test_a_crash_after_interruptions_is_the_first_crash():
+    for other in (Cause.STOPPED, Cause.NODE, Cause.BUSY):
+        rows = [(other, 0, None)] * 2 + [(Cause.KILLED, 0, "n2")]
+        assert decide(attempts(*rows)).action == Action.AGAIN
+
+
 def test_a_crash_after_progress_is_always_repeated():
     rows = [(Cause.KILLED, saved, "n2") for saved in range(10, 100, 10)]
     assert decide(attempts(*rows)).action == Action.AGAIN

@@ -287,6 +287,9 @@ def test_an_old_failure_does_not_count_against_a_new_job(run, folder):
         assert by_run(live_tasks(submissions(folder)))[run.run_id].submission == submission
         assert only(run, folder).state == "waiting"
         failed(run, folder, time.time() + 1)
+        assert only(run, folder).state == "waiting", "its job may start it again"
+        attempts = [{"number": 1, "given_up": {run.run_id: ["failed", "why"]}}]
+        (submission.folder / "17_0.attempts.json").write_text(json.dumps(attempts))
         assert only(run, folder).state == "failed"
         process.kill()
     assert live_tasks(submissions(folder)) == []
