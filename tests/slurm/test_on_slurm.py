@@ -175,6 +175,7 @@ def test_killed_while_it_saves(trial, undisturbed):
     assert trial.causes() == [Cause.KILLED, Cause.DONE]
 
 
+@pytest.mark.long
 def test_slurmctld_restarted(trial, undisturbed):
     """Training does not need it; a requeue waits until it answers again."""
     trial.submit()

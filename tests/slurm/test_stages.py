@@ -2,6 +2,7 @@
 when something before them fails."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_what_waits_on_slurm(on_slurm, data, playground):
         stages = [each.stage for each in submissions(on_slurm.study_folder)]
         assert sorted(stages) == sorted([TRAIN, REPORT])
 
-        playground.kill("slurmctld")
+        playground.kill("slurmctld", signal.SIGTERM)  # it writes down what it knows: not so with -9
         status = on_slurm.status()
         assert "wanted the list of your jobs" in status.slurm
         assert {run.state for run in status.runs} == {"waiting"}
