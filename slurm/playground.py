@@ -31,6 +31,7 @@ PACKAGES = "slurm-wlm slurmdbd munge mariadb-server"
 SYSTEM_PATH = "/usr/sbin:/sbin"  # daemons are there, which is not on everybody's PATH
 
 START_SECONDS = 90.0
+HELD_SECONDS = 4.0  # a requeued job
 END_SECONDS = 15.0
 _PARENT = re.compile(r"^PPid:\s+(\d+)", re.M)
 MARK = "SLURM_PLAYGROUND"  # a variable of our daemons and of what they start
@@ -238,18 +239,26 @@ def _start_database(of: Playground, port: int) -> None:
 
 @contextmanager
 def _hurried(of: Playground) -> Iterator[None]:
-    """Slurm keeps a requeued job back for two minutes; here it may start as soon as it can."""
+    """Slurm keeps a requeued job back for two minutes; here for a few seconds.
+
+    Not less: a node that has just revoked the job's credential refuses the next one of the same second, and
+    Slurm then ends the job ("Job credential revoked").
+    """
     over = threading.Event()
+    seen: dict[tuple[str, str], float] = {}
 
     def hurry() -> None:
         while not over.wait(1.0):
-            with suppress(RuntimeError, subprocess.TimeoutExpired):
+            with suppress(RuntimeError, ValueError, subprocess.TimeoutExpired):
                 answer = of.run(
                     "squeue", "-h", "-r", "-t", "PENDING", "-O", "JobID:20,Reason:40,RestartCnt:9"
                 )
                 for line in answer.splitlines():
                     job, reason, restarts = line.split()[:3]
-                    if reason == "BeginTime" and restarts != "0":
+                    if reason != "BeginTime" or restarts == "0":
+                        continue
+                    first = seen.setdefault((job, restarts), time.monotonic())
+                    if time.monotonic() - first >= HELD_SECONDS:
                         of.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     thread = threading.Thread(target=hurry, daemon=True)

@@ -158,7 +158,9 @@ def _status(run: RunConfig, run_id: str, study_folder: Path, jobs: _Jobs) -> Run
     live = jobs.by_run.get(run_id)
     failure = _failure(folder)
     # A living job starts a run again after most failures: it has failed when the job gave it up.
-    given_up = trace is not None and any(run_id in each.get("given_up", ()) for each in trace.attempts)
+    given_up = trace is not None and any(
+        run_id in each.get("given_up", ()) for each in trace.attempts
+    )
     if failure and (live is None or given_up):
         return RunStatus(**base, state="failed", cause=failure[0], log_lines=_tail(log))
     if live:

@@ -71,6 +71,7 @@ def test_a_signal_to_the_ranks(trial, undisturbed, number):
     assert trial.causes() == [Cause.STOPPED, Cause.DONE]
 
 
+@pytest.mark.long
 def test_one_task_of_an_array(trial, data, tmp_path):
     """Slurm's number of one of them is that of the whole array: only the one that is meant is requeued."""
     trial.study = write_study(tmp_path / "two.toml", (16, 24))
@@ -127,6 +128,7 @@ def test_a_preemption(trial, undisturbed):
     assert trial.causes() == [Cause.STOPPED, Cause.DONE]
 
 
+@pytest.mark.long
 def test_slurmd_killed(trial, undisturbed):
     """Slurm gives up a node on which the rank lives on: the job starts elsewhere, and the old one gives way."""
     trial.submit()
