@@ -99,21 +99,33 @@ def read_runs(folder: Path, split: str = "valid", include: Collection[str] = ())
     return StudyRuns(folder, tuple(runs), tuple(left_out))
 
 
-def of_variant(study: StudyRuns, counting: Counting, law: str) -> StudyRuns:
-    """The runs of one variant of the study. Raises `ValueError` where there are several and none is named:
-    each is another way to train, and no law holds across them."""
-    variants = sorted({str(run.config.get("variant", "")) for run in study.runs})
-    wanted = counting.variant
-    if wanted is None and len(variants) < 2:
+def of_variant(study: StudyRuns, wanted: str | None) -> StudyRuns:
+    """The runs of one variant of the study; all, if none is named. Raises `ValueError` for another name."""
+    if wanted is None:
         return study
+    variants = _variants(study)
     if wanted not in variants:
-        found = f"--variant {wanted}" if wanted else f"runs of {len(variants)} variants"
         raise ValueError(
-            f"{study.path}: {found} for the law '{law}'; wanted one of: {', '.join(variants)}. Name it with "
-            "--variant, for each is another way to train."
+            f"{study.path}: --variant {wanted}: no usable run of it; wanted one of: {', '.join(variants)}. "
+            "Name one of these."
         )
     runs = tuple(run for run in study.runs if run.config.get("variant", "") == wanted)
     return replace(study, runs=runs)
+
+
+def refuse_variants(study: StudyRuns, wanted: str | None) -> None:
+    """Raise `ValueError` where a study has several variants and none is named: each is another way to
+    train, and no law holds across them."""
+    variants = _variants(study)
+    if wanted is None and len(variants) > 1:
+        raise ValueError(
+            f"{study.path}: runs of {len(variants)} variants in one law; wanted those of one of: "
+            f"{', '.join(variants)}. Name it with --variant, for each is another way to train."
+        )
+
+
+def _variants(study: StudyRuns) -> list[str]:
+    return sorted({str(run.config.get("variant", "")) for run in study.runs})
 
 
 def all_points(study: StudyRuns, counting: Counting) -> PointSet:

@@ -22,6 +22,7 @@ from analysis.runs import (
     final_points,
     of_variant,
     read_runs,
+    refuse_variants,
 )
 from analysis.separable import (
     CRITICAL_BATCH,
@@ -42,6 +43,7 @@ COLUMNS = {
     CRITICAL_BATCH: ("batch", "steps", "loss"),
     DATA_CONSTRAINED.name: ("params", "tokens", "unique_tokens", "loss"),
 }
+COMPARES_VARIANTS = (CRITICAL_BATCH,)  # of a study: batch sizes
 CURVE_NEEDERS = (FRONTIER, LEARNING_CURVE.name, CRITICAL_BATCH)
 
 
@@ -49,6 +51,8 @@ def read_points(source: Path, law: str, x: str, counting: Counting) -> PointSet:
     """Points for one law. Raises `ValueError` for a source that is neither folder nor file."""
     if source.is_dir():
         study = read_runs(source, counting.split, counting.include)
+        if law not in COMPARES_VARIANTS:
+            refuse_variants(study, counting.variant)
         return study_points(study, law, x, counting)
     if not source.exists():
         raise ValueError(
@@ -70,13 +74,8 @@ def _columns(source: Path, law: str, x: str) -> tuple[str, ...]:
 
 
 def study_points(study: StudyRuns, law: str, x: str, counting: Counting) -> PointSet:
-    """Learning curves for the laws of them, one point for each run for the other laws.
-
-    Raises `ValueError` for a study of several variants, of which none is named; the law of the batch is
-    the one that compares them.
-    """
-    if law != CRITICAL_BATCH or counting.variant is not None:
-        study = of_variant(study, counting, law)
+    """Learning curves for the laws of them, one point for each run for the other laws."""
+    study = of_variant(study, counting.variant)
     if law in CURVE_NEEDERS:
         return _prepared(curve_points(study, counting), law)
     if law in CURVE_LAWS:

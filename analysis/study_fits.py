@@ -9,7 +9,7 @@ from analysis.estimate import Fit
 from analysis.fit_critical_batch import FEWEST_BATCHES
 from analysis.isoflop import budgets
 from analysis.points import LossPoints, PointSet, SeedNoise, distinct, seed_noise
-from analysis.runs import FLOP_COUNTS, PARAM_COUNTS, Counting, StudyRuns
+from analysis.runs import FLOP_COUNTS, PARAM_COUNTS, Counting, StudyRuns, refuse_variants
 from analysis.separable import (
     CRITICAL_BATCH,
     FRONTIER,
@@ -20,7 +20,7 @@ from analysis.separable import (
     SURFACE,
     SURFACE_KAPLAN,
 )
-from analysis.sources import fit_law, study_points
+from analysis.sources import COMPARES_VARIANTS, fit_law, study_points
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,28 @@ def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> St
     tried: dict[str, Attempt] = {}
     not_tried: dict[str, str] = {}
     for trial in TRIALS:
-        try:
-            found = study_points(study, trial.law, trial.x, counting)
-        except ValueError as error:
-            not_tried[trial.title] = str(error)
-            continue
+        found = study_points(study, trial.law, trial.x, counting)
         missing = trial.allows(found.points)
         if missing:
             not_tried[trial.title] = missing
         else:
-            tried[trial.name] = attempt(trial, found, draws, seed)
+            tried[trial.name] = _of_one_variant(study, counting, trial, found) or attempt(
+                trial, found, draws, seed
+            )
     return StudyFits(tried, not_tried)
+
+
+def _of_one_variant(
+    study: StudyRuns, counting: Counting, trial: Trial, found: PointSet
+) -> Attempt | None:
+    """Points of several variants are drawn, but not fitted: what says so, or None."""
+    if trial.law in COMPARES_VARIANTS:
+        return None
+    try:
+        refuse_variants(study, counting.variant)
+    except ValueError as error:
+        return Attempt(trial.name, trial.title, trial.law, trial.x, found, None, str(error))
+    return None
 
 
 def attempt(

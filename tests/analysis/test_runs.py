@@ -1,13 +1,16 @@
 """Results folders: which runs count, which are left out and why, what is refused."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 
 from analysis.guards import INCLUDES
 from analysis.points import keep_efficient, seed_noise
+from analysis.report import write_report
 from analysis.runs import (
     Counting,
     _recipe,
@@ -16,6 +19,7 @@ from analysis.runs import (
     final_points,
     of_variant,
     read_runs,
+    refuse_variants,
     warmup_tokens,
 )
 from analysis.study_fits import fit_study
@@ -311,20 +315,30 @@ def test_a_trunks_measurements_are_counted_once(tmp_path):
 
 def test_variants_are_not_mixed_in_a_law(tmp_path):
     plain = read_runs(study(tmp_path))
-    assert of_variant(plain, Counting(), "surface") is plain
+    assert of_variant(plain, None) is plain
+    refuse_variants(plain, None)
     found = with_config(plain, "two", variant="large-batch")
     with pytest.raises(
-        ValueError, match="runs of 2 variants for the law 'surface'; wanted one of: , large-batch"
+        ValueError, match="runs of 2 variants in one law; wanted those of one of: , large"
     ):
-        of_variant(found, Counting(), "surface")
-    with pytest.raises(ValueError, match="--variant large for the law"):
-        of_variant(found, Counting(variant="large"), "surface")
-    chosen = of_variant(found, Counting(variant="large-batch"), "surface")
-    assert [run.run_id for run in chosen.runs] == ["two"]
+        refuse_variants(found, None)
+    with pytest.raises(
+        ValueError, match="--variant large: no usable run of it; wanted one of: , large"
+    ):
+        of_variant(found, "large")
+    refuse_variants(found, "large-batch")
+    assert [run.run_id for run in of_variant(found, "large-batch").runs] == ["two"]
     fits = fit_study(found, Counting(), 0, 0)
-    assert not fits.tried or set(fits.tried) == {"critical-batch"}
-    assert all("wanted one of" in why for why in fits.not_tried.values() if "variants" in why)
-    assert sum("2 variants" in why for why in fits.not_tried.values()) >= 5
+    assert "loss-by-params" in fits.tried
+    for each in fits.tried.values():
+        if each.law != "critical-batch":
+            assert each.fit is None
+            assert "2 variants" in each.problem
+    with h5py.File(plain.path / "two" / "metrics.h5", "r+") as file:
+        config = {**json.loads(file.attrs["config"]), "variant": "large-batch"}
+        file.attrs["config"] = json.dumps(config)
+    lines = write_report(plain.path, tmp_path / "out", Counting(), 0, 0)
+    assert any(line.startswith("L(N): not fitted: ") and "2 variants" in line for line in lines)
 
 
 def test_names_of_variants_and_what_older_runs_did_unasked_make_no_other_recipe():
