@@ -32,6 +32,20 @@ class TokenRange:
     in_loss: bool = True
 
 
+def blanked(
+    here: "Domain", tokens: np.ndarray, kinds: np.ndarray, where: slice, kind: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, tokens and kinds [B, S] each, with the places `where` of every row blank, of `kind`; copies."""
+    if tokens.ndim != 2 or tokens.shape != kinds.shape or tokens.shape[1] != here.seq_length:
+        raise ValueError(
+            f"tokens {tokens.shape}, kinds {kinds.shape}: wanted [B, {here.seq_length}] each for domain "
+            f"{here.name}. Pass rows as a dataset of this domain gives them."
+        )
+    tokens, kinds = tokens.copy(), kinds.copy()
+    tokens[:, where], kinds[:, where] = here.kinds[kind].start, kind
+    return tokens, kinds
+
+
 @dataclass(frozen=True)
 class Document:
     """One picture, problem, ...: its name in the raw data and its parts, each (mode, token ids [length])."""

@@ -22,7 +22,17 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.domain import Document, Domain, Item, Notes, Piece, Refusal, Shown, TokenRange
+from data_prep.domain import (
+    Document,
+    Domain,
+    Item,
+    Notes,
+    Piece,
+    Refusal,
+    Shown,
+    TokenRange,
+    blanked,
+)
 from data_prep.domains import image
 from data_prep.folders import PassedOver
 from data_prep.watch import Watch
@@ -167,18 +177,11 @@ def blank(
         raise ValueError(
             f"part = {part!r}: wanted 'text' or 'image', what to blank. Pass one of these."
         )
-    if tokens.ndim != 2 or tokens.shape != kinds.shape or tokens.shape[1] != domain.seq_length:
-        raise ValueError(
-            f"tokens {tokens.shape}, kinds {kinds.shape}: wanted [B, {domain.seq_length}] each for domain "
-            f"{domain.name}. Pass rows as a dataset of this domain gives them."
-        )
     kind = PADDING if part == "text" else BLANK
     # The part that comes first is told by the domain alone.
     split = CAPTION_TOKENS if _text_first(domain) else PIXELS
     where = slice(split) if (part == "text") == _text_first(domain) else slice(split, None)
-    tokens, kinds = tokens.copy(), kinds.copy()
-    tokens[:, where], kinds[:, where] = domain.kinds[kind].start, kind
-    return tokens, kinds
+    return blanked(domain, tokens, kinds, where, kind)
 
 
 def _text_first(domain: Domain) -> bool:

@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.domain import Block, Document, Domain, Item, Notes, Piece, Shown, TokenRange
+from data_prep.domain import Block, Document, Domain, Item, Notes, Piece, Shown, TokenRange, blanked
 from data_prep.folders import PassedOver
 from data_prep.known_sources import MarkovSource, PairSource, markov_source, pair_source
 from data_prep.watch import Watch
@@ -165,13 +165,6 @@ def blank(
         raise ValueError(
             f"part = {part!r}: wanted 'left' or 'right', what to blank. Pass one of these."
         )
-    if tokens.ndim != 2 or tokens.shape != kinds.shape or tokens.shape[1] != domain.seq_length:
-        raise ValueError(
-            f"tokens {tokens.shape}, kinds {kinds.shape}: wanted [B, {domain.seq_length}] each for domain "
-            f"{domain.name}. Pass rows as a dataset of this domain gives them."
-        )
     kind = LEFT_BLANK if part == "left" else RIGHT_BLANK
     where = slice(sum(BLOCKS)) if part == "left" else slice(sum(BLOCKS), None)
-    tokens, kinds = tokens.copy(), kinds.copy()
-    tokens[:, where], kinds[:, where] = domain.kinds[kind].start, kind
-    return tokens, kinds
+    return blanked(domain, tokens, kinds, where, kind)
