@@ -27,8 +27,7 @@ from typing import Any
 import torch.distributed
 from torch.distributed import PrefixStore, Store
 
-FAILED, LOST = 1, 4
-"""Exit statuses: an error that would come again; a hang or a lost rank, after which to start again."""
+from launch.exits import FAILED, LOST
 
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 30.0  # of a process, until it is taken for dead

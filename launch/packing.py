@@ -8,7 +8,6 @@ run. `benchmarks/packing.py` measures the gain. This module needs no torch.
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,10 +19,9 @@ from typing import Any
 
 from launch.config import RunConfig
 from launch.console import sentence
+from launch.exits import BAD_INPUT, LOST, STOPPED, end_with
+from launch.stopping import STOP_SIGNALS
 
-BAD_INPUT, STOPPED, LOST = 2, 3, 4  # as in `launch.run` and `launch.lifeline`
-PR_SET_PDEATHSIG = 1
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # which ask for a stop
 LONGEST_WAIT = 1.0  # seconds: a signal may come just before a wait
 
 
@@ -59,7 +57,7 @@ def run_packed(runs: Sequence[RunConfig], data: Path, results: Path, at_a_time: 
 def _status(workers: list[Any]) -> int:
     statuses = [worker.exitcode for worker in workers]
     for worker in workers:
-        if worker.exitcode < 0 and -worker.exitcode not in SIGNALS:
+        if worker.exitcode < 0 and -worker.exitcode not in STOP_SIGNALS:
             print(
                 f"{worker.name} of {len(workers)} was ended by {signal.Signals(-worker.exitcode).name}: its run "
                 "is not finished. Start the same again: it continues from its newest checkpoint; and with "
@@ -68,7 +66,7 @@ def _status(workers: list[Any]) -> int:
                 flush=True,
             )
     # A signal that meets a process before it is ready for it ends it, and nothing is lost.
-    if any(status == STOPPED or -status in SIGNALS for status in statuses):
+    if any(status == STOPPED or -status in STOP_SIGNALS for status in statuses):
         return STOPPED
     return max(LOST if status < 0 else status for status in statuses)
 
@@ -104,7 +102,7 @@ def _forwarded(workers: list[Any]) -> Iterator[None]:
             if worker.pid and worker.exitcode is None:
                 os.kill(worker.pid, number)
 
-    kept = {number: signal.signal(number, forward) for number in SIGNALS}
+    kept = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -114,12 +112,7 @@ def _forwarded(workers: list[Any]) -> Iterator[None]:
 
 def _work(work: Any, data: Path, results: Path, sharing: int, parent: int) -> None:
     """One process: takes the next runs until none is left. It does not outlive the one that started it."""
-    # Until `launch.run` takes over there is nothing to save: a signal ends us, even inside of C++.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(LOST)  # it ended before we asked to be told
+    end_with(parent)
     from launch.run import run_all  # torch and DeepSpeed
 
     try:

@@ -18,15 +18,13 @@ from launch.config import RunConfig, save_config
 from launch.console import first_rank, say, sentence
 from launch.devices import Device
 from launch.engine import start_process
+from launch.exits import DONE, FAILED, STOPPED
 from launch.folder import FAILED_FILE, finished_on, locked, record_failure, run_folder
-from launch.lifeline import FAILED, Lifeline
+from launch.lifeline import Lifeline
 from launch.planner import spread
 from launch.process import gpu_of, gpus_per_node
 from launch.stopping import StopSignal
 from launch.train import Progress, train
-
-DONE, STOPPED = 0, 3
-"""Exit statuses: all done; stopped early by a signal, to be continued. See `launch.lifeline` too."""
 
 
 def run_all(runs: Iterable[RunConfig], data: Path, results: Path, *, sharing: int = 1) -> int:

@@ -8,11 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.console import sentence
+from launch.exits import BAD_INPUT, DONE, FAILED, STOPPED
 from launch.study import expand, load_study
 from slurm.alive import end, live_tasks
 from slurm.cluster import cluster_names, load_cluster
 from slurm.ledger import JOBS, held, submissions, submissions_before
 from slurm.prepare import Build, prepare
+from slurm.queue import forget_settings
 from slurm.status import StudyStatus, as_json, look
 from slurm.submit import Round, plan, say, start_missing
 from slurm.table import as_table, causes, summary
@@ -20,12 +22,13 @@ from slurm.target import Target, Wishes, refuse_other_study, target, unfinished
 from slurm.traces import last_lines
 
 REPORT_LINES = 60  # of what `analysis report` prints
-ALL_DONE, FAILED, BAD_INPUT, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 3, 130
+INTERRUPTED = 130  # by Ctrl-C
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 all done, 1 a run failed, 2 bad input, 3 stopped early, 130 Ctrl-C."""
     arguments = _parser().parse_args(argv)
+    forget_settings()
     try:
         return _COMMANDS[arguments.command](arguments)
     except (ValueError, OSError) as error:
@@ -129,12 +132,12 @@ def _submit(arguments: argparse.Namespace) -> int:
     left = unfinished(of)
     if not left:
         print(f"{len(of.runs)} of {len(of.runs)} runs are finished: nothing to do")
-        return ALL_DONE
+        return DONE
     if arguments.dry_run:
         from slurm.describe import describe  # brings submitit
 
         print("\n".join(describe(of, plan(of, left))))
-        return ALL_DONE
+        return DONE
     found = start_missing(of)
     for line in _said(of, found, len(of.runs) - len(left)):
         say(line)
@@ -142,7 +145,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         return _wait(arguments, of, found)
     say(f"watch: {_command('status', arguments)}")
     say(f"end:   {_command('cancel', arguments)}")
-    return ALL_DONE
+    return DONE
 
 
 def _said(of: Target, found: Round, finished: int) -> list[str]:
@@ -164,14 +167,14 @@ def _wait(arguments: argparse.Namespace, of: Target, found: Round) -> int:
             print("\n".join(_report_said(Path(stage.log))))
     states = status.states
     if states == {"finished"}:
-        return ALL_DONE
+        return DONE
     if {run.state for run in status.runs} == {"finished"}:
         say(f"make the report again: python -m analysis report {of.folder} --out {of.folder}")
     else:
         say(f"continue with: {_command('submit', arguments)}")
     if interrupted:
         return INTERRUPTED
-    return FAILED if states & {"failed", "damaged"} else STOPPED_EARLY
+    return FAILED if states & {"failed", "damaged"} else STOPPED
 
 
 def _report_said(log: Path) -> list[str]:
@@ -196,7 +199,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(as_json(status))
     else:
         _print(status)
-    return ALL_DONE
+    return DONE
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
@@ -212,7 +215,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
         holder = held(folder / run.run_id)
         if holder and run.run_id not in submitted:
             say(f"{run.run_id} is trained by {holder}, which was not submitted: end it yourself")
-    return ALL_DONE
+    return DONE
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -221,13 +224,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
     )
     if build.finished:
         print(f"{arguments.out}: already built; python -m data_prep check {arguments.out}")
-        return ALL_DONE
+        return DONE
     under_way = prepare(build, load_cluster(arguments.cluster))
     state = "started" if under_way.started else "under way since before"
     print(f"{arguments.out}: {build.parts} parts and their check {state}")
     _print(look((), build.out))
     say(f"type the same again to see how far it is; records and logs: {build.out / JOBS}")
-    return ALL_DONE
+    return DONE
 
 
 def _print(status: StudyStatus) -> None:

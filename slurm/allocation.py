@@ -91,11 +91,20 @@ class OnSlurm(Allocation):
     def requeue(self, exclude: Sequence[str]) -> None:
         _ask("scontrol", "requeue", self._job)
         if exclude:  # Slurm takes it while the job is completing, not before
-            before = re.search(
-                r"\bExcNodeList=(\S+)", _ask("scontrol", "-o", "show", "job", self._job)
-            )
-            nodes = [*exclude, *([before[1]] if before and before[1] != "(null)" else [])]
-            _ask("scontrol", "update", f"JobId={self._job}", f"ExcNodeList={','.join(nodes)}")
+            # The job is requeued: who heard of a failure now would take it for over.
+            try:
+                self._exclude(exclude)
+            except OSError as error:
+                print(
+                    f"job: {', '.join(exclude)} not left out: {error}", file=sys.stderr, flush=True
+                )
+
+    def _exclude(self, nodes: Sequence[str]) -> None:
+        """Leave these nodes out, and those that were left out before."""
+        shown = _ask("scontrol", "-o", "show", "job", self._job)
+        before = re.search(r"\bExcNodeList=(\S+)", shown)
+        every = [*nodes, *([before[1]] if before and before[1] != "(null)" else [])]
+        _ask("scontrol", "update", f"JobId={self._job}", f"ExcNodeList={','.join(every)}")
 
 
 def _ask(*command: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
+from launch.exits import BAD_INPUT, FAILED, LOST, STOPPED
+from launch.stopping import STOP_SIGNALS
 from slurm.attempts import Attempt
-from slurm.ledger import FAILED, STOPPED
-from slurm.rank import BAD_INPUT, LOST, STOP_SIGNALS
 from slurm.step import Ended
 
 CRASHES = 3  # in a row, without a new checkpoint

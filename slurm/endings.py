@@ -3,7 +3,8 @@
 import socket
 from pathlib import Path
 
-from slurm.ledger import CANCELLED, STOPPED, Submission, read_submission
+from launch.exits import STOPPED
+from slurm.ledger import CANCELLED, Submission, read_submission
 from slurm.traces import SETUP_FAILED, Trace, failures, last_lines
 
 LINES = 3  # of a log that may name the cause

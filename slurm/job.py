@@ -9,9 +9,10 @@ from typing import Any
 
 import submitit
 
+from launch.exits import FAILED
+from launch.stopping import STOP_SIGNALS
 from slurm.allocation import Here, OnSlurm
-from slurm.ledger import FAILED, leave_outcome
-from slurm.rank import STOP_SIGNALS
+from slurm.ledger import leave_outcome
 from slurm.supervisor import Supervisor, Work
 
 

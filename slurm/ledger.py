@@ -25,8 +25,6 @@ RECORD = "submission.json"
 SUBMIT_LOCK = "submit.lock"
 CANCELLED = "cancelled"  # in a submission's folder: its jobs are to end before they begin
 OUTCOME_SUFFIX = ".outcome.json"  # see slurm.traces
-FAILED = 1  # exit status of `launch run` when a run failed
-STOPPED = 3  # `launch run` stopped early, with a checkpoint
 TRAIN, DATA, CHECK, EVALUATE, REPORT = "train", "data", "check", "evaluation", "report"
 
 

@@ -3,6 +3,7 @@
 Each raises `OSError` with Slurm's words where Slurm does not answer.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PATIENCE_SECONDS = 60  # a controller under load answers late
+SETTINGS = ("SQUEUE_", "SBATCH_", "SCANCEL_", "SINFO_")
 ENDLESS = ("infinite", "UNLIMITED", "n/a")
 
 
@@ -35,10 +37,17 @@ class Partition:
     memory_gb: float
 
 
+def forget_settings() -> None:
+    """Leave out what a person has set for their own use of Slurm: SQUEUE_STATES would hide jobs that live, and
+    SBATCH_JOB_NAME the name by which ours are known."""
+    for name in [name for name in os.environ if name.startswith(SETTINGS)]:
+        del os.environ[name]
+
+
 def queue() -> dict[tuple[str, str], Queued]:
     """This user's jobs by (job name, index in the array or N/A)."""
     answer = _ask(
-        ["squeue", "--me", "--array", "--noheader", "--format=%j|%K|%i|%T|%r"],
+        ["squeue", "--me", "--all", "--array", "--noheader", "--format=%j|%K|%i|%T|%r"],
         "the list of your jobs. Try again when Slurm answers.",
     )
     found = {}

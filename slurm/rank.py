@@ -1,22 +1,17 @@
 """One rank of a job: what srun starts once for each device, and a local job for each process.
 
-python -m slurm.rank SUBMISSION DATA RESULTS RUN_ID...
+python -m slurm.rank SUBMISSION DATA RESULTS AT_A_TIME RUN_ID...
 """
 
-import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 
 from launch.console import sentence
+from launch.exits import BAD_INPUT, end_with
 from slurm.freeze import frozen_runs
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-PR_SET_PDEATHSIG = 1
 STARTED_BY = "SCALING_STARTED_BY"  # process id, of a local job
-LOST = 4  # exit status of `launch run`: a hang or a lost rank
-BAD_INPUT = 2  # the exit status of every command of ours
 
 
 def main(argv: list[str]) -> int:
@@ -43,12 +38,7 @@ def start_rank() -> None:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-    # Until `launch` takes over there is nothing to save: a signal ends us, even inside of C++.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.environ.get(STARTED_BY, str(os.getppid())) != str(os.getppid()):
-        os._exit(LOST)  # it ended before we asked to be told
+    end_with(int(os.environ.get(STARTED_BY, os.getppid())))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import submitit
 
+from launch.exits import FAILED, STOPPED
 from slurm.alive import live_tasks
-from slurm.ledger import CANCELLED, FAILED, STOPPED, Submission, leave_outcome, read_submission
+from slurm.ledger import CANCELLED, Submission, leave_outcome, read_submission
 from slurm.step import python
 from slurm.traces import failures
 

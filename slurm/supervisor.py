@@ -18,15 +18,15 @@ from typing import Any
 
 from launch.checkpoint_files import step_number, steps_of
 from launch.config import RunConfig
+from launch.exits import BAD_INPUT, FAILED, STOPPED
 from launch.folder import FAILED_FILE, finished_on, record_failure, run_folder
 from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, Allocation
 from slurm.attempts import Attempt, Attempts
 from slurm.causes import Action, Cause, Finding, decide, find
 from slurm.freeze import frozen_runs
 from slurm.health import judge
-from slurm.ledger import CANCELLED, FAILED, STOPPED, held
+from slurm.ledger import CANCELLED, held
 from slurm.memory_kills import memory_kills
-from slurm.rank import BAD_INPUT
 from slurm.step import Ended
 
 LOCK_SECONDS = 120.0  # for a predecessor on a node that Slurm has given up to let go of its runs
@@ -170,6 +170,9 @@ class Supervisor:
             self._attempts.end(
                 cause=Cause.NODE, message=message, blamed=left[0], saved=self._saved()
             )
+            decision = decide(self._attempts.all)  # a run may take its node along every time
+            if decision.action == Action.GIVE_UP and decision.finding:
+                self._give_up(left[0], decision.finding)
 
     def _wait_for_locks(self) -> None:
         """Slurm may have given up a node where all is well: what is left there has to let go first."""

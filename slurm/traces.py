@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from slurm.attempts import ATTEMPTS_SUFFIX
 from slurm.ledger import OUTCOME_SUFFIX, Submission
 
-ATTEMPTS_SUFFIX = ".attempts.json"
 CONTROLLER_LOG = "controller.log"
 SETUP_FAILED = "setup: this line failed:"  # before one of the cluster file, in a log
 TAIL_BYTES = 8192

@@ -60,6 +60,8 @@ TORCH_FREE = [
     "launch/step_time.py",
     "launch/devices.py",
     "launch/speed.py",
+    "launch/exits.py",
+    "launch/stopping.py",
     "slurm/*.py",
     "analysis/*.py",
 ]

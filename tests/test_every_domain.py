@@ -12,8 +12,9 @@ import pytest
 from data_prep.__main__ import main as data_prep
 from data_prep.domain import domain_names
 from data_prep.manifest import load_manifest
+from launch.exits import DONE
 from launch.results import read_result
-from launch.run import DONE, run_all
+from launch.run import run_all
 from launch.strict import validate
 from launch.study import Study, expand
 

@@ -8,10 +8,11 @@ import torch
 
 from data_prep.dataset import TokenDataset
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
+from launch.exits import DONE
 from launch.folder import data_identity
 from launch.plan import print_plan
 from launch.results import read_result
-from launch.run import DONE, run_all
+from launch.run import run_all
 from launch.strict import validate
 from launch.study import Study
 from tests.launch.conftest import build

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launch.config import load_config, refuse_other_config, save_config
-from launch.run import DONE, FAILED, STOPPED
+from launch.exits import DONE, FAILED, STOPPED
 from tests.launch.small import STEP, config
 
 # Changes with any change of what a configuration holds or how it is hashed: then every run of

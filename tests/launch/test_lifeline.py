@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.exits import FAILED, LOST
 from launch.folder import FAILED_FILE, run_folder
-from launch.lifeline import FAILED, LOST
 from tests.launch.small import config, exit_status, start_ranks, study, wait_for, write_study
 
 ROOT = Path(__file__).parents[2]

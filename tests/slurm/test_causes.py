@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from launch.exits import FAILED, LOST, STOPPED
 from slurm.attempts import Attempt, Attempts, read
 from slurm.causes import CRASHES, INTERRUPTIONS, Action, Cause, decide, find
-from slurm.ledger import FAILED, STOPPED
 from slurm.memory_kills import memory_kills
-from slurm.rank import LOST
 from slurm.step import End, Ended, ended, slurm_lines
 
 KILLED = "srun: error: n2: task 1: Killed"

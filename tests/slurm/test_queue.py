@@ -1,5 +1,7 @@
 """What Slurm's commands print, read; as Slurm 22.05 and 23.11 print it."""
 
+import os
+
 import pytest
 
 from slurm import queue
@@ -34,3 +36,12 @@ def test_partitions(answers, limit, minutes):
     gpu, cpu = queue.partitions()
     assert gpu == queue.Partition("gpu", True, minutes, 3, 8, 96, 1000)
     assert (cpu.default, cpu.gpus, cpu.minutes) == (False, 0, float("inf"))
+
+
+def test_what_a_person_has_set_for_slurm_does_not_count(monkeypatch):
+    for name in ("SQUEUE_STATES", "SBATCH_JOB_NAME", "SCANCEL_INTERACTIVE", "SINFO_PARTITION"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SLURM_CONF", "kept")
+    queue.forget_settings()
+    assert not [name for name in os.environ if name.startswith(queue.SETTINGS)]
+    assert os.environ["SLURM_CONF"] == "kept"

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 import pytest
 
 from launch.config import save_config
+from launch.exits import STOPPED
 from launch.results import COUNT_NAMES, ResultWriter
 from slurm import queue
 from slurm.__main__ import main
 from slurm.alive import by_run, live_tasks
-from slurm.ledger import STOPPED, held, leave_outcome, open_submission, submissions
+from slurm.ledger import held, leave_outcome, open_submission, submissions
 from slurm.status import StudyStatus, as_json, look
 from slurm.table import causes, duration
 from slurm.traces import failures, traces

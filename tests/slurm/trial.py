@@ -23,28 +23,13 @@ from slurm.launcher import Order, launch
 from slurm.ledger import OUTCOME_SUFFIX, TRAIN, Submission, open_submission
 from slurm.playground import Playground
 from slurm.resources import Shape
-from tests.slurm.conftest import ROOT, runs_of
+from tests.slurm.conftest import ROOT, RUNG, STUDY, runs_of
 
 ONE = Shape()
 PATIENCE = 400.0  # seconds for anything to happen: the machine may be busy with other things
-STUDY = """
-name = "tiny"
-question = "Does the study survive?"
-domain = "image-8x8"
-precision = "fp32"
-{ladder}
-[budget]
-tokens = {tokens}
-[batch]
-train_batch_size = 4
-[optimizer]
-learning_rate = 0.003
-[evaluation]
-rows = 4
-points_per_decade = 2
+CHECKPOINT = """
 [checkpoint]
-interval_minutes = {interval}
-{more}
+interval_minutes = {}
 """
 
 
@@ -56,8 +41,8 @@ def write_study(
     more: str = "",
 ) -> Path:
     """A study file of one-layer models of these hidden sizes."""
-    ladder = "".join(f"[[ladder]]\nnum_layers = 1\nhidden_size = {size}\n" for size in sizes)
-    path.write_text(STUDY.format(ladder=ladder, tokens=tokens, interval=interval, more=more))
+    ladder = "".join(RUNG.format(1, size) for size in sizes)
+    path.write_text(STUDY.format(ladder=ladder, tokens=tokens) + CHECKPOINT.format(interval) + more)
     return path
 
 
