@@ -9,10 +9,11 @@ over the beginning of a word or over a newline (checked for every model): merges
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -32,8 +33,6 @@ _MEMORY = 1 << 26
 _WORD_BYTES = 200
 # Words that SentencePiece sees at a time: its calls cost as much as a few words, and long texts take it longer a word.
 _TOGETHER = 64
-# Words looked up at a time, so that a text of millions of them needs little more than itself.
-_GROUP = 1 << 14
 # Changed by every normalisation that SentencePiece knows, by a space in front, and by taking spaces away.
 _PROBE = "a  b \t\r\n Ab\u00c5\u212b\ufb01\u2460\u00bd\u200b\u3000\uff21\n\n "
 # Training holds its text in memory; more than this hardly moves the frequencies of 32 thousand pieces.
@@ -75,9 +74,10 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [length], without begin and end pieces; the same as SentencePiece's own encode,
         except for U+2581. UnicodeEncodeError for half a surrogate pair."""
-        pack = self._words.pack
-        packed = (self._space_sign.join(map(pack, text.split(_SPACE))) for text in texts)
-        return [np.frombuffer(each, np.int32) for each in packed]
+        between = [text.split(_SPACE) for text in texts]
+        packed = iter(self._words.pack([part for parts in between for part in parts]))
+        joined = [self._space_sign.join(itertools.islice(packed, len(parts))) for parts in between]
+        return [np.frombuffer(each, np.int32) for each in joined]
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of ids [length]; the end piece is no text, half a character becomes U+FFFD."""
@@ -101,18 +101,18 @@ class _Words:
         self._known: dict[str, bytes] = {}
         self._held = 0
 
-    def pack(self, text: str) -> bytes:
-        """The ids of a text without U+2581, as the bytes of int32."""
-        # Each newline gets a space in front, so that one split finds all words; the text is given a newline, which
-        # goes again at the end.
+    def pack(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of texts without U+2581, as the bytes of int32."""
         if self._held > _MEMORY:  # what is frequent comes back soon
             self._known.clear()
             self._held = 0
-        words = f"\n{text}".replace("\n", " \n").split(" ")[1:]
-        groups = (words[start : start + _GROUP] for start in range(0, len(words), _GROUP))
-        return b"".join(map(self._pack_words, groups))[_ID_BYTES:]
+        # Each newline gets a space in front, so that one split finds all words; each text is given a newline, which
+        # goes again at the end.
+        words = [f"\n{text}".replace("\n", " \n").split(" ")[1:] for text in texts]
+        packed = iter(self._pack_words(list(itertools.chain.from_iterable(words))))
+        return [b"".join(itertools.islice(packed, len(each)))[_ID_BYTES:] for each in words]
 
-    def _pack_words(self, words: list[str]) -> bytes:
+    def _pack_words(self, words: list[str]) -> list[bytes]:
         packed = [*map(self._known.get, words), None]
         new, place = [], packed.index(None)
         while place < len(words):
@@ -123,7 +123,8 @@ class _Words:
             self._learn(unknown[start : start + _TOGETHER])
         for place in new:
             packed[place] = self._known[words[place]]
-        return b"".join(filter(None, packed))
+        packed.pop()
+        return cast(list[bytes], packed)
 
     def _learn(self, words: list[str]) -> None:
         """Let SentencePiece encode all of `words` as one text, which their beginnings divide again."""

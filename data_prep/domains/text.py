@@ -5,10 +5,11 @@ name says: `text` has 32,768 pieces, `text-v8192` has 8,192.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from data_prep.domain import (
 from data_prep.folders import PassedOver
 from data_prep.watch import Watch
 
+if TYPE_CHECKING:
+    from data_prep.documents import Text
+
 RAW = "a .txt or .jsonl file, as it is or as .gz or .zst, or a folder of such files"
 # A document of 16 MiB without a space takes SentencePiece some of this.
 PATIENCE = 240.0
@@ -33,6 +37,8 @@ PATIENCE = 240.0
 CHUNKS_PER_SHARD = 256
 DEDUPLICATE = True
 CODEC = "tokenizer"
+# Characters that are tokenised at a time: a call of SentencePiece costs as much as a few words.
+_TOGETHER = 1 << 15
 _END = "\n=== end of the document\n"
 
 
@@ -91,16 +97,30 @@ def read(
     from data_prep.tokenizers import open_tokenizer
 
     assert codec is not None
+    watch = watch or Watch()
     tokenizer = open_tokenizer(codec)
-    for found in read_piece(piece, watch or Watch()):
-        if isinstance(found, Refusal):
-            yield found
-            continue
-        (ids,) = tokenizer.encode([found.text])
-        tokens = np.full(ids.size + 1, tokenizer.end_of_text, domain.dtype)
-        tokens[:-1] = ids
-        content = hashlib.blake2b(found.text.encode(), digest_size=16).digest()
-        yield Item(Document(found.key, ((0, tokens),)), content)
+    for group in _groups(read_piece(piece, watch), 1 if watch.careful else _TOGETHER):
+        ids = iter(tokenizer.encode([each.text for each in group if not isinstance(each, Refusal)]))
+        for found in group:
+            if isinstance(found, Refusal):
+                yield found
+                continue
+            tokens = np.append(next(ids), tokenizer.end_of_text).astype(domain.dtype)
+            content = hashlib.blake2b(found.text.encode(), digest_size=16).digest()
+            yield Item(Document(found.key, ((0, tokens),)), content)
+
+
+def _groups(found: Iterable["Text | Refusal"], characters: int) -> Iterator[list["Text | Refusal"]]:
+    """What was found, in groups that end with the first to make so many characters."""
+    group: list[Text | Refusal] = []
+    so_far = 0
+    for each in found:
+        group.append(each)
+        so_far += 1 if isinstance(each, Refusal) else len(each.text)
+        if so_far >= characters:
+            yield group
+            group, so_far = [], 0
+    yield group
 
 
 def render(domain: Domain, tokens: np.ndarray, kinds: np.ndarray, codec: Path | None) -> Shown:
