@@ -6,6 +6,7 @@ sorted digests range by range, so that memory stays flat for any number of docum
 found, and `place` puts each shard into the dataset: as it is where it holds no duplicate, else copied without them.
 """
 
+import bisect
 import contextlib
 import json
 import mmap
@@ -13,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -21,7 +22,7 @@ from typing import BinaryIO, TextIO
 import numpy as np
 
 from data_prep.domain import domain
-from data_prep.files import beside, sync_path, write_file
+from data_prep.files import beside, replacing, sync_path, write_file
 from data_prep.manifest import ShardRecord, record_of
 from data_prep.shard_index import map_index
 from data_prep.shards import ShardWriter
@@ -54,14 +55,18 @@ class Placement:
         return f"shard {self.final.name}"
 
 
-def save_contents(prefix: Path, contents: np.ndarray, keys: bytes) -> None:
-    """Keep the digests [documents, 2] and keys (each ended by a zero byte) of the shard at `prefix`."""
+def save_contents(prefix: Path, contents: np.ndarray, keys: Iterable[bytes]) -> None:
+    """Keep the digests [documents, 2] and keys (each ended by a zero byte, in blocks) of the shard at `prefix`."""
     entries = np.empty(len(contents), _ENTRY)
     entries["high"], entries["low"] = contents[:, 0], contents[:, 1]
     entries["document"] = np.arange(len(contents))
     # Equal digests stay in the order of the documents.
     entries = entries[np.lexsort((entries["document"], entries["low"], entries["high"]))]
-    write_file(beside(prefix, ".keys.z"), zlib.compress(keys, 1))
+    packed = zlib.compressobj(1)
+    with replacing(beside(prefix, ".keys.z")) as stream:
+        for block in keys:
+            stream.write(packed.compress(block))
+        stream.write(packed.flush())
     write_file(beside(prefix, ".contents.npy"), entries.tobytes())
 
 
@@ -90,13 +95,20 @@ def find_duplicates(prefixes: dict[int, Path]) -> Iterator[np.ndarray]:
                 path, _ENTRY, "r"
             )  # one file open at a time, however many there are
             if bound < 1 << 64:
-                stop = int(np.searchsorted(entries["high"], np.uint64(bound)))
+                stop = _first_from(entries, bound)
             parts.append(np.array(entries[start:stop]))
             del entries
             shards.append(np.full(stop - start, number, np.int64))
             starts[number] = stop
         if parts:
             yield _repeated(np.concatenate(parts), np.concatenate(shards))
+
+
+def _first_from(entries: np.ndarray, bound: int) -> int:
+    """The number of the first entry whose digest begins with `bound` or more. np.searchsorted would first copy the
+    whole column, as it is not aligned."""
+    high = entries["high"]
+    return bisect.bisect_left(range(len(high)), bound, key=lambda number: int(high[number]))
 
 
 def _repeated(entries: np.ndarray, shards: np.ndarray) -> np.ndarray:
@@ -242,8 +254,8 @@ def keep_sample(folder: Path, split: str, prefixes: list[Path]) -> None:
     found = [np.array([bound], np.uint64)]
     for path in paths:
         if path.stat().st_size:
-            high = np.memmap(path, _ENTRY, "r")["high"]
-            found.append(np.array(high[: int(np.searchsorted(high, np.uint64(bound)))]))
+            entries = np.memmap(path, _ENTRY, "r")
+            found.append(np.array(entries["high"][: _first_from(entries, bound)]))
     write_file(_sample_path(folder, split), np.concatenate(found).astype("<u8").tobytes())
 
 

@@ -120,7 +120,7 @@ def test_memory_for_each_duplicate_is_some_tens_of_bytes(tmp_path):
         prefixes = {number: tmp_path / f"{kinds}-{number}" for number in range(4)}
         for number, prefix in prefixes.items():
             keys = b"".join(b"item %d\0" % index for index in range(5_000))
-            save_contents(prefix, contents[number::4], keys)
+            save_contents(prefix, contents[number::4], [keys])
         tracemalloc.start()
         with (tmp_path / "ledger").open("w") as ledger:
             dropped = list_duplicates(prefixes, ledger)
@@ -151,7 +151,7 @@ def test_found_as_by_brute_force(tmp_path, monkeypatch, together):
         chosen = random.integers(0, 40, 25) if number != 2 else np.empty(0, int)
         prefixes[number] = tmp_path / f"train-{number:05d}"
         keys = b"".join(b"item \xff %d\0" % index for index in range(len(chosen)))
-        save_contents(prefixes[number], pool[chosen], keys)
+        save_contents(prefixes[number], pool[chosen], [keys])
         for document, index in enumerate(chosen):
             first = seen.setdefault(int(index), (number, document))
             if first != (number, document):
@@ -268,7 +268,7 @@ def test_samples_of_large_splits_tell_about_how_much_they_share(tmp_path, monkey
     contents = random.integers(0, 1 << 64, (50_000, 2), np.uint64)
     for split, chosen in (("train", slice(0, 40_000)), ("test", slice(30_000, 50_000))):
         own = contents[chosen]
-        save_contents(tmp_path / split, own, b"k\0" * len(own))
+        save_contents(tmp_path / split, own, [b"k\0" * len(own)])
         keep_sample(tmp_path, split, [tmp_path / split])
         assert (tmp_path / f"{split}.digests").stat().st_size < 8 * 4500
     (shared,) = shared_documents(tmp_path, "test", ["train", "valid"]).values()

@@ -1,5 +1,6 @@
 import io
 import os
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.folders import walk
 from data_prep.raw_files import (
     Entry,
     _ending,
@@ -103,6 +105,19 @@ def test_hostile_members_are_refused_and_the_rest_is_read(tmp_path, member, reas
     assert (found.pop("x.tar/a.jpg"), found.pop("x.tar/z.jpg")) == (b"a", b"z")
     assert reason in found.popitem()[1]
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"], "nothing is unpacked"
+
+
+def test_folders_within_folders_deeper_than_python_calls(tmp_path):
+    depth = sys.getrecursionlimit() + 200
+    folders = [tmp_path.joinpath(*"d" * n) for n in range(1, depth + 1)]
+    for folder in folders:
+        folder.mkdir()
+    (folders[-1] / "x.jpg").touch()
+    (found,) = walk(str(tmp_path), "", lambda name: name.endswith(".jpg"), Counter())
+    assert found.key == "d/" * depth + "x.jpg"
+    (folders[-1] / "x.jpg").unlink()  # pytest's own way to remove folders calls itself
+    for folder in reversed(folders):
+        folder.rmdir()
 
 
 def test_links_and_pipes_in_a_folder_are_refused(tmp_path):
