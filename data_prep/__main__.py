@@ -1,4 +1,4 @@
-"""`python -m data_prep list | build | check | show | train-tokenizer | train-codebook`: raw data -> a dataset folder.
+"""`python -m data_prep list | build | check | show | train-tokenizer | train-codebook | questions`: raw data -> tokens.
 
 Results go to stdout, messages and progress to stderr. Exit status 0 only when all was done, 2 for bad input.
 Nothing heavy is imported before it is known what is asked.
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.files import recorded
+
 if TYPE_CHECKING:
     from data_prep.manifest import Manifest
 
@@ -20,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        print(options.run(options), flush=True)
+        print(recorded(options.run(options)), flush=True)
     except BrokenPipeError:
         # Whoever read our output has gone, as `head` does. Python would complain once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,7 +84,21 @@ def _parser() -> argparse.ArgumentParser:
             "train-codebook", help="pictures or videos -> a VQ-VAE for 64x64 pixels"
         )
     )
+    _add_questions(
+        commands.add_parser("questions", help="test sets of mathematics, for `launch answers`")
+    )
     return parser
+
+
+def _add_questions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="DIR/SET/MODULE.txt")
+    parser.add_argument("--levels", metavar="A-B,C", help="entropy (1-19, or none with --sets)")
+    parser.add_argument("--sets", metavar="NAMES", help="interpolate,extrapolate (or none with --levels)")  # fmt: skip
+    parser.add_argument("--per-module", type=int, default=100, metavar="K", help="questions (100)")
+    parser.add_argument("--all-modules", action="store_true", help="also the two that the paper excludes")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes (all cores)")
+    parser.set_defaults(run=_questions)
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -101,17 +117,14 @@ def _add_codebook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw", required=True, type=Path, metavar="PATH", help="pictures or videos"
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE",
+                        help="the file to write; run again to continue")  # fmt: skip
     parser.add_argument("--codes", type=int, default=16, choices=(16, 32),
                         help="codes a side: 16 with 4,096 entries, 32 with 1,024 (16)")  # fmt: skip
-    parser.add_argument(
-        "--steps", type=int, default=20_000, metavar="N", help="training steps (20000)"
-    )
+    parser.add_argument("--steps", type=int, default=20_000, metavar="N", help="steps (20000)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures a step (64)")
     parser.add_argument("--hidden", type=int, default=128, metavar="N", help="channels (128)")
-    parser.add_argument(
-        "--entries", type=int, metavar="N", help="entries (4096, or 1024 with 32 codes)"
-    )
+    parser.add_argument("--entries", type=int, metavar="N", help="4096, or 1024 with 32 codes")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--workers", type=int, default=1, metavar="N",
                         help="processes that read and threads that train (1: the same file each time)")  # fmt: skip
@@ -200,10 +213,10 @@ def _list(options: argparse.Namespace) -> str:
 
 
 def _build(options: argparse.Namespace) -> str:
-    from data_prep.build import How, already_built, build
+    from data_prep.build import How, build, finished
     from data_prep.domain import domain
     from data_prep.plan import FRACTIONS, Request
-    from data_prep.progress import bar
+    from data_prep.progress import bar, during
 
     request = Request(
         options.domain, options.raw, options.split, options.rows, options.seed,
@@ -211,7 +224,7 @@ def _build(options: argparse.Namespace) -> str:
         _codec(options, options.domain),
     )  # fmt: skip
     part, parts = _part(options.part)
-    before = already_built(request, options.out, domain(options.domain))
+    before = finished(request, options.out, domain(options.domain))
     if before is not None:
         return f"{options.out}: already built\n{_counts(before)}"
     with bar("chunks") as tell:
@@ -219,6 +232,7 @@ def _build(options: argparse.Namespace) -> str:
         how = How(
             workers=workers, part=part, parts=parts, max_refused=options.max_refused,
             accept_damaged=options.accept_damaged, command=shlex.join(sys.orig_argv), tell=tell,
+            during=during,
         )  # fmt: skip
         manifest = build(request, options.out, how)
     if manifest is None:
@@ -300,10 +314,27 @@ def _show(options: argparse.Namespace) -> str:
     return show(options.dir, options.split, options.row, options.out, options.domain, codec)
 
 
+def _questions(options: argparse.Namespace) -> str:
+    from data_prep.progress import bar
+    from data_prep.questions import make_questions, set_names
+
+    names = set_names(options.levels, options.sets)
+    with bar("files") as tell:
+        made, left_out = make_questions(
+            options.out, names, per_module=options.per_module, seed=options.seed,
+            all_modules=options.all_modules, workers=options.workers, tell=tell,
+        )  # fmt: skip
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    return f"{options.out}: {made} files of {options.per_module} questions"
+
+
 def _train_tokenizer(options: argparse.Namespace) -> str:
+    from data_prep.progress import during
     from data_prep.tokenizers import train
 
-    return train(options.raw, options.out, options.vocabulary, options.captions)
+    with during(f"reading {recorded(str(options.raw))} and training the tokenizer"):
+        return train(options.raw, options.out, options.vocabulary, options.captions)
 
 
 def _train_codebook(options: argparse.Namespace) -> str:

@@ -110,6 +110,7 @@ class Blend:
         self.datasets = tuple(datasets)
         self.sampler = BlendSampler([each.num_rows for each in datasets], weights, seed)
         self.domain, self.split = datasets[0].domain, datasets[0].split
+        self.classes = datasets[0].classes
         self.num_rows = self.sampler.num_rows
         self.num_tokens = self.num_rows * self.domain.seq_length
         self._starts = np.cumsum([0, *(each.num_rows for each in datasets)], dtype=np.int64)
@@ -157,6 +158,12 @@ def _check_alike(datasets: Sequence[TokenDataset]) -> None:
                 f"dataset {number} of a blend: its tokenizer or codebook has sha256 {each.codec[:16] or 'unknown'}; "
                 f"wanted {first.codec[:16] or 'unknown'}, as dataset 0 has: equal ids must mean the same. Build both "
                 f"with one file."
+            )
+        if each.classes != first.classes:
+            raise ValueError(
+                f"dataset {number} of a blend: has {len(each.classes)} classes, others or in another order than the "
+                f"{len(first.classes)} of dataset 0; wanted the same in each: equal numbers must mean the same. Build "
+                f"each from folders of the same names."
             )
 
 

@@ -14,27 +14,35 @@ killed continues from what is there, and `--part K/M` builds, each doing every M
 import contextlib
 import json
 import shutil
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.chunks import count_usable, make_chunk, merge, refusals
+from data_prep.chunks import Chunk, count_usable, make_chunk, merge, refusals
 from data_prep.dataset import folder_shards
 from data_prep.domain import Domain, domain, family
 from data_prep.files import write_file
 from data_prep.finish_build import finish
+from data_prep.locks import lock, lock_division
 from data_prep.manifest import NAME, Manifest, check_domain, file_sha256, load_manifest
 from data_prep.plan import (
     How,
+    Plan,
     Request,
-    ShardPlan,
     check_request,
+    chunk_path,
     codec_name,
-    lock,
-    lock_division,
     plan_shards,
     record_path,
     same_settings,
 )
+from data_prep.watch import Watch
 from data_prep.workers import run_tasks
+from data_prep.yfcc import split_raw
+
+# Seconds that a worker which puts a shard together may be silent: at its end, on a slow disk.
+_MERGE_PATIENCE = 600.0
 
 
 def build(request: Request, out: Path, how: How) -> Manifest | None:
@@ -42,11 +50,11 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
     parts have still to be done. ValueError for bad input, with what to do."""
     check_request(request)
     _check_how(how)
+    _check_out(request, out)
     here = domain(request.domain)
-    finished = already_built(request, out, here)
-    if finished:
-        _clear(request, out)
-        return finished
+    before = finished(request, out, here)
+    if before:
+        return before
     if out.is_file():
         raise ValueError(
             f"{out}: is a file; wanted a folder, new or our own. Choose another --out."
@@ -56,26 +64,38 @@ def build(request: Request, out: Path, how: How) -> Manifest | None:
     part = f"part-{how.part + 1}-of-{how.parts}"
     with (
         lock(out, "build", shared=how.parts > 1),
-        lock_division(out, how.parts),
+        lock_division(out, request.label, how.parts),
         lock(out, part, shared=False),
     ):
         work = out / ".build" / request.label
         (work / "merged").mkdir(parents=True, exist_ok=True)
         _copy_codec(request, out)
-        plans, shards = plan_shards(request, here, out, work, how)
-        _make_shards(here, out, work, plans, request, how)
+        plan = plan_shards(request, here, out, work, how)
+        _make_shards(plan, how)
         with lock(out, "finish", shared=False, wait=True):
             return already_built(request, out, here) or finish(
-                request, here, out, work, shards, how
+                request, here, out, work, plan.shards, how
             )
 
 
-def _clear(request: Request, out: Path) -> None:
-    """Remove what a build that was killed after its manifest was written has left."""
+def finished(request: Request, out: Path, here: Domain) -> Manifest | None:
+    """As `already_built`; what a build that was killed after its manifest was written has left is removed."""
+    manifest = already_built(request, out, here)
     work = out / ".build" / request.label
-    if work.is_dir():
+    if manifest is not None and work.is_dir():
         with contextlib.suppress(ValueError), lock(out, "build", shared=False):
             shutil.rmtree(work)
+    return manifest
+
+
+def _check_out(request: Request, out: Path) -> None:
+    """ValueError where the dataset would lie in its own raw data, and be read with them the next time."""
+    for part in split_raw(request.raw) or (Path(request.raw),):
+        if part.is_dir() and out.resolve().is_relative_to(part.resolve()):
+            raise ValueError(
+                f"--out {out}: lies in the raw data ({part}); wanted a folder outside of it, for what is written would "
+                f"be taken for raw data. Choose another --out."
+            )
 
 
 def _copy_codec(request: Request, out: Path) -> None:
@@ -130,49 +150,98 @@ def _check_how(how: How) -> None:
 # --- make
 
 
-def _make_shards(
-    here: Domain, out: Path, work: Path, plans: list[ShardPlan], request: Request, how: How
-) -> None:
-    """Make the chunks that are missing, and each shard as soon as its last chunk is there."""
-    unfinished = [plan for plan in plans if not record_path(work, plan.number).exists()]
-    missing = {
-        plan.number: [chunk for chunk in plan.chunks if not chunk.path.exists()]
-        for plan in unfinished
-    }
-    left = {number: len(chunks) for number, chunks in missing.items()}
-    owner = {chunk.path: plan for plan in unfinished for chunk in plan.chunks}
-    for plan in unfinished:
-        plan.chunks[0].path.parent.mkdir(exist_ok=True)
-        if not left[plan.number]:
-            _merge_shard(here, out, work, plan, request)
-    tasks = [chunk for plan in unfinished for chunk in missing[plan.number]]
-    total = sum(len(plan.chunks) for plan in plans)
-    done = total - len(tasks)
-    for progress in run_tasks(make_chunk, tasks, how.workers, family(here.name).PATIENCE):
-        if progress.task is not None:
+@dataclass(frozen=True)
+class _Merge:
+    """A shard whose chunks are all there: what a worker needs to put them together; picklable."""
+
+    work: Path
+    number: int
+    chunks: int
+    domain: str
+    splits: tuple[str, ...]
+    rows: int | None
+
+    def __str__(self) -> str:
+        return f"shard {self.number}"
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its chunk files, in order."""
+        return [chunk_path(self.work, self.number, index) for index in range(self.chunks)]
+
+
+def _make_shards(plan: Plan, how: How) -> None:
+    """Make the chunks that are missing, and each shard as soon as its last chunk is there, in worker processes."""
+    ready: deque[_Merge] = deque()
+    # Of the shards under way: how many chunks are missing, and what is then to do.
+    left: dict[Path, tuple[int, _Merge]] = {}
+    total, done = _count(plan)
+    tasks = _missing(plan, ready, left)
+    for progress in run_tasks(do_task, tasks, how.workers, _patience, ready):
+        task = progress.task
+        if isinstance(task, _Merge):
+            shutil.rmtree(task.paths[0].parent)
+        elif task is not None:
             done += 1
-            plan = owner[progress.task.path]
-            left[plan.number] -= 1
-            if not left[plan.number]:
-                _merge_shard(here, out, work, plan, request)
+            count, then = left.pop(task.path.parent)
+            if count > 1:
+                left[task.path.parent] = count - 1, then
+            else:
+                ready.append(then)
         how.tell(done, total, progress)
 
 
-def _merge_shard(here: Domain, out: Path, work: Path, plan: ShardPlan, request: Request) -> None:
-    paths = [chunk.path for chunk in plan.chunks]
+def _missing(
+    plan: Plan, ready: deque[_Merge], left: dict[Path, tuple[int, _Merge]]
+) -> Iterator[Chunk]:
+    """The chunks that are not there, shard by shard; of a shard of which all are, it goes to those that are ready."""
+    splits = tuple(split for split, _ in plan.request.shares)
+    for shard in plan.own():
+        if record_path(plan.work, shard.number).exists():
+            continue
+        task = _Merge(
+            plan.work, shard.number, len(shard.chunks), plan.here.name, splits, shard.rows
+        )
+        folder = shard.chunks[0].path.parent
+        folder.mkdir(exist_ok=True)
+        missing = [chunk for chunk in shard.chunks if not chunk.path.exists()]
+        if missing:
+            left[folder] = len(missing), task
+            yield from missing
+        else:
+            ready.append(task)
+
+
+def _count(plan: Plan) -> tuple[int, int]:
+    """The chunks of all shards of this part, and how many of them are there already."""
+    total = done = 0
+    for number, chunks in plan.sizes():
+        total += chunks
+        folder = chunk_path(plan.work, number, 0).parent
+        if record_path(plan.work, number).exists():
+            done += chunks
+        elif folder.is_dir():
+            done += sum(path.suffix == ".npz" for path in folder.iterdir())
+    return total, done
+
+
+def _patience(task: Chunk | _Merge) -> float:
+    """Seconds that a worker may be silent about a task; at the end of a shard it waits for the disk."""
+    return _MERGE_PATIENCE if isinstance(task, _Merge) else family(task.domain).PATIENCE
+
+
+def do_task(task: Chunk | _Merge, watch: Watch) -> None:
+    """Worker's side: make a chunk, or a shard of chunks."""
+    if isinstance(task, Chunk):
+        make_chunk(task, watch)
+        return
+    here, paths = domain(task.domain), task.paths
     records = merge(
-        work / "merged",
-        plan.number,
-        here,
-        tuple(split for split, _ in request.shares),
-        paths,
-        plan.rows,
+        task.work / "merged", task.number, here, task.splits, paths, task.rows, watch.beat
     )
-    refused = [each for path in paths for each in refusals(path)]
     content = {
         "shards": {split: record.model_dump() for split, record in records.items()},
         "usable": sum(map(count_usable, paths)),
-        "refused": refused,
+        "refused": [each for path in paths for each in refusals(path)],
     }
-    write_file(record_path(work, plan.number), json.dumps(content).encode())
-    shutil.rmtree(paths[0].parent)
+    write_file(record_path(task.work, task.number), json.dumps(content).encode())

@@ -59,6 +59,10 @@ def table_rows(piece: Piece) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
     path = Path(piece.source)
     with path.open("rb") as stream:
         image, caption, width = _columns(path, stream)
+        if os.fstat(stream.fileno()).st_size < piece.stop:
+            reason = "has become shorter since it was listed: copy it again"
+            yield Refusal(path.name, reason, damaged=True)
+            return
         stream.seek(piece.start)
         while (offset := stream.tell()) < piece.stop and (line := stream.readline(LONGEST_LINE)):
             key = f"{path.name}, byte {offset}"

@@ -9,7 +9,9 @@ continues behind it. `merge` turns the chunks of one shard into the shard of eac
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,11 +67,11 @@ class _Gathered:
         self.keys.append(item.document.key)
 
     def add_block(self, block: Block, chosen: np.ndarray) -> None:
-        count, length = len(chosen), block.tokens.shape[1]
+        count, parts = len(chosen), block.parts
         self.tokens.append(block.tokens[chosen].ravel())
-        self.lengths += [length] * count
-        self.modes += [block.mode] * count
-        self.parts += [1] * count
+        self.lengths += [length for _, length in parts] * count
+        self.modes += [mode for mode, _ in parts] * count
+        self.parts += [len(parts)] * count
         self.contents += [block.contents[index] for index in chosen]
         self.keys += [block.keys[index] for index in chosen]
 
@@ -116,7 +118,6 @@ class _Output:
         self._archive, self._here, self._deduplicate = archive, here, deduplicate
         self._splits = splits
         self.documents = self.refused = self._blocks = 0
-        self._group = b""
         self._begin_block()
 
     def _begin_block(self) -> None:
@@ -126,9 +127,7 @@ class _Output:
 
     def add(self, split: str, item: Item) -> None:
         self._gathered[split].add(item)
-        # All documents of one raw item, such as the clips of a video, follow one another.
-        self._usable += not item.group or item.group != self._group
-        self._group = item.group
+        self._usable += not item.continues
         self._count(1, sum(tokens.size for _, tokens in item.document.parts))
 
     def add_block(self, split: str, block: Block, chosen: np.ndarray) -> None:
@@ -143,8 +142,9 @@ class _Output:
 
     def refuse(self, found: Refusal) -> None:
         line = {"key": found.key, "reason": found.reason}
-        self._refused.append(json.dumps(line | ({"damaged": True} if found.damaged else {})))
-        self.refused += 1
+        marks = {name: True for name in ("damaged", "partial") if getattr(found, name)}
+        self._refused.append(json.dumps(line | marks))
+        self.refused += not found.partial
         self._items += 1
         self._flush_if_full()
 
@@ -198,7 +198,7 @@ def _arrays(
 
 
 def refusals(path: Path) -> list[dict[str, Any]]:
-    """The refused items of one chunk file: key, reason, and `damaged` where true."""
+    """The refused items of one chunk file: key, reason, and `damaged` or `partial` where true."""
     with _load(path) as arrays:
         blocks = [arrays[f"{number}.refused"].tobytes() for number in _blocks_of(arrays)]
     return [json.loads(line) for block in blocks for line in block.decode().splitlines()]
@@ -217,41 +217,57 @@ def merge(
     splits: tuple[str, ...],
     paths: list[Path],
     rows: int | None,
+    beat: Callable[[int], None] = lambda items: None,
 ) -> dict[str, ShardRecord]:
     """Chunk files, in order, -> `<split>-<number>` .bin/.idx for every split that has a document.
 
     `rows` caps the rows of all splits together, at the cost of the first one: generated data has exactly as many as
     were asked for. Where duplicates are looked for, contents and keys are kept beside (`data_prep/duplicates.py`).
+    `beat(0)` is called for every block.
     """
     records = {}
     left = rows
     for split in reversed(splits):
         limit = left if split == splits[0] else None
         prefix = folder / f"{split}-{number:05d}"
-        record = _merge_split(prefix, here, split, paths, limit)
+        record = _merge_split(prefix, here, split, paths, limit, beat)
         if record is not None:
             records[split] = record
             left = None if left is None else left - record.rows
             if family(here.name).DEDUPLICATE:
-                save_contents(prefix, *_contents(split, paths))
+                save_contents(prefix, _contents(split, paths), _keys(split, paths))
     return records
 
 
-def _contents(split: str, paths: list[Path]) -> tuple[np.ndarray, bytes]:
-    """The content digest of every document, uint64 [documents, 2], and their keys, each ended by a zero byte."""
-    contents, keys = [], []
+def _contents(split: str, paths: list[Path]) -> np.ndarray:
+    """The content digest of every document, uint64 [documents, 2]."""
+    digests = [each.view("<u8").reshape(-1, 2) for each in _field(f"{split}.contents", paths)]
+    return np.concatenate(digests)
+
+
+def _keys(split: str, paths: list[Path]) -> Iterator[bytes]:
+    """Their keys, each ended by a zero byte, block by block: of many short documents they are most of what there is."""
+    for keys, contents in zip(
+        _field(f"{split}.keys", paths), _field(f"{split}.contents", paths), strict=True
+    ):
+        if contents.size:
+            yield keys.tobytes() + b"\0"
+
+
+def _field(name: str, paths: list[Path]) -> Iterator[np.ndarray]:
     for path in paths:
         with _load(path) as arrays:
             for number in _blocks_of(arrays):
-                digests = arrays[f"{number}.{split}.contents"].tobytes()
-                contents.append(np.frombuffer(digests, "<u8").reshape(-1, 2))
-                if digests:
-                    keys.append(arrays[f"{number}.{split}.keys"].tobytes() + b"\0")
-    return np.concatenate(contents), b"".join(keys)
+                yield arrays[f"{number}.{name}"]
 
 
 def _merge_split(
-    prefix: Path, here: Domain, split: str, paths: list[Path], rows: int | None
+    prefix: Path,
+    here: Domain,
+    split: str,
+    paths: list[Path],
+    rows: int | None,
+    beat: Callable[[int], None],
 ) -> ShardRecord | None:
     blocks = _blocks(split, paths, None if rows is None else rows * here.seq_length)
     first = next(blocks, None)
@@ -261,6 +277,7 @@ def _merge_split(
         writer.add_block(*first)
         for block in blocks:
             writer.add_block(*block)
+            beat(0)
     return record_of(writer.summary, here)
 
 
@@ -298,10 +315,13 @@ def _blocks_of(arrays: "np.lib.npyio.NpzFile") -> range:
     return range(sum(name.endswith(".refused") for name in arrays.files))
 
 
-def _load(path: Path) -> "np.lib.npyio.NpzFile":
+@contextmanager
+def _load(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
+    """The arrays of a chunk file; ValueError if it is damaged, where it is opened or where one of them is read."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: {error}; wanted a finished chunk of this build. The disk may have lost it: delete this file and "
             f"run the same command again."

@@ -6,7 +6,9 @@ through the look-up. The entries follow the vectors by exponential averages, and
 again at a random vector of the batch (Dhariwal et al. 2020, "Jukebox", section 3.2).
 """
 
+import hashlib
 import io
+import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -15,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from data_prep.codebook import STANDARD, WIDTH, Codebook, Facts, Lookup, Network, scaled, threads
-from data_prep.files import beside, check_writable, write_file
+from data_prep.files import beside, check_writable, clear_temporaries, write_file
 from data_prep.progress import bar
 from data_prep.training_pictures import sample_pictures
 from data_prep.workers import Progress
@@ -33,6 +37,8 @@ LEARNING_RATE = 1e-3
 MOST_PICTURES = 1 << 15
 MOST_HELD_OUT = 256
 _SHOWN = 12
+# A second of a training on a GPU, a minute or two on a processor.
+SAVE_EVERY = 200
 
 
 @dataclass
@@ -72,8 +78,9 @@ def train(
 ) -> str:  # fmt: skip
     """Train on the pictures and videos below `raw` and write `out` and `out`.png; what came of it, in words.
 
-    On a processor with one worker the same input and seed give the same file, to the last bit. A GPU is used if there
-    is one. ValueError for arguments or input that cannot be used.
+    On a processor with one worker the same input and seed give the same file, to the last bit, also if the training was
+    killed: every `SAVE_EVERY` steps all that decides the next one is kept in `out`.training, which goes at the end. A
+    GPU is used if there is one. ValueError for arguments or input that cannot be used.
     """
     facts = Facts(codes, STANDARD.get(codes, 0) if entries is None else entries, hidden)
     _check(facts, out, steps, batch, workers)
@@ -84,7 +91,10 @@ def train(
     held_out = min(MOST_HELD_OUT, max(1, len(pictures) // 16))
     with threads(workers), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _fit(Network(facts), pictures[held_out:], steps, batch, seed)
+        learned = pictures[held_out:]
+        training = _Training(Network(facts), steps, batch, seed)
+        training.keep_in(beside(out, ".training"), facts, learned)
+        network = _fit(training, learned)
     facts = replace(
         facts, steps=steps, batch=batch, seed=seed, pictures=len(pictures) - held_out, raw=raw,
         held_out=held_out, torch=torch.__version__,
@@ -92,6 +102,7 @@ def train(
     codebook, shown = _judge(network, facts, pictures[:held_out])
     write_file(beside(out, ".png"), shown)
     codebook.save(out)
+    training.forget()
     return _sentence(out, codebook.facts, refused)
 
 
@@ -106,41 +117,114 @@ def _check(facts: Facts, out: Path, steps: int, batch: int, workers: int) -> Non
     check_writable(out)
 
 
-def _fit(network: Network, pictures: np.ndarray, steps: int, batch: int, seed: int) -> Network:
+class _Training:
+    """A network with all that decides its next step, and the file that it is kept in."""
+
+    def __init__(self, network: Network, steps: int, batch: int, seed: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.to(self.device)
+        self.step, self.steps, self.batch, self.seed = 0, steps, batch, seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+        self.averages: Averages | None = None
+        self._path, self._settings = Path(), ""
+
+    def keep_in(self, path: Path, facts: Facts, pictures: np.ndarray) -> None:
+        """Save to `path` from now on; go on from what is there of the same training, ValueError if of another one."""
+        given = {
+            "codes": facts.codes, "entries": facts.entries, "hidden": facts.hidden, "steps": self.steps,
+            "batch": self.batch, "seed": self.seed, "torch": torch.__version__,
+            "pictures": hashlib.sha256(pictures.tobytes()).hexdigest(),
+        }  # fmt: skip
+        self._path, self._settings = path, json.dumps(given)
+        if path.exists():
+            self._load()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        assert self.averages is not None
+        tensors = {f"network.{name}": each for name, each in self.network.state_dict().items()}
+        for number, parameter in enumerate(self.network.parameters()):
+            kept = self.optimizer.state[parameter]
+            tensors |= {f"adam.{number}.{name}": each for name, each in kept.items()}
+        tensors |= {"counts": self.averages.counts, "sums": self.averages.sums}
+        tensors |= {"generator": self.generator.get_state(), "step": torch.tensor(self.step)}
+        whole = {name: each.contiguous().cpu() for name, each in tensors.items()}
+        write_file(self._path, save(whole, metadata={"training": self._settings}))
+
+    def _load(self) -> None:
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                found = (file.metadata() or {}).get("training")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            found, tensors = f"a file that cannot be read ({error})", {}
+        if found != self._settings:
+            raise ValueError(
+                f"{self._path}: holds a training that was interrupted: {found}; wanted {self._settings}. Run the "
+                f"command that began it, choose another --out, or delete this file to start over."
+            )
+        self.step = int(tensors["step"])
+        self.generator.set_state(tensors["generator"])
+        self.averages = Averages(tensors["counts"].to(self.device), tensors["sums"].to(self.device))
+        names = self.network.state_dict()
+        self.network.load_state_dict({name: tensors[f"network.{name}"] for name in names})
+        for number, parameter in enumerate(self.network.parameters()):
+            # In memory as the weights lie: other loops would round differently.
+            self.optimizer.state[parameter] = {
+                "step": tensors[f"adam.{number}.step"],
+                **{
+                    name: torch.empty_like(parameter).copy_(tensors[f"adam.{number}.{name}"])
+                    for name in ("exp_avg", "exp_avg_sq")
+                },
+            }
+
+    def forget(self) -> None:
+        """Remove the file, and what was left where one was killed while it wrote it."""
+        self._path.unlink(missing_ok=True)
+        clear_temporaries(self._path.parent, self._path.name)
+
+
+def _fit(training: _Training, pictures: np.ndarray) -> Network:
     """The training loop."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    network, steps = training.network, training.steps
     variance = float((pictures[:256] / 255).var()) or 1.0
-    averages: Averages | None = None
     with bar("steps") as tell:
-        for step in range(1, steps + 1):
-            chosen = torch.randint(len(pictures), (batch,), generator=generator).numpy()
-            inputs = torch.from_numpy(pictures[chosen]).to(device)
-            vectors = network.encode(inputs)
-            flat = vectors.detach().reshape(-1, WIDTH)
-            if averages is None:
-                first = draw_vectors(flat, len(network.entries), generator)
-                averages = Averages(torch.ones(len(first), device=device), first.clone())
-            entries = averages.entries
-            codes = Lookup(entries)(flat)
-            nearest = entries[codes].reshape(vectors.shape)
-            through = vectors + (nearest - vectors).detach()
-            error = functional.mse_loss(network.decode(through), scaled(inputs))
-            loss = error / variance + COMMITMENT * functional.mse_loss(vectors, nearest)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            again = averages.update(flat, codes, generator)
-            tell(step, steps, Progress(batch))
-            if step % max(1, steps // 10) == 0:
-                _report(step, steps, error.item(), codes, len(entries), again)
-    assert averages is not None
-    network.entries = averages.entries
+        while training.step < steps:
+            for group in training.optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * (1 - training.step / steps)
+            error, codes, again = _step(training, pictures, variance)
+            training.step += 1
+            tell(training.step, steps, Progress(training.batch))
+            if training.step % max(1, steps // 10) == 0:
+                _report(training.step, steps, error.item(), codes, len(network.entries), again)
+            if training.step % SAVE_EVERY == 0:
+                training.save()
+    assert training.averages is not None
+    network.entries = training.averages.entries
     return network
+
+
+def _step(training: _Training, pictures: np.ndarray, variance: float) -> tuple[Tensor, Tensor, int]:
+    """One step: its reconstruction error, the codes of its batch, and how many entries started again."""
+    network, generator = training.network, training.generator
+    chosen = torch.randint(len(pictures), (training.batch,), generator=generator).numpy()
+    inputs = torch.from_numpy(pictures[chosen]).to(training.device)
+    vectors = network.encode(inputs)
+    flat = vectors.detach().reshape(-1, WIDTH)
+    if training.averages is None:
+        first = draw_vectors(flat, len(network.entries), generator)
+        training.averages = Averages(torch.ones(len(first), device=first.device), first.clone())
+    entries = training.averages.entries
+    codes = Lookup(entries)(flat)
+    nearest = entries[codes].reshape(vectors.shape)
+    through = vectors + (nearest - vectors).detach()
+    error = functional.mse_loss(network.decode(through), scaled(inputs))
+    loss = error / variance + COMMITMENT * functional.mse_loss(vectors, nearest)
+    training.optimizer.zero_grad()
+    loss.backward()
+    training.optimizer.step()
+    return error, codes, training.averages.update(flat, codes, generator)
 
 
 def _report(step: int, steps: int, error: float, codes: Tensor, entries: int, again: int) -> None:

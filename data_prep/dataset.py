@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.classes import classes_of
 from data_prep.domain import Domain, domain
 from data_prep.files import beside
 from data_prep.manifest import Manifest, check_domain, load_manifest
@@ -78,7 +79,8 @@ class TokenDataset:
     """One split of a dataset folder, or a foreign `PREFIX` of PREFIX.bin and PREFIX.idx (then `domain` is needed).
 
     `identity` is a hex digest of the shards' hashes: what a run records and refuses to change. `codec` is the sha256 of
-    the tokenizer or codebook that made the tokens; "" where there is none, or none is known.
+    the tokenizer or codebook that made the tokens; "" where there is none, or none is known. `classes` are the names of
+    the classes of labelled pictures, in the order of their numbers; () where there are none, or none are known.
     """
 
     def __init__(self, path: Path | str, split: str, domain: str | None = None) -> None:
@@ -88,11 +90,12 @@ class TokenDataset:
             self.domain, self._shards, manifest = _open_folder(path, split, domain)
             self.identity = manifest.identity(split)
             self.codec = manifest.codec.sha256 if manifest.codec else ""
+            self.classes = tuple(each.name for each in manifest.classes)
             self._dtype = self.domain.dtype
         else:
             assert domain is not None
             self.domain, shard, self.identity, self._dtype = _open_prefix(path, domain)
-            self._shards, self.codec = (shard,), ""
+            self._shards, self.codec, self.classes = (shard,), "", ()
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._several_kinds = len(self.domain.kinds) > 1
         self._check_ids = (
@@ -128,6 +131,8 @@ class TokenDataset:
             opened.read(local, where, tokens)
             if self._check_ids:
                 _check_ids(self._shards[number].prefix, tokens[where], self.domain)
+            if self.classes:
+                _check_classes(self._shards[number].prefix, tokens[where], len(self.classes))
             if several and len(shards) == 1:
                 return RowBatch(tokens, opened.kinds(local))  # nothing to put together
             if several:
@@ -237,6 +242,15 @@ def _sampled_digest(*paths: Path) -> str:
             stream.seek(max(0, size - (1 << 20)))
             digest.update(stream.read())
     return digest.hexdigest()
+
+
+def _check_classes(prefix: Path, tokens: np.ndarray, classes: int) -> None:
+    highest = int(classes_of(tokens).max())
+    if highest >= classes:
+        raise ValueError(
+            f"{beside(prefix, '.bin')}: a picture of class {highest}; wanted 0 to {classes - 1}, of which the manifest "
+            f"has the names. The file is damaged: check or rebuild the dataset."
+        )
 
 
 def _check_ids(prefix: Path, tokens: np.ndarray, here: Domain) -> None:

@@ -24,7 +24,7 @@ import zstandard
 
 from data_prep.domain import Piece, Refusal
 from data_prep.folders import PassedOver, walk
-from data_prep.listing import Listed, cut_listing
+from data_prep.listing import Listed, cut_listing, read_lines
 from data_prep.watch import Watch
 
 if TYPE_CHECKING:
@@ -85,10 +85,8 @@ def _listed(stretch: Stretch) -> Listed:
 def read_piece(piece: Piece, watch: Watch | None = None) -> Iterator[Text | Refusal]:
     """The documents of one piece of `plan_documents`, and what is none, with its reason. `watch` hears of each before
     it is given away: what becomes of it is its doing."""
-    with open(piece.source, "rb") as stream:
-        stream.seek(piece.start)
-        while stream.tell() < piece.stop:
-            yield from read_stretch(Stretch(*json.loads(stream.readline())), watch)
+    for line in read_lines(piece).splitlines():
+        yield from read_stretch(Stretch(*json.loads(line)), watch)
 
 
 # --- which files there are

@@ -61,6 +61,7 @@ class Domain:
     `seq_length` tokens make one row. `vocab_size` counts the data's token ids, without the start token. `packed` means
     that documents are concatenated and cut into rows; otherwise one document is one row. `grid` says how the positions
     of a row fold up in figures, slowest first: (("row", 8), ("column", 8), ("colour", 3)); () means plain positions.
+    `labelled` names the domain whose rows these are, with a class behind each ("image-8x8"); "" for all others.
     """
 
     name: str
@@ -70,6 +71,14 @@ class Domain:
     kinds: tuple[TokenRange, ...]
     packed: bool
     grid: tuple[tuple[str, int], ...] = ()
+    labelled: str = ""
+
+    @property
+    def only_read(self) -> frozenset[str]:
+        """The kinds of token that models read and never predict: those of a row that a class stands behind."""
+        return (
+            frozenset(k.kind for k in domain(self.labelled).kinds) if self.labelled else frozenset()
+        )
 
     @property
     def start_token(self) -> int:
@@ -89,14 +98,16 @@ class Refusal:
     """A raw item that could not be used, and why; ends up in refused.jsonl.
 
     `damaged` means a file of many items of which an unknown number is lost: a cut-off tar, a text out of step.
+    `partial` means only a part of a raw item that counts already, as usable or as refused: one of several captions.
     """
 
     key: str
     reason: str
     damaged: bool = False
+    partial: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of raw input that one worker does alone: [start, stop) of `source`, in bytes or rows of it.
 
@@ -114,16 +125,19 @@ class Item:
     """A raw item that became a document. Equal items have equal `content`; it and `group` are hashes of 16 bytes.
 
     The split is decided by `group` where it is given (all captions of one picture go together), else by `content`.
+    `continues`: of the same raw item as the document before, such as the next clip of a video.
     """
 
     document: Document
     content: bytes
     group: bytes = b""
+    continues: bool = False
 
 
 @dataclass(frozen=True)
 class Block:
-    """Many documents of one part each, all of one length: `tokens` [n, length] of one kind (`mode`).
+    """Many documents of the same parts, all of one length: `tokens` [n, length], of one kind (`mode`) but for the parts
+    `behind`, (mode, length) each.
 
     The fast way for pictures, where an object for each would cost more than its pixels.
     """
@@ -132,6 +146,13 @@ class Block:
     tokens: np.ndarray
     keys: tuple[str, ...]
     contents: tuple[bytes, ...]
+    behind: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """(mode, length) of the parts of each document."""
+        first = self.tokens.shape[1] - sum(length for _, length in self.behind)
+        return ((self.mode, first), *self.behind)
 
 
 @dataclass(frozen=True)

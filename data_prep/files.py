@@ -1,16 +1,19 @@
 """Files that appear whole or not at all, also when the machine dies: written under another name, synced, renamed."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_TEMPORARY = re.compile(r"\.[0-9]+\.tmp$")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream to write the new content of `path` to; it takes its place when the block ends well, else it goes."""
-    temporary = beside(path, ".tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -19,6 +22,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """What `path` is called while it is written. Every process has its own: a worker whose build was killed may live on
+    for a while beside the one that does its work again."""
+    return beside(path, f".{os.getpid()}.tmp")
+
+
+def clear_temporaries(folder: Path, name: str = "") -> None:
+    """Remove what killed processes have left in `folder` of files that begin with `name`; nobody may write there."""
+    for path in folder.iterdir():
+        if path.name.startswith(name) and _TEMPORARY.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -4,7 +4,6 @@ Nothing here is remembered: killed anywhere, it starts over from the merged shar
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import show
+from data_prep import classes, show
 from data_prep.domain import Domain, Refusal, family
 from data_prep.duplicates import (
     Placement,
@@ -24,7 +23,7 @@ from data_prep.duplicates import (
     place,
     shared_documents,
 )
-from data_prep.files import beside, recorded
+from data_prep.files import beside, clear_temporaries, recorded, replacing
 from data_prep.manifest import (
     NAME,
     SPLITS,
@@ -54,19 +53,22 @@ def finish(
     """If every shard is there: the ledger, the manifest, the preview; then the work folder goes."""
     if any(not record_path(work, number).exists() for number in range(shards)):
         return None
+    clear_temporaries(out)
     merged: dict[str, dict[int, ShardRecord]] = {split: {} for split, _ in request.shares}
     for number in range(shards):
         content = json.loads(record_path(work, number).read_bytes())
         for split, record in content["shards"].items():
             merged[split][number] = ShardRecord(**record)
-    placements, duplicates = _find_duplicates(here, out, work, merged)
+    with how.during("finding duplicates"):
+        placements, duplicates = _find_duplicates(here, out, work, merged)
     written = sum(each.record.documents - len(each.dropped) for each in placements)
     refused = _write_ledger(request, out, work, shards)
     if not how.accept_damaged:
         check_damage(request, refused.damaged)
     _check_refused(request, out, refused, how.max_refused)
     # Not before this are there shards in the dataset's folder.
-    splits = _place_shards(placements, tuple(merged), how)
+    with how.during("putting the shards into the dataset, without duplicates"):
+        splits = _place_shards(placements, tuple(merged), how)
     _check_rows(request, here, out, written, splits)
     manifest = load_manifest(out) if (out / NAME).is_file() else new_manifest(here)
     counts = {
@@ -78,6 +80,9 @@ def finish(
         "passed_over": {recorded(name): count for name, count in passed_over(work).items()},
         "shared": _compare(here, out, placements, tuple(merged), tuple(manifest.splits)),
     }
+    if here.labelled:
+        found = classes.count(here, out, work, splits, manifest)
+        manifest = manifest.model_copy(update={"classes": found})
     manifest = _add_build(request, here, out, splits, manifest, counts, how)
     codec = out / manifest.codec.file if manifest.codec else None
     show.write_preview(out, here, splits, codec)
@@ -142,37 +147,40 @@ class _Refused:
     reasons: Counter[str] = field(default_factory=Counter)
     damaged: list[Refusal] = field(default_factory=list)
 
+    def add(self, each: dict[str, Any]) -> None:
+        """Count a line of the ledger."""
+        if each.get("damaged"):
+            self.damaged.append(Refusal(**each))
+        elif not each.get("partial"):
+            self.count += 1
+            if each["reason"] in self.reasons or len(self.reasons) < _MOST_REASONS:
+                self.reasons[each["reason"]] += 1
+
 
 def _write_ledger(request: Request, out: Path, work: Path, shards: int) -> _Refused:
     """refused.jsonl: one line for each refused item or duplicate, {"build", "key", "reason"}; other builds' lines stay.
 
-    A damaged file's line has "damaged": true too, a duplicate's "duplicate": true. Streamed: it may be long.
+    A damaged file's line has "damaged": true too, a duplicate's "duplicate": true, and a part of an item that counts
+    already "partial": true. Streamed: it may be long.
     """
-    path, temporary, label = out / REFUSED, out / (REFUSED + ".tmp"), request.label
-    refused = _Refused()
-    with temporary.open("w") as ledger:
+    path, label, refused = out / REFUSED, request.label, _Refused()
+    with replacing(path) as ledger:
         if path.exists():
-            with path.open() as old:
+            with path.open("rb") as old:
                 ledger.writelines(line for line in old if json.loads(line)["build"] != label)
         for number in range(shards):
             content = json.loads(record_path(work, number).read_bytes())
             refused.usable += content["usable"]
             for each in content["refused"]:
-                ledger.write(json.dumps({"build": label, **each}) + "\n")
-                if each.get("damaged"):
-                    refused.damaged.append(Refusal(**each))
-                else:
-                    refused.count += 1
-                    if each["reason"] in refused.reasons or len(refused.reasons) < _MOST_REASONS:
-                        refused.reasons[each["reason"]] += 1
-        with (work / "duplicates.jsonl").open() as duplicates:
-            ledger.writelines(
-                json.dumps({"build": label, **json.loads(line)}) + "\n" for line in duplicates
-            )
-        ledger.flush()
-        os.fsync(ledger.fileno())
-    os.replace(temporary, path)
+                ledger.write(_ledger_line(label, each))
+                refused.add(each)
+        with (work / "duplicates.jsonl").open("rb") as duplicates:
+            ledger.writelines(_ledger_line(label, json.loads(line)) for line in duplicates)
     return refused
+
+
+def _ledger_line(label: str, each: dict[str, Any]) -> bytes:
+    return json.dumps({"build": label, **each}).encode() + b"\n"
 
 
 def _check_refused(request: Request, out: Path, refused: _Refused, max_refused: float) -> None:

@@ -37,3 +37,17 @@ def cut_listing(
     if start != offset:
         pieces.append(Piece(str(listing), start, offset, tuple(damage)))
     return pieces
+
+
+def read_lines(piece: Piece) -> bytes:
+    """The lines of one piece of a listing; ValueError if they are not all there."""
+    wanted = piece.stop - piece.start
+    with open(piece.source, "rb") as stream:
+        stream.seek(piece.start)
+        lines = stream.read(wanted)
+    if len(lines) != wanted or not lines.endswith(b"\n"):
+        raise ValueError(
+            f"{piece.source}: {len(lines)} bytes from byte {piece.start} on; wanted {wanted}, the list of one "
+            f"piece's items. This file has been changed: delete the folder of the build and run the same command again."
+        )
+    return lines

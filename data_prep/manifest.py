@@ -88,8 +88,16 @@ class CodecRecord(_Record):
     sha256: str
 
 
+class ClassRecord(_Record):
+    """A class of labelled pictures; its number is its place. `pictures`: how many each split holds."""
+
+    name: str
+    pictures: dict[str, int]
+
+
 class Manifest(_Record):
-    """The whole file. `known`: what is known exactly of the source, where it is one of ours (`Notes`)."""
+    """The whole file. `known`: what is known exactly of the source, where it is one of ours (`Notes`). `classes`: of
+    labelled pictures, in the order of their numbers."""
 
     format: int
     domain: str
@@ -101,6 +109,7 @@ class Manifest(_Record):
     builds: tuple[BuildRecord, ...]
     codec: CodecRecord | None = None
     known: dict[str, float | tuple[float, ...]] = {}
+    classes: tuple[ClassRecord, ...] = ()
 
     def rows(self, split: str) -> int:
         """How many rows a split serves."""

@@ -80,6 +80,28 @@ def modules(regime: str) -> dict[str, Callable[[], object]]:
     return dict(sorted(_flatten(tree).items()))
 
 
+@functools.cache
+def modules_of_level(level: int) -> tuple[dict[str, Callable[[], object]], frozenset[str]]:
+    """The modules of training with every entropy at `level`, as `modules` has them, and the names of those that take
+    none and are the same at every level (Henighan et al. 2020 test levels 1 to 19; the training range is 3 to 10)."""
+    modules("interpolate")  # repairs
+    from mathematics_dataset.modules import modules as published
+
+    asked: list[tuple[float, float]] = []
+
+    def at_level(entropy: tuple[float, float]) -> tuple[float, float]:
+        asked.append(entropy)
+        return level, level
+
+    found, without = {}, set()
+    for topic, module in sorted(published.all_.items()):
+        asked.clear()
+        of_topic = _flatten({topic: module.train(at_level)})
+        found.update(of_topic)
+        without |= set() if asked else set(of_topic)
+    return found, frozenset(without)
+
+
 def choose_modules(regimes: tuple[str, ...]) -> list[tuple[str, Callable[[], object]]]:
     """(name, function) of every module of these regimes but the excluded two: draw uniformly from this."""
     found = [

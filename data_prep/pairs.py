@@ -8,8 +8,9 @@
 
 A .txt is one caption. Of a .json, `captions` (a list) and `caption` count. What several of them say of one picture is
 put together, equal captions once: they repeat each other by custom. Each caption with its picture is one pair. Files of
-a pair differ in their last ending only; in a tar they must follow one another. Of a table each line is a pair, equal
-ones too, which then are duplicates.
+a pair differ in their last ending only; in a tar they must follow one another. A raw item is a picture with all its
+captions: of a bad one beside good ones the ledger tells, but it is no refused item. Of a table each line is a pair and
+a raw item, equal ones too, which then are duplicates.
 """
 
 import itertools
@@ -19,15 +20,15 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.caption_table import CAPTION, IMAGE, plan_table, table_rows
 from data_prep.documents import Text
 from data_prep.domain import Piece, Refusal
 from data_prep.folders import PassedOver
-from data_prep.listing import Listed, cut_listing
+from data_prep.listing import Listed, cut_listing, read_lines
 from data_prep.pictures import EXTENSIONS, MAX_BYTES
 from data_prep.raw_files import Entry, close_all, from_line, list_items, listed, read_entry
 
@@ -41,17 +42,34 @@ _MAX_JSON = 1 << 20
 MAX_CAPTIONS = 100
 
 
-# A picture's place and its captions.
-_Pair = tuple[Entry, tuple[str, ...]]
+class _Pair(NamedTuple):
+    """A picture's place, its captions, and the lines of a table that they stand in, if they do."""
+
+    picture: Entry
+    captions: tuple[str, ...]
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture file's bytes and what is said of it; `key` names it in the raw data."""
+    """A picture file's bytes and what is said of it; `key` names it in the raw data.
+
+    `lines` names the lines of a table that the captions stand in: each is a raw item of its own. Else the picture is
+    one, with all its captions.
+    """
 
     key: str
     picture: bytes
     captions: tuple[str, ...]
+    lines: tuple[str, ...] = ()
+
+    def refused(self, reason: str) -> list[Refusal]:
+        """Why all of it cannot be used: for each raw item."""
+        return _refused(self.key, self.lines, reason)
+
+    def continues(self, number: int) -> bool:
+        """Whether caption `number` is of the same raw item as the one before."""
+        return number > 0 and not self.lines
 
     def pair_key(self, number: int) -> str:
         """The name of the picture with its caption `number`."""
@@ -88,7 +106,7 @@ def read_pairs(piece: Piece) -> Iterator[Captioned | Refusal]:
             if isinstance(found, Refusal):
                 yield found
             else:
-                yield from _with_picture(*found, opened)
+                yield from _with_picture(found, opened)
     finally:
         close_all(opened)
 
@@ -103,7 +121,7 @@ def read_captions(raw: Path) -> Iterator[Text | Refusal]:
                     if isinstance(found, Refusal):
                         yield found
                     else:
-                        yield from (Text(found[0].key, caption) for caption in found[1])
+                        yield from (Text(found.picture.key, each) for each in found.captions)
         finally:
             close_all(opened)
 
@@ -126,10 +144,7 @@ def _without_ending(name: str) -> str:
 
 
 def _listed(piece: Piece) -> Iterator[Entry]:
-    with open(piece.source, "rb") as stream:
-        stream.seek(piece.start)
-        while stream.tell() < piece.stop:
-            yield from_line(stream.readline())
+    return map(from_line, read_lines(piece).splitlines())
 
 
 # --- files that belong together
@@ -137,32 +152,43 @@ def _listed(piece: Piece) -> Iterator[Entry]:
 
 def _together(entries: Iterable[Entry], opened: dict[str, BinaryIO]) -> Iterator[_Pair | Refusal]:
     """The picture among `entries`, files of one name, with the captions of the others."""
-    picture, last, refused = None, "", False
+    picture, last = None, ""
     captions: dict[str, None] = {}  # in their order, each once
+    refused: list[Refusal] = []
     for entry in entries:
         last = entry.key
-        for found in _of_file(entry, picture, opened):
+        for found in _of_file(entry, opened):
             if isinstance(found, Refusal):
-                refused = True
-                yield found
+                refused.append(found)
+            elif isinstance(found, Entry) and picture is not None:
+                # Not a part of this pair: an item of its own.
+                yield Refusal(entry.key, f"a second picture of this name beside {picture.key}")
             elif isinstance(found, Entry):
                 picture = found
             elif found in captions or len(captions) < MAX_CAPTIONS:
                 captions[found] = None
             else:
-                yield Refusal(entry.key, f"the picture has {MAX_CAPTIONS} captions before this one")
-    if picture is not None and captions:
-        yield picture, tuple(captions)
-    elif not refused:
+                reason = f"the picture has {MAX_CAPTIONS} captions before this one"
+                refused.append(Refusal(entry.key, reason))
+    whole = picture is not None and bool(captions)
+    if not whole and not refused:
         # What was refused has said already why the pair is not whole.
         missing = "a picture without a caption" if picture else "no picture beside it"
         missing += ": files of a pair follow one another and differ in their last ending only"
-        yield Refusal(picture.key if picture else last, missing)
+        refused.append(Refusal(picture.key if picture else last, missing))
+    yield from _counted_once(refused, whole)
+    if picture is not None and captions:
+        yield _Pair(picture, tuple(captions))
 
 
-def _of_file(
-    entry: Entry, picture: Entry | None, opened: dict[str, BinaryIO]
-) -> Iterator[str | Entry | Refusal]:
+def _counted_once(refused: list[Refusal], counted: bool) -> Iterator[Refusal]:
+    """What is wrong with one raw item: all of it partial but the first, if the item is not `counted` otherwise."""
+    for each in refused:
+        yield each if each.damaged else replace(each, partial=counted)
+        counted = counted or not each.damaged
+
+
+def _of_file(entry: Entry, opened: dict[str, BinaryIO]) -> Iterator[str | Entry | Refusal]:
     """The captions in a file, or the entry itself if it is a picture."""
     ending = os.path.splitext(entry.key)[1].lower()
     if entry.reason:
@@ -179,19 +205,23 @@ def _of_file(
                 yield _caption(caption)
             except ValueError as error:
                 yield Refusal(entry.key, str(error))
-    elif picture is not None:
-        yield Refusal(entry.key, f"a second picture of this name beside {picture.key}")
     else:
         yield entry
 
 
-def _with_picture(
-    entry: Entry, captions: tuple[str, ...], opened: dict[str, BinaryIO]
-) -> Iterator[Captioned | Refusal]:
+def _with_picture(pair: _Pair, opened: dict[str, BinaryIO]) -> Iterator[Captioned | Refusal]:
+    key = pair.picture.key
     try:
-        yield Captioned(entry.key, read_entry(entry, MAX_BYTES, opened), captions)
+        data = read_entry(pair.picture, MAX_BYTES, opened)
     except ValueError as error:
-        yield Refusal(entry.key, str(error))
+        yield from _refused(key, pair.lines, str(error))
+    else:
+        yield Captioned(key, data, pair.captions, pair.lines)
+
+
+def _refused(key: str, lines: tuple[str, ...], reason: str) -> list[Refusal]:
+    """Why a picture gives nothing; of a table's lines each is refused."""
+    return [Refusal(each, reason) for each in ([f"{line}, {key}" for line in lines] or [key])]
 
 
 def _in_json(data: bytes) -> list[Any]:
@@ -241,29 +271,33 @@ def _from_table(piece: Piece) -> Iterator[_Pair | Refusal]:
     """Lines that follow each other and name one picture are read together, so that it is read once."""
     root = os.path.realpath(os.path.dirname(piece.source))
     for image, together in itertools.groupby(map(_row, table_rows(piece)), _image):
-        captions = []  # equal ones too: each line is counted, as written or as a duplicate
+        lines, captions = (
+            [],
+            [],
+        )  # equal ones too: each line is counted, as written or as a duplicate
         for row in together:
             if isinstance(row, Refusal):
                 yield row
             else:
-                captions.append(row[1])
+                lines.append(row[0])
+                captions.append(row[2])
         if image is not None:
-            yield _find_picture(root, image), tuple(captions)
+            yield _Pair(_find_picture(root, image), tuple(captions), tuple(lines))
 
 
-def _row(row: tuple[str, bytes, bytes] | Refusal) -> tuple[str, str] | Refusal:
-    """(image, caption) of a line as text."""
+def _row(row: tuple[str, bytes, bytes] | Refusal) -> tuple[str, str, str] | Refusal:
+    """(key, image, caption) of a line as text."""
     if isinstance(row, Refusal):
         return row
     key, image, caption = row
     try:
-        return _caption(image, "a path"), _caption(caption)
+        return key, _caption(image, "a path"), _caption(caption)
     except ValueError as error:
         return Refusal(key, str(error))
 
 
-def _image(row: tuple[str, str] | Refusal) -> str | None:
-    return None if isinstance(row, Refusal) else row[0]
+def _image(row: tuple[str, str, str] | Refusal) -> str | None:
+    return None if isinstance(row, Refusal) else row[1]
 
 
 def _find_picture(root: str, image: str) -> Entry:

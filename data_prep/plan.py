@@ -1,31 +1,30 @@
-"""What a build is, before anything is computed: the request, who may write, and the raw input cut into shards.
+"""What a build is, before anything is computed: the request, and the raw input cut into shards.
 
 Everything here is a pure function of the command and the raw input, so that the parts of a job array, each planning for
 itself, agree on which shard holds what.
 """
 
-import errno
-import fcntl
 import hashlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from data_prep import classes
 from data_prep.chunks import Chunk
 from data_prep.domain import Domain, Piece, Refusal, check_codec, domain, family
-from data_prep.files import recorded, replacing, write_file
+from data_prep.files import recorded, replacing, sync_path, write_file
 from data_prep.folders import PassedOver
-from data_prep.manifest import SPLITS, Setting, file_sha256
+from data_prep.locks import lock
+from data_prep.manifest import NAME, SPLITS, Setting, file_sha256, load_manifest
 from data_prep.workers import Progress
 from data_prep.yfcc import split_raw
 
 FRACTIONS = (0.96, 0.02, 0.02)
-# What flock says on a file system that knows no locks, or whose lock service does not answer.
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ class Request:
 
 @dataclass(frozen=True)
 class How:
-    """How to compute it: no influence on the tokens. `part` counts from 0; `tell` hears (chunks, all, Progress)."""
+    """How to compute it: no influence on the tokens. `part` counts from 0; `tell` hears (chunks, all, Progress);
+    `during(what)` goes around what takes long and cannot be counted."""
 
     workers: int = 1
     part: int = 0
@@ -87,6 +87,7 @@ class How:
     accept_damaged: bool = False
     command: str = ""
     tell: Callable[[int, int, Progress], None] = lambda done, total, progress: None
+    during: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -135,96 +136,95 @@ def record_path(work: Path, number: int) -> Path:
     return work / f"shard-{number:05d}.json"
 
 
+def chunk_path(work: Path, number: int, index: int) -> Path:
+    """Where chunk `index` of shard `number` lies until the shard is merged."""
+    return work / f"shard-{number:05d}" / f"{index:06d}.npz"
+
+
 def codec_name(name: str) -> str:
     """What a dataset's own copy of its tokenizer or codebook is called."""
     return {"tokenizer": "tokenizer.model", "codebook": "codebook.safetensors"}[family(name).CODEC]
 
 
-@contextmanager
-def lock(out: Path, name: str, shared: bool, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file of the folder; ValueError at once if another process holds it, unless told to wait.
+@dataclass(frozen=True)
+class Plan:
+    """The raw input of a build, cut into `pieces` pieces, and the shards of them that one part makes."""
 
-    The kernel lets go of it when the process dies, however it dies.
-    """
-    folder = out / ".build"
-    folder.mkdir(exist_ok=True)
-    handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        _flock(handle, mode if wait else mode | fcntl.LOCK_NB, out)
-        yield
-    finally:
-        os.close(handle)
+    request: Request
+    here: Domain
+    out: Path
+    work: Path
+    part: int
+    parts: int
+    pieces: int
 
+    @property
+    def _each(self) -> int:
+        return self.request.chunks_per_shard or family(self.here.name).CHUNKS_PER_SHARD
 
-def _flock(handle: int, mode: int, out: Path) -> None:
-    try:
-        fcntl.flock(handle, mode)
-    except BlockingIOError:
-        raise ValueError(
-            f"{out}: another build is writing here; wanted the folder to ourselves. "
-            f"Wait for it to end, then run this command again."
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise ValueError(
-            f"{out}: its file system has no locks (flock: {error.strerror}); wanted one that keeps two builds apart. "
-            f"Give an --out on another disk and copy the finished folder here, or have this one mounted with flock "
-            f"(Lustre: -o flock; NFS: with its lock service)."
-        ) from None
+    @property
+    def shards(self) -> int:
+        """The number of all shards, also those of other parts."""
+        return -(-self.pieces // self._each)
 
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """(number, chunks) of each shard of this part."""
+        for number in range(self.part, self.shards, self.parts):
+            yield number, min(self._each, self.pieces - number * self._each)
 
-@contextmanager
-def lock_division(out: Path, parts: int) -> Iterator[None]:
-    """Hold the folder for builds in so many parts; ValueError while parts of another division are being built."""
-    mine = f"parts-of-{parts}"
-    with ExitStack() as held:
-        with lock(out, "division", shared=False, wait=True):
-            for path in sorted((out / ".build").glob("parts-of-*.lock")):
-                if path.stem != mine:
-                    with lock(out, path.stem, shared=False):
+    def own(self) -> Iterator[ShardPlan]:
+        """The shards of this part, read one after another: of millions of chunks only some are ever in memory."""
+        with _index(self.work).open("rb") as lines:
+            for number in range(self.shards):
+                group = itertools.islice(lines, self._each)
+                if number % self.parts == self.part:
+                    yield _shard_plan(self, number, [_load_piece(line) for line in group])
+                else:
+                    for _ in group:
                         pass
-            held.enter_context(lock(out, mine, shared=True))
-        yield
 
 
-def plan_shards(
-    request: Request, here: Domain, out: Path, work: Path, how: How
-) -> tuple[list[ShardPlan], int]:
-    """Cut the raw input into shards of chunks: those of this part, and the number of all. The same input always gives
-    the same plan, whoever makes it.
+def plan_shards(request: Request, here: Domain, out: Path, work: Path, how: How) -> Plan:
+    """Cut the raw input into shards of chunks. The same input always gives the same plan, whoever makes it.
 
     The first of several parts lists the raw input for all of them. A build of one part lists it each time, and so
     notices raw data that has changed. Damage that can be seen already ends the build here, before anything is recorded:
     files may still be replaced.
     """
-    index = work / "pieces.jsonl"
-    with lock(out, "plan", shared=False, wait=True):
+    index = _index(work)
+    with ExitStack() as held:
+        with how.during("waiting for another part, which lists the raw input"):
+            held.enter_context(lock(out, "plan", shared=False, wait=True))
         if how.parts > 1 and index.exists():
             plan = json.loads((work / "plan.json").read_bytes())
             same_settings(out, plan["settings"], request.settings, "half built")
         else:
-            pieces = _list_pieces(request, here, out, work, how.accept_damaged)
+            with how.during(f"listing {recorded(request.raw)}"):
+                pieces = _list_pieces(request, here, out, work, how.accept_damaged)
             with replacing(index) as stream:
                 stream.writelines(map(_piece_line, pieces))
-            del pieces
-    size = request.chunks_per_shard or family(here.name).CHUNKS_PER_SHARD
-    plans, count = [], 0
     with index.open("rb") as lines:
-        while group := list(itertools.islice(lines, size)):
-            if count % how.parts == how.part:
-                own = [_load_piece(line) for line in group]
-                plans.append(_shard_plan(request, here, out, work, count, own))
-            count += 1
-    return plans, count
+        count = sum(1 for _ in lines)
+    return Plan(request, here, out, work, how.part, how.parts, count)
+
+
+def _index(work: Path) -> Path:
+    """The file with a line for each piece."""
+    return work / "pieces.jsonl"
 
 
 def _list_pieces(
     request: Request, here: Domain, out: Path, work: Path, accept_damaged: bool
-) -> list[Piece]:
-    listing, passed_over = work / "listing.jsonl", PassedOver()
-    pieces = family(here.name).plan(here, request.raw, request.rows, listing, passed_over)
+) -> Iterator[Piece]:
+    """List the raw input in a folder of its own. What is there takes the place of an earlier listing, which chunks may
+    have been made of, only when it is found to be the same."""
+    scratch, others = work / "listing", PassedOver()
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    if here.labelled and (out / NAME).is_file():
+        classes.keep_earlier(scratch, load_manifest(out))
+    listing = scratch / "listing.jsonl"
+    pieces = family(here.name).plan(here, request.raw, request.rows, listing, others)
     if not accept_damaged:
         found = (each for piece in pieces for each in piece.damage)
         check_damage(request, [each for each in found if each.damaged])
@@ -235,8 +235,13 @@ def _list_pieces(
     for p in pieces:
         source = "" if p.source == str(listing) else p.source
         digest.update(f"{source} {p.start} {p.stop}\n".encode("utf-8", "surrogateescape"))
-    _record_plan(work, out, request, digest.hexdigest(), passed_over)
-    return pieces
+    _record_plan(work, out, request, digest.hexdigest(), others)
+    for path in scratch.iterdir():
+        sync_path(path)
+        os.replace(path, work / path.name)
+    scratch.rmdir()
+    kept = str(work / listing.name)
+    return (replace(p, source=kept) if p.source == str(listing) else p for p in pieces)
 
 
 def _piece_line(piece: Piece) -> bytes:
@@ -282,30 +287,27 @@ def _record_plan(work: Path, out: Path, request: Request, digest: str, others: P
     before = json.loads(path.read_bytes())
     same_settings(out, before["settings"], request.settings, "half built")
     if before["raw"] != digest:
+        alone = not (out / NAME).exists()  # else there are finished splits, which are to stay
         raise ValueError(
             f"{request.raw}: has changed since this build of {out} began (digest of its list of items "
             f"{before['raw'][:12]} then, {digest[:12]} now); wanted the same raw data. "
-            f"Restore it, or delete {out / '.build'} to start over."
+            f"Restore it, or delete {out if alone else out / '.build'} to start over."
         )
 
 
-def _shard_plan(
-    request: Request, here: Domain, out: Path, work: Path, number: int, pieces: list[Piece]
-) -> ShardPlan:
+def _shard_plan(plan: Plan, number: int, pieces: list[Piece]) -> ShardPlan:
+    request = plan.request
     rows = None if request.rows is None else sum(piece.stop - piece.start for piece in pieces)
     if rows is not None:
         # Each split loses up to a row at the end of the shard: make so much more.
         pieces = [*pieces[:-1], replace(pieces[-1], stop=pieces[-1].stop + len(request.shares))]
-    folder = work / f"shard-{number:05d}"
+    codec = plan.out / codec_name(request.domain) if request.codec else None
+    shares, name = request.shares, plan.here.name
     chunks = tuple(
         Chunk(
-            folder / f"{index:06d}.npz",
-            here.name,
-            piece,
-            f"{request.seed} {number} {index}",
-            request.shares,
-            out / codec_name(request.domain) if request.codec else None,
+            chunk_path(plan.work, number, index), name, piece, f"{request.seed} {number} {index}",
+            shares, codec,
         )
         for index, piece in enumerate(pieces)
-    )
+    )  # fmt: skip
     return ShardPlan(number, chunks, rows)

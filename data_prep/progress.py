@@ -1,6 +1,7 @@
 """Progress on stderr with rate and time left: a bar on a terminal, elsewhere (a log) a line a minute."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,35 @@ def bar(unit: str, line_seconds: float = _LINE_SECONDS) -> Iterator[Tell]:
         yield tell
     finally:
         shown.close()
+
+
+@contextmanager
+def during(what: str, line_seconds: float = _LINE_SECONDS) -> Iterator[None]:
+    """Around what takes long and cannot be counted: a line a minute says that it goes on; none for what ends sooner."""
+    ended = threading.Event()
+    start = time.monotonic()
+
+    def speak() -> None:
+        while not ended.wait(line_seconds):
+            _say(f"{what}: {(time.monotonic() - start) / 60:,.0f} min so far")
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        speaker.join()
+
+
+def _say(line: str) -> None:
+    """A line of its own, above the bar if there is one."""
+    if not sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 class _Lines:

@@ -154,6 +154,10 @@ def _tar_entry(
         return Entry(path, 0, 0, key, "a tar member whose name points outside the archive")
     if kind != "0":
         return Entry(path, 0, 0, key, f"a tar member that is no plain file (type {kind!r})")
+    if _ending(name) == ".tar" or _is_archive(name):
+        return Entry(
+            path, 0, 0, key, "an archive inside of a tar: unpack the outer one", damaged=True
+        )
     if _ending(name) not in extensions:
         passed_over[ending(name)] += 1
         return None

@@ -10,6 +10,7 @@ All little-endian; the int64 arrays are not aligned. The layout is megatron-core
 `megatron/core/datasets/indexed_dataset.py`, so Megatron-LM, NeMo and GPT-NeoX read these files.
 """
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from data_prep.domain import Domain
-from data_prep.files import beside, sync, sync_path
+from data_prep.files import beside, sync, sync_path, temporary_name
 from data_prep.shard_index import CODES, HEADER, MAGIC
 
 _MAX_LENGTH = (1 << 31) - 1
@@ -51,8 +52,8 @@ class ShardWriter:
 
     def __init__(self, prefix: Path, domain: Domain) -> None:
         self._prefix, self._domain = prefix, domain
-        self._bin_temporary = beside(prefix, ".bin.tmp")
-        self._idx_temporary = beside(prefix, ".idx.tmp")
+        self._bin_temporary = temporary_name(beside(prefix, ".bin"))
+        self._idx_temporary = temporary_name(beside(prefix, ".idx"))
         self._lengths: list[np.ndarray] = []
         self._modes: list[np.ndarray] = []
         self._documents: list[np.ndarray] = []
@@ -92,7 +93,9 @@ class ShardWriter:
             if kind is None:
                 self._commit()
         finally:
-            self._stream.close()
+            # After a failure it writes what is left, and on a full disk fails again: the first error is to be told.
+            with contextlib.suppress(OSError):
+                self._stream.close()
             self._bin_temporary.unlink(missing_ok=True)
             self._idx_temporary.unlink(missing_ok=True)
 

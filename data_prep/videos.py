@@ -4,11 +4,13 @@ A clip is 16 frames of 64 x 64 RGB at `RATE` frames a second: for each of 16 tim
 (the earlier one of two), so that a slow video repeats frames and a fast one leaves some out. Times count from the first
 frame. Clips follow each other without a gap; of a long video at most `MOST_CLIPS` are taken, evenly spaced.
 
-The centre square of each frame is cut out, shrunk by averaging areas (swscale's AREA), and turned as the file's display
-matrix says. Pixels that are not square count as wide as they are shown.
+The centre square of each frame is cut out, shrunk by averaging areas (swscale's AREA), and mirrored and turned as the
+file's display matrix says. Pixels that are not square count as wide as they are shown.
 """
 
 import io
+import math
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -18,6 +20,7 @@ from typing import Any
 import av
 import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
@@ -215,7 +218,7 @@ class _Shrink:
             interpolation=_AREA,
             threads=1,
         )
-        return np.rot90(small.to_ndarray(), round(frame.rotation / 90))
+        return _upright(small.to_ndarray(), _display_matrix(frame))
 
     def _square(self, frame: Any) -> Any:
         """The part of a frame that is shown as its centre square; FFmpeg's crop moves pointers, not pixels."""
@@ -237,6 +240,26 @@ class _Shrink:
             self._crop = key, graph
         self._crop[1].push(frame)
         return self._crop[1].pull()
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...]:
+    """The 3 x 3 matrix that the file shows the frame by (ISO 14496-12, 6.2.2): a pixel's (x, y, 1) times it is its
+    place on the screen, y downwards. (): as it is stored."""
+    found = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    return () if found is None else struct.unpack("=9i", bytes(found)[:36])
+
+
+def _upright(picture: np.ndarray, matrix: tuple[int, ...]) -> np.ndarray:
+    """A picture as `matrix` shows it: mirrored where its determinant is negative, then turned by quarters. A matrix is
+    a mirror from left to right followed by a turn, or a turn alone."""
+    if not matrix:
+        return picture
+    a, b, _, c, d = matrix[:5]
+    if a * d - b * c < 0:
+        picture, a, b = picture[:, ::-1], -a, -b
+    # Axes may be stretched differently, which the crop to a square has done away with.
+    angle = math.atan2(b * (math.hypot(a, c) or 1), a * (math.hypot(b, d) or 1))
+    return np.rot90(picture, -round(angle / (math.pi / 2)))
 
 
 def _colours(frame: Any) -> Colorspace | None:

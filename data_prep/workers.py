@@ -9,6 +9,7 @@ One that it was at the second time is refused from the third on, and the rest is
 """
 
 import errno
+import itertools
 import multiprocessing
 import os
 import time
@@ -65,14 +66,22 @@ class _Worker:
 
 
 def run_tasks(
-    function: Function, tasks: Iterable[Any], workers: int, patience: float
+    function: Function,
+    tasks: Iterable[Any],
+    workers: int,
+    patience: float | Callable[[Any], float],
+    added: deque[Any] | None = None,
 ) -> Iterator[Progress]:
     """Do every task in one of `workers` processes. RuntimeError after a task has failed ATTEMPTS times, OSError at once
-    for a full disk and the like; the workers are gone when this returns or raises."""
-    waiting = deque(_Job(task) for task in tasks)
+    for a full disk and the like; the workers are gone when this returns or raises.
+
+    A task is taken from `tasks` when a worker is free for it, so there may be any number; those that the caller puts
+    into `added` meanwhile come first. `patience`: in seconds, of every task or as a function of it.
+    """
+    waiting = _Waiting(iter(tasks), deque() if added is None else added)
     team: list[_Worker] = []
     try:
-        while waiting or any(worker.job is not None for worker in team):
+        while waiting.more() or any(worker.job is not None for worker in team):
             _hand_out(team, waiting, function, workers)
             yield from _listen(team, waiting, patience)
     finally:
@@ -80,23 +89,46 @@ def run_tasks(
             _dismiss(worker)
 
 
-def _hand_out(team: list[_Worker], waiting: deque[_Job], function: Function, workers: int) -> None:
+class _Waiting:
+    """The jobs to come: those that are done again, then tasks that were added, then the others, one by one."""
+
+    def __init__(self, tasks: Iterator[Any], added: deque[Any]) -> None:
+        self._tasks, self._added = tasks, added
+        self._again: deque[_Job] = deque()
+
+    def more(self) -> bool:
+        """Whether there is one."""
+        if not self._again and not self._added:
+            self._again.extend(_Job(task) for task in itertools.islice(self._tasks, 1))
+        # To ask for the next task may have added others.
+        return bool(self._again or self._added)
+
+    def next(self) -> _Job:
+        """The next one, where there is `more`."""
+        return self._again.popleft() if self._again else _Job(self._added.popleft())
+
+    def again(self, job: _Job) -> None:
+        """Put back a job, before all others."""
+        self._again.appendleft(job)
+
+
+def _hand_out(team: list[_Worker], waiting: _Waiting, function: Function, workers: int) -> None:
     """Give every free worker a task, starting workers as needed."""
-    while waiting:
+    while waiting.more():
         free = next((worker for worker in team if worker.job is None), None)
         if free is None and len(team) >= workers:
             return
         if free is None:
             free = _start(function)
             team.append(free)
-        free.job = waiting.popleft()
+        free.job = waiting.next()
         free.heard = time.monotonic()
         free.mark.value = b""
         try:
             free.pipe.send((free.job.task, free.job.attempt, free.job.blamed))
         except OSError:
             # It died while idle; the task is as good as new.
-            waiting.appendleft(free.job)
+            waiting.again(free.job)
             team.remove(free)
             _dismiss(free)
 
@@ -111,7 +143,9 @@ def _start(function: Function) -> _Worker:
     return _Worker(process, ours, mark)
 
 
-def _listen(team: list[_Worker], waiting: deque[_Job], patience: float) -> Iterator[Progress]:
+def _listen(
+    team: list[_Worker], waiting: _Waiting, patience: float | Callable[[Any], float]
+) -> Iterator[Progress]:
     """Wait a moment for messages; notice the dead and the silent."""
     ready = wait([worker.pipe for worker in team], timeout=1.0)
     for worker in [each for each in team if each.pipe in ready]:
@@ -139,18 +173,21 @@ def _listen(team: list[_Worker], waiting: deque[_Job], patience: float) -> Itera
             _retry(waiting, worker, payload)
             worker.job = None
     for worker in list(team):
-        if worker.job is not None and time.monotonic() - worker.heard > patience:
-            _lose(team, waiting, worker, f"the worker process was silent for {patience:g} s")
+        if worker.job is None:
+            continue
+        limit = patience(worker.job.task) if callable(patience) else patience
+        if time.monotonic() - worker.heard > limit:
+            _lose(team, waiting, worker, f"the worker process was silent for {limit:g} s")
 
 
-def _lose(team: list[_Worker], waiting: deque[_Job], worker: _Worker, why: str) -> None:
+def _lose(team: list[_Worker], waiting: _Waiting, worker: _Worker, why: str) -> None:
     team.remove(worker)
     _dismiss(worker)
     if worker.job is not None:
         _retry(waiting, worker, why)
 
 
-def _retry(waiting: deque[_Job], worker: _Worker, why: str) -> None:
+def _retry(waiting: _Waiting, worker: _Worker, why: str) -> None:
     """Put the job back, without the item that was under the worker's hands if this was not the first time."""
     job, mark = worker.job, bytes(worker.mark.value)
     assert job is not None
@@ -164,7 +201,7 @@ def _retry(waiting: deque[_Job], worker: _Worker, why: str) -> None:
         )
     # The first time many items may have been under way together.
     blamed = {mark: f"given up after {tried} attempts: {why}"} if known and job.attempt else {}
-    waiting.appendleft(_Job(job.task, tried, job.blamed | blamed))
+    waiting.again(_Job(job.task, tried, job.blamed | blamed))
 
 
 def _dismiss(worker: _Worker) -> None:

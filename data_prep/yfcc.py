@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from data_prep.folders import PassedOver
 from data_prep.raw_files import Entry, list_items
 
 # The longest field of the table is a description of at most 64 Ki letters, each at most 12 bytes when encoded.
@@ -57,8 +58,11 @@ def photo_hash(url: bytes) -> str:
     return "".join(f"{byte:x}" for byte in hashlib.md5(url, usedforsecurity=False).digest())
 
 
-def list_photos(table: Path, photos: Path, folder: Path) -> Iterator[Entry]:
-    """Every line of `table`, in order, as an entry: a photograph below `photos`, or why there is none.
+def list_photos(
+    table: Path, photos: Path, folder: Path, passed_over: PassedOver | None = None
+) -> Iterator[Entry]:
+    """Every line of `table`, in order, as an entry: a photograph below `photos`, or why there is none. Videos, of which
+    the table holds some, are counted in `passed_over`.
 
     Its key is the photo's identifier, or begins with the line's number where there is none. Folders are asked for each
     path. Tars are listed once into a SQLite file in `folder`, sorted there by hash (about 60 bytes a photograph), so
@@ -70,15 +74,16 @@ def list_photos(table: Path, photos: Path, folder: Path) -> Iterator[Entry]:
             f"{table}:{photos}: {missing} does not exist; wanted the YFCC100M table and the folder or tars of its "
             f"photographs. Check both paths of --raw META.tsv:PHOTOS."
         )
+    passed_over = PassedOver() if passed_over is None else passed_over
     if photos.is_dir() and (photos / "data" / "images").is_dir():
-        yield from _join(table, lambda name: _find_file(photos, name))
+        yield from _join(table, lambda name: _find_file(photos, name), passed_over)
         return
     index = folder / "photographs.sqlite3"
     index.unlink(missing_ok=True)
     try:
         with contextlib.closing(sqlite3.connect(index)) as database:
             yield from _index(database, photos)
-            yield from _join(table, lambda name: _find_member(database, name))
+            yield from _join(table, lambda name: _find_member(database, name), passed_over)
     except sqlite3.Error as error:
         raise ValueError(
             f"{index}: SQLite cannot keep the list of photographs there ({error}); wanted about 60 bytes of disk for "
@@ -88,13 +93,17 @@ def list_photos(table: Path, photos: Path, folder: Path) -> Iterator[Entry]:
         index.unlink(missing_ok=True)
 
 
-def _join(table: Path, find: _Find) -> Iterator[Entry]:
+def _join(table: Path, find: _Find, passed_over: PassedOver) -> Iterator[Entry]:
     count = 0
     try:
         with _open(table) as stream:
             while line := stream.readline(_LONGEST_LINE):
                 count += 1
-                yield _entry(line, count, find)
+                entry = _entry(line, count, find)
+                if entry is None:
+                    passed_over["videos of the table"] += 1
+                else:
+                    yield entry
                 while line and len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
                     line = stream.readline(_LONGEST_LINE)  # the rest of a line that is refused
     except (OSError, EOFError, zlib.error) as error:
@@ -108,11 +117,14 @@ def _open(table: Path) -> BinaryIO:
     return cast(BinaryIO, bz2.open(table, "rb")) if table.suffix == ".bz2" else table.open("rb")
 
 
-def _entry(line: bytes, number: int, find: _Find) -> Entry:
+def _entry(line: bytes, number: int, find: _Find) -> Entry | None:
+    """The photograph of a line; None for a video."""
     try:
         photo = parse(line)
     except ValueError as error:
         return Entry("", 0, 0, f"line {number}", str(error))
+    if photo is None:
+        return None
     found = find(photo.hash)
     if found is None:
         # The reason is the same for all, so that a build can say how many there are.
@@ -123,8 +135,8 @@ def _entry(line: bytes, number: int, find: _Find) -> Entry:
     return found._replace(key=photo.identifier)
 
 
-def parse(line: bytes) -> Photo:
-    """One line of the table; ValueError says why it names no photograph."""
+def parse(line: bytes) -> Photo | None:
+    """One line of the table; None for a video, and ValueError says why it names neither."""
     if len(line) >= _LONGEST_LINE:
         raise ValueError(f"longer than {_LONGEST_LINE} bytes")
     fields = line.rstrip(b"\r\n").split(b"\t")
@@ -132,7 +144,7 @@ def parse(line: bytes) -> Photo:
     if columns not in _URL:
         raise ValueError(f"{columns} columns; wanted 25, or the older 23")
     if fields[-1] == b"1":
-        raise ValueError("a video")
+        return None
     identifier, url = fields[_IDENTIFIER[columns]], fields[_URL[columns]]
     if fields[-1] != b"0" or not identifier.isdigit():
         found = f"identifier {_shown(identifier)}, marker {_shown(fields[-1])}"

@@ -61,7 +61,7 @@ def plan(
         )
     joined = split_raw(raw)
     entries = (
-        list_photos(*joined, listing.parent)
+        list_photos(*joined, listing.parent, passed_over)
         if joined
         else list_items(Path(raw), EXTENSIONS, passed_over)
     )
@@ -82,14 +82,19 @@ def read(
 
 
 def read_pixels(piece: Piece, side: int, watch: Watch) -> Iterator[Block | Refusal]:
-    """The pictures of one piece in blocks of [n, 3 * side^2] pixel values, and what is refused. The split goes by the
-    file's bytes, so that the same picture is in the same split at every size."""
-    from data_prep.pictures import MAX_BYTES, decode_many
-    from data_prep.raw_files import from_lines, read_batches
+    """The pictures of one piece in blocks of [n, 3 * side^2] pixel values, and what is refused."""
+    from data_prep.listing import read_lines
+    from data_prep.raw_files import from_lines
 
-    with open(piece.source, "rb") as stream:
-        stream.seek(piece.start)
-        listed = from_lines(stream.read(piece.stop - piece.start))
+    yield from pixels_of(from_lines(read_lines(piece)), side, watch)
+
+
+def pixels_of(listed: list[Entry], side: int, watch: Watch) -> Iterator[Block | Refusal]:
+    """The same of pictures that are listed already. The split goes by the file's bytes, so that the same picture is in
+    the same split at every size."""
+    from data_prep.pictures import MAX_BYTES, decode_many
+    from data_prep.raw_files import read_batches
+
     entries = _begun(listed, watch) if watch.careful else listed
     for found, unreadable in read_batches(entries, MAX_BYTES, watch.careful):
         for entry, error in unreadable:

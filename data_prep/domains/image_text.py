@@ -126,14 +126,15 @@ def read(
             watch.begin(found.key)
             colours = decode(found.picture, SIDE).reshape(-1)
         except ValueError as error:
-            yield Refusal(found.key, str(error))
+            yield from found.refused(str(error))
             continue
         pixels = colours.astype(domain.dtype) + domain.dtype.type(domain.kinds[PIXEL].start)
         group = hashlib.blake2b(found.picture, digest_size=16).digest()
         for number, caption in enumerate(found.captions):
             content = hashlib.blake2b(group + caption.encode(), digest_size=16).digest()
             parts = _parts(domain, tokenizer.encode([caption])[0], pixels)
-            yield Item(Document(found.pair_key(number), parts), content, group)
+            document = Document(found.pair_key(number), parts)
+            yield Item(document, content, group, found.continues(number))
 
 
 def _parts(

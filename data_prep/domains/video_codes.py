@@ -75,27 +75,27 @@ def read(
     """The clips of the videos of one piece; `seed` is not needed. All clips of a video are in one split, that of the
     file's bytes. A damaged video gives its whole clips, and then the refusal of the rest."""
     from data_prep.codebook import Codebook
+    from data_prep.listing import read_lines
     from data_prep.raw_files import from_line
     from data_prep.video_files import open_entry
     from data_prep.videos import clips
 
     assert codec is not None
     watch, codebook = watch or Watch(), Codebook.load(codec)
-    with open(piece.source, "rb") as stream:
-        stream.seek(piece.start)
-        while stream.tell() < piece.stop:
-            entry = from_line(stream.readline())
-            try:
-                watch.begin(entry.key)
-                with open_entry(entry, watch.beat) as video:
-                    digest = hashlib.file_digest(video, _digest).digest()
-                    for number, clip in clips(video, watch.beat):
-                        tokens = codebook.encode(clip).reshape(-1)
-                        document = Document(f"{entry.key}#{number}", ((0, tokens),))
-                        content = _digest(digest + number.to_bytes(8, "little")).digest()
-                        yield Item(document, content, group=digest)
-            except ValueError as error:
-                yield Refusal(entry.key, str(error), entry.damaged)
+    for line in read_lines(piece).splitlines():
+        entry, more = from_line(line), False
+        try:
+            watch.begin(entry.key)
+            with open_entry(entry, watch.beat) as video:
+                digest = hashlib.file_digest(video, _digest).digest()
+                for number, clip in clips(video, watch.beat):
+                    tokens = codebook.encode(clip).reshape(-1)
+                    document = Document(f"{entry.key}#{number}", ((0, tokens),))
+                    content = _digest(digest + number.to_bytes(8, "little")).digest()
+                    yield Item(document, content, group=digest, continues=more)
+                    more = True
+        except ValueError as error:
+            yield Refusal(entry.key, str(error), entry.damaged)
 
 
 def _digest(data: bytes = b"") -> hashlib.blake2b:

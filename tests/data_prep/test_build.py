@@ -1,5 +1,6 @@
 """Building whole datasets: splits, resume, parts, two builds at once, refused items."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -20,14 +21,18 @@ from PIL import Image
 
 from data_prep import chunks, pictures
 from data_prep.__main__ import main
-from data_prep.build import build
+from data_prep.build import build, do_task
 from data_prep.check import check
-from data_prep.chunks import make_chunk, splits_of
+from data_prep.chunks import Chunk, merge, splits_of
 from data_prep.dataset import TokenDataset
 from data_prep.domain import domain
+from data_prep.files import replacing
+from data_prep.locks import lock, lock_division
 from data_prep.manifest import load_manifest
 from data_prep.pictures import decode
-from data_prep.plan import How, Request, lock, lock_division, plan_shards
+from data_prep.plan import How, Request, plan_shards
+from data_prep.tokenizers import train
+from data_prep.watch import Watch
 
 HALVES = (0.5, 0.25, 0.25)
 
@@ -122,9 +127,11 @@ def test_parts_of_two_divisions_do_not_build_side_by_side(tmp_path, picture_fold
     """1/2 and 1/3 would write the same chunks at the same time."""
     out = tmp_path / "out"
     build(request(picture_folder), out, How(part=0, parts=2))
-    with lock_division(out, 2):
+    with lock_division(out, "all", 2):
         with pytest.raises(ValueError, match="another build is writing here"):
             build(request(picture_folder), out, How(part=0, parts=3))
+        with pytest.raises(ValueError, match="another build is writing here"):
+            build(request(picture_folder, split="test"), out, How(part=1, parts=2))
         build(request(picture_folder), out, How(part=1, parts=2))
     assert "right" in check(out)
 
@@ -305,7 +312,7 @@ def test_a_file_system_without_locks(tmp_path, picture_folder, monkeypatch):
 
 
 def deadly_chunk(chunk, watch):
-    """`make_chunk` where the decoder crashes, as one written in C may, at pictures that begin with DIE."""
+    """`do_task` where the decoder crashes, as one written in C may, at pictures that begin with DIE."""
     decode_any = pictures._decode_any
 
     def crash(data, side, fast):
@@ -313,11 +320,11 @@ def deadly_chunk(chunk, watch):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "_decode_any", crash)
-        return make_chunk(chunk, watch)
+        return do_task(chunk, watch)
 
 
 def test_a_picture_that_crashes_its_worker_is_refused_alone(tmp_path, picture_folder, monkeypatch):
-    monkeypatch.setattr("data_prep.build.make_chunk", deadly_chunk)
+    monkeypatch.setattr("data_prep.build.do_task", deadly_chunk)
     for name in ("005x.png", "007x.png"):
         (picture_folder / "class1" / name).write_bytes(b"DIE" + name.encode())
     manifest = build(request(picture_folder), tmp_path / "out", How(max_refused=0.05))
@@ -457,7 +464,7 @@ def test_a_piece_of_many_blocks_gives_the_same_bytes(tmp_path, picture_folder, m
     """A piece of any size, such as a compressed file, is never in memory as a whole."""
     (picture_folder / "bad.png").touch()
     build(request(picture_folder), tmp_path / "one", How(max_refused=0.1))
-    monkeypatch.setattr("data_prep.build.make_chunk", chunk_of_small_blocks)
+    monkeypatch.setattr("data_prep.build.do_task", chunk_of_small_blocks)
     manifest = build(request(picture_folder), tmp_path / "many", How(max_refused=0.1))
     assert shards(tmp_path / "one") == shards(tmp_path / "many")
     assert (manifest.builds[0].written, manifest.builds[0].refused) == (40, 1)
@@ -466,18 +473,131 @@ def test_a_piece_of_many_blocks_gives_the_same_bytes(tmp_path, picture_folder, m
 def chunk_of_small_blocks(chunk, watch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "_BLOCK_TOKENS", 200)
-        result = make_chunk(chunk, watch)
-    with np.load(chunk.path) as arrays:
-        assert sum(name.endswith(".refused") for name in arrays.files) > 1
-    return result
+        do_task(chunk, watch)
+    if isinstance(chunk, Chunk):
+        with np.load(chunk.path) as arrays:
+            assert sum(name.endswith(".refused") for name in arrays.files) > 1
 
 
 def test_a_part_plans_its_own_shards_only(tmp_path, picture_folder):
     wanted, out = request(picture_folder), tmp_path / "out"
     work = out / ".build" / "all"
     work.mkdir(parents=True)
-    plans, count = plan_shards(wanted, domain("image-8x8"), out, work, How(part=1, parts=3))
-    assert ([plan.number for plan in plans], count) == ([1], 3)
+    plan = plan_shards(wanted, domain("image-8x8"), out, work, How(part=1, parts=3))
+    assert ([shard.number for shard in plan.own()], plan.shards) == ([1], 3)
+    assert list(plan.sizes()) == [(1, 2)] == [(s.number, len(s.chunks)) for s in plan.own()]
+
+
+def test_raw_data_that_is_not_all_there_leaves_the_plan_as_it_was(tmp_path, picture_folder):
+    """A disk is away, the build is refused, the disk is back: parts go on with the pieces that chunks were made of."""
+    out, wanted = tmp_path / "out", request(picture_folder)
+    work = out / ".build" / "all"
+    assert build(wanted, out, How(part=0, parts=3)) is None
+    before = {name: (work / name).read_bytes() for name in ("listing.jsonl", "pieces.jsonl")}
+    (picture_folder / "class1").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match=f"has changed since .* or delete {out} to start over"):
+        build(wanted, out, How())
+    assert {name: (work / name).read_bytes() for name in before} == before
+    (tmp_path / "away").rename(picture_folder / "class1")
+    build(wanted, out, How(part=1, parts=3))
+    manifest = build(wanted, out, How(part=2, parts=3))
+    assert (manifest.builds[0].usable, manifest.builds[0].refused) == (40, 0)
+
+
+def test_a_listing_that_is_cut_off_is_no_empty_piece(tmp_path, picture_folder):
+    out, wanted = tmp_path / "out", request(picture_folder)
+    assert build(wanted, out, How(part=0, parts=3)) is None
+    (out / ".build" / "all" / "listing.jsonl").write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"listing.jsonl: 0 bytes from byte \d+ on; wanted \d+"):
+        build(wanted, out, How(part=1, parts=3))
+
+
+def test_changed_raw_data_beside_a_finished_split(tmp_path, picture_folder):
+    """The advice must not cost the split that is there."""
+    out = tmp_path / "out"
+    build(request(picture_folder, split="train"), out, How())
+    build(request(picture_folder, split="test"), out, How(part=0, parts=3))
+    (picture_folder / "new.png").write_bytes(png(1000))
+    with pytest.raises(ValueError, match=f"or delete {out / '.build'} to start over"):
+        build(request(picture_folder, split="test"), out, How())
+
+
+def test_a_dataset_in_its_own_raw_data_is_refused(tmp_path, picture_folder):
+    for out in (picture_folder, picture_folder / "class1" / ".." / "out"):
+        with pytest.raises(ValueError, match="lies in the raw data .*; wanted a folder outside"):
+            build(request(picture_folder), out, How())
+    assert not (picture_folder / "out").exists()
+
+
+def test_a_damaged_chunk_is_named(tmp_path, picture_folder):
+    """Opened it looks whole: the directory of the archive lies at its end."""
+    out, wanted = tmp_path / "out", request(picture_folder)
+    work = out / ".build" / "all"
+    (work / "merged").mkdir(parents=True)
+    plan = plan_shards(wanted, domain("image-8x8"), out, work, How())
+    shard = next(plan.own())
+    shard.chunks[0].path.parent.mkdir()
+    for chunk in shard.chunks:
+        do_task(chunk, Watch())
+    path = shard.chunks[1].path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    paths = [chunk.path for chunk in shard.chunks]
+    with pytest.raises(ValueError, match="000001.npz: .*; wanted a finished chunk .* delete this"):
+        merge(work / "merged", 0, domain("image-8x8"), ("train", "valid", "test"), paths, None)
+
+
+def test_equal_items_in_a_row_are_all_usable(tmp_path, picture_folder):
+    """Without labels of their own, equal neighbours would look like parts of one item."""
+    folder = tmp_path / "equal"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number}.jpg").write_bytes(png(0))
+        (folder / f"{number}.txt").write_bytes(b"the same")
+    tokenizer = tmp_path / "t.model"
+    (tmp_path / "t.txt").write_text("the same words again and again\n" * 50)
+    train(tmp_path / "t.txt", tokenizer, 300)
+    name = "text-to-image-v300"
+    manifest = build(
+        Request(name, str(folder), split="train", codec=tokenizer), tmp_path / "o", How()
+    )
+    record = manifest.builds[0]
+    assert (record.usable, record.written, record.duplicates, record.refused) == (9, 1, 8, 0)
+
+
+def test_workers_of_a_killed_build_do_not_touch_files_of_the_next(tmp_path):
+    """Two processes write one file at the same time."""
+    path = tmp_path / "000000.npz"
+    pid = os.fork()
+    if (
+        not pid
+    ):  # like a worker whose build was killed: in the middle of the file when the other one ends
+        with contextlib.suppress(KeyError), replacing(path) as stream:
+            stream.write(b"old" * 100_000)
+            (tmp_path / "begun").touch()
+            while not (tmp_path / "ended").exists():
+                time.sleep(0.01)
+            stream.write(b"old" * 100_000)
+            raise KeyError
+        os._exit(0)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    with replacing(path) as stream:
+        stream.write(b"new")
+    (tmp_path / "ended").touch()
+    os.waitpid(pid, 0)
+    assert path.read_bytes() == b"new"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["000000.npz", "begun", "ended"]
+
+
+def test_what_killed_processes_left_is_cleared(tmp_path, picture_folder):
+    out = tmp_path / "out"
+    assert build(request(picture_folder), out, How(part=0, parts=2)) is None
+    (out / "refused.jsonl.123.tmp").touch()
+    (out / "mine.tmp").touch()
+    build(request(picture_folder), out, How(part=1, parts=2))
+    assert [path.name for path in out.rglob("*.tmp")] == ["mine.tmp"]
 
 
 PROGRAM = """

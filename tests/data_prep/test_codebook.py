@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from data_prep import codebook_training
 from data_prep.codebook import (
     KEY,
     WIDTH,
@@ -207,6 +208,60 @@ def test_raw_without_two_pictures_is_refused_with_the_reasons(tmp_path):
     ):
         train(str(folder), tmp_path / "c", entries=64, hidden=8, steps=2, batch=4)
     assert not (tmp_path / "c").exists()
+
+
+def stop(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_file(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(codebook_training, "SAVE_EVERY", 2)
+    given = {"steps": 20, "batch": 4, "entries": 32, "hidden": 8}
+    train(str(raw), tmp_path / "whole", **given)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "whole.png"}
+    with monkeypatch.context() as patch:
+        patch.setattr(codebook_training, "_report", stop)  # at step 2, before it is saved
+        with pytest.raises(KeyboardInterrupt):
+            train(str(raw), tmp_path / "c", **given)
+    assert not (tmp_path / "c.training").exists()
+    write = codebook_training.write_file
+    with monkeypatch.context() as patch:
+        seen = []
+        patch.setattr(
+            codebook_training,
+            "write_file",
+            lambda path, data: (write(path, data), seen.append(1), len(seen) == 5 and stop()),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(str(raw), tmp_path / "c", **given)
+    kept = (tmp_path / "c.training").read_bytes()
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match=r'c.training: holds a .*"seed": 0.*; wanted .*"seed": 1'):
+        train(str(raw), tmp_path / "c", seed=1, **given)
+    (tmp_path / "c.training").write_bytes(kept[:-1])
+    with pytest.raises(ValueError, match=r"cannot be read .*; wanted .*delete this file"):
+        train(str(raw), tmp_path / "c", **given)
+    (tmp_path / "c.training").write_bytes(kept)
+    (tmp_path / "c.training.123.tmp").write_bytes(kept[:9])
+    with monkeypatch.context() as patch:
+        steps = []
+        patch.setattr(codebook_training, "_step", counted(steps))
+        train(str(raw), tmp_path / "c", **given)
+    assert len(steps) == 10
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "whole").read_bytes()
+    names = {"whole", "whole.png", "c", "c.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def counted(steps):
+    """`_step` that adds to `steps` what it is called for."""
+    step = codebook_training._step
+
+    def counting(training, *others):
+        steps.append(training.step)
+        return step(training, *others)
+
+    return counting
 
 
 def test_killed_in_training_it_leaves_no_file(raw, tmp_path):

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.manifest import load_manifest
-from data_prep.progress import bar
+from data_prep.progress import bar, during
 
 
 @pytest.fixture
@@ -105,6 +106,42 @@ def build_mathematics(tmp_path, capsys):
         return status, capsys.readouterr().err
 
     return run
+
+
+def test_an_out_whose_name_is_not_utf8(tmp_path, problem_file, capsys):
+    """A folder may be called so, and is then told of as \\xNN."""
+    out = tmp_path / os.fsdecode(b"out\xff")
+    command = [
+        "build",
+        "mathematics",
+        "--raw",
+        str(problem_file),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+    ]
+    for said in (": built", ": already built"):
+        assert main([*command, "--split", "train"]) == 0
+        assert f"{tmp_path}/out\\xff{said}" in capsys.readouterr().out
+
+
+def test_what_a_kill_left_behind_a_finished_build_is_removed(mathematics, problem_file, tmp_path):
+    left = mathematics / ".build" / "train"
+    left.mkdir()
+    command = ["build", "mathematics", "--raw", str(problem_file), "--out", str(mathematics)]
+    assert main([*command, "--split", "train"]) == 0
+    assert not left.exists()
+
+
+def test_what_cannot_be_counted_says_that_it_goes_on(capsys):
+    with during("listing x", line_seconds=0.01):
+        while not capsys.readouterr().err.startswith("listing x: 0 min so far\n"):
+            time.sleep(0.01)
+    time.sleep(0.05)
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert capsys.readouterr().err == "", "it has ended"
 
 
 def test_a_text_out_of_step_fails_unless_accepted(build_mathematics, tmp_path):

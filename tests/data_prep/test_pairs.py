@@ -132,10 +132,49 @@ def test_a_bad_caption_does_not_cost_the_good_ones(tmp_path):
     (piece,) = plan_pairs(folder_of(tmp_path, files | {"a.txt": b"\xff"}), listing)
     found = list(read_pairs(piece))
     assert [each.captions for each in found if isinstance(each, Captioned)] == [("one", "two")]
-    assert [each.reason for each in found if isinstance(each, Refusal)] == [
+    refused = [each for each in found if isinstance(each, Refusal)]
+    assert [each.reason for each in refused] == [
         "a caption that is empty", "a caption of type int; wanted text",
         "a caption that is not UTF-8: byte 0xff at 0",
     ]  # fmt: skip
+    assert all(each.partial for each in refused), "the raw item counts as usable"
+
+
+def test_a_picture_whose_captions_are_all_bad_is_refused_once(tmp_path):
+    files = {"a.jpg": PICTURE, "a.json": b'{"captions": ["", 3, "\\ud83d"]}'}
+    (piece,) = plan_pairs(folder_of(tmp_path, files), tmp_path / "listing")
+    assert [each.partial for each in read_pairs(piece)] == [False, True, True]
+
+
+def test_every_line_of_a_table_is_a_raw_item(tmp_path):
+    lines = ["p/a.jpg\tone", "p/a.jpg\ttwo", "p/a.jpg", "p/none\tone", "p/none\ttwo"]
+    table = table_of(tmp_path, lines)
+    found = [each for piece in plan_pairs(table, tmp_path / "x") for each in read_pairs(piece)]
+    (pair,) = (each for each in found if isinstance(each, Captioned))
+    refused = [each for each in found if isinstance(each, Refusal)]
+    assert len(pair.captions) + len(refused) == len(lines)
+    assert not any(pair.continues(number) for number in range(2))
+    assert [each.reason for each in refused if "p/none" in each.key] == [
+        "no such picture below the folder of the table"
+    ] * 2
+    starts = [sum(len(line) + 1 for line in ["image\tcaption", *lines[:n]]) for n in range(5)]
+    assert [each.key for each in refused] == [
+        f"pairs.tsv, byte {starts[2]}",
+        f"pairs.tsv, byte {starts[3]}, p/none", f"pairs.tsv, byte {starts[4]}, p/none",
+    ]  # fmt: skip
+    unreadable = pair.refused("no picture")
+    assert [each.key for each in unreadable] == [
+        f"pairs.tsv, byte {n}, p/a.jpg" for n in starts[:2]
+    ]
+
+
+def test_a_table_that_became_shorter_is_damage(tmp_path):
+    table = table_of(tmp_path, ["p/a.jpg\tone"] * 9)
+    (piece,) = plan_pairs(table, tmp_path / "listing")
+    os.truncate(table, 60)
+    (found,) = read_pairs(piece)
+    assert found.damaged
+    assert "become shorter" in found.reason
 
 
 def test_a_second_picture_of_a_name_and_a_flood_of_captions_are_refused(tmp_path):

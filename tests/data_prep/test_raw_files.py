@@ -71,6 +71,19 @@ def test_tars_in_a_folder_and_alone(tmp_path):
     assert contents(tmp_path / "y.jpg") == {"y.jpg": b"three"}
 
 
+@pytest.mark.parametrize("name", ["inner.tar", "a/inner.TAR.gz", "more.zip", "x.tgz"])
+def test_archives_inside_of_a_tar_are_damage(tmp_path, name):
+    """Nobody knows how many items are in it."""
+    make_tar(tmp_path / "x.tar", [("a.jpg", b"1"), (name, b"abcd"), ("b.jpg", b"2")])
+    passed_over = Counter()
+    found = list(list_items(tmp_path / "x.tar", ENDINGS, passed_over))
+    assert [(each.key, each.damaged) for each in found] == [
+        ("x.tar/a.jpg", False), (f"x.tar/{name}", True), ("x.tar/b.jpg", False),
+    ]  # fmt: skip
+    assert "an archive inside of a tar: unpack" in found[1].reason
+    assert not passed_over
+
+
 def test_long_and_strange_names(tmp_path):
     names = ["d" * 150 + "/" + "n" * 150 + ".jpg", "späße.jpg", "a b.jpg"]
     make_tar(tmp_path / "x.tar", [(name, b"1") for name in names])

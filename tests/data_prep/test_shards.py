@@ -81,6 +81,29 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def write_pictures(prefix, count):
+    with ShardWriter(prefix, domain("image-8x8")) as writer:
+        for _ in range(count):
+            add_document(writer, Document("key", ((0, np.zeros(192, np.uint8)),)))
+
+
+@pytest.mark.parametrize(
+    ("limit", "documents"), [(100_000, 1000), (100_000, 521), (4000, 30), (100, 30)]
+)
+def test_a_disk_that_is_full_again_when_the_file_is_closed_leaves_nothing(
+    tmp_path, limit, documents
+):
+    """What is still in the buffer is written at the end, and fails once more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_pictures(tmp_path / "x", documents)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def refuse(tmp_path, tokens, lengths, modes, parts, here=MATHEMATICS):
     with ShardWriter(tmp_path / "x", here) as writer:
         writer.add_block(np.array(tokens), np.array(lengths), np.array(modes), np.array(parts))

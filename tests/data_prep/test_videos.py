@@ -224,6 +224,45 @@ def test_the_centre_square_is_cut_and_turned_as_the_file_says(
         assert np.abs(middle - colour).max() < 40  # far nearer to this colour than to any other
 
 
+def quarters(number):
+    """Red, green, blue and white: top left, top right, bottom left, bottom right."""
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[:64, :64, 0] = pixels[:64, 64:, 1] = pixels[64:, :64, 2] = pixels[64:, 64:] = 255
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("matrix", "wanted"),
+    [
+        ((1, 0, 0, 1), "rg bw"),
+        ((0, 1, -1, 0), "br wg"),
+        ((-1, 0, 0, -1), "wb gr"),
+        ((0, -1, 1, 0), "gw rb"),
+        ((-1, 0, 0, 1), "gr wb"),
+        ((1, 0, 0, -1), "bw rg"),
+        ((0, 1, 1, 0), "rb gw"),
+        ((0, -1, -1, 0), "wg br"),
+    ],
+)
+def test_all_ways_to_turn_and_mirror(tmp_path, matrix, wanted):
+    path = make(tmp_path / "r.mp4", 16, size=(128, 128), picture=quarters)
+    (clip,) = read(turned(path, matrix))[1]
+    # By the definition: (x, y) of a stored pixel, from the centre, times the matrix is its place on the screen.
+    a, b, c, d = matrix
+    stored = {(-1, -1): "r", (1, -1): "g", (-1, 1): "b", (1, 1): "w"}
+    screen = {(a * x + c * y, b * x + d * y): colour for (x, y), colour in stored.items()}
+    places = [(-1, -1), (1, -1), (-1, 1), (1, 1)]
+    assert "".join(screen[place] for place in places) == wanted.replace(" ", "")
+    names = {
+        (True, False, False): "r",
+        (False, True, False): "g",
+        (False, False, True): "b",
+        (True,) * 3: "w",
+    }
+    shown = [names[tuple((clip[0][32 + 16 * y, 32 + 16 * x] > 128).tolist())] for x, y in places]
+    assert "".join(shown) == wanted.replace(" ", "")
+
+
 @pytest.mark.parametrize(
     ("size", "red"),  # Y, U, V of pure red: BT.601 and BT.709 in 8 bits of limited range
     [((640, 480), (81, 90, 240)), ((960, 720), (63, 102, 240)), ((1280, 544), (63, 102, 240))],

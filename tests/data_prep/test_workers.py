@@ -1,5 +1,6 @@
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def slow_but_alive(task, watch):
     return task
 
 
+def sleepy(task, watch):
+    time.sleep(60)
+
+
 def hostile_items(task, watch):
     """Items of a task: those called "die" and "raise" end their process every time."""
     done = []
@@ -81,6 +86,32 @@ def test_every_task_is_done_once(workers):
     progress = list(run_tasks(square, range(1, 20), workers, 60.0))
     assert sorted(each.result for each in progress if each.task) == [n * n for n in range(1, 20)]
     assert sum(each.items for each in progress) == 19
+
+
+def test_tasks_are_taken_one_by_one_and_those_that_are_added_come_first():
+    taken, added, done = [], deque(), []
+
+    def tasks():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    for progress in run_tasks(square, tasks(), 1, lambda task: 60.0, added):
+        if progress.task is not None:
+            done.append(progress.task)
+            assert len(taken) <= len(done) + 2, "no more than are being done and one"
+            if progress.task == 5:
+                added.append(100)
+            if progress.task == 19:
+                added.append(200)
+    assert sorted(done) == [*range(20), 100, 200]
+    assert done.index(100) <= 8
+    assert done[-1] == 200
+
+
+def test_the_patience_may_depend_on_the_task():
+    with pytest.raises(RuntimeError, match="silent for 1 s"):
+        results(sleepy, ["long"], patience=lambda task: {"long": 1.0}[task])
 
 
 def test_the_dead_the_raising_and_the_silent_lose_only_their_own_task(tmp_path):
