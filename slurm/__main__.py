@@ -10,9 +10,10 @@ from rich.console import Console
 from launch.console import sentence
 from launch.exits import BAD_INPUT, DONE, FAILED, STOPPED
 from launch.study import expand, load_study
-from slurm.alive import end, live_tasks
+from slurm.cancel import cancel
 from slurm.cluster import cluster_names, load_cluster
-from slurm.ledger import JOBS, held, submissions, submissions_before
+from slurm.later import missing
+from slurm.ledger import JOBS, held, submissions
 from slurm.prepare import Build, prepare
 from slurm.queue import forget_settings
 from slurm.status import StudyStatus, as_json, look
@@ -130,7 +131,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     of = target(arguments.study, arguments.cluster, arguments.data, arguments.results, wishes)
     refuse_other_study(of)
     left = unfinished(of)
-    if not left:
+    if not left and not missing(of, submissions(of.folder)):
         print(f"{len(of.runs)} of {len(of.runs)} runs are finished: nothing to do")
         return DONE
     if arguments.dry_run:
@@ -205,12 +206,11 @@ def _status(arguments: argparse.Namespace) -> int:
 def _cancel(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study)
     folder = arguments.results.resolve() / study.name
-    past = submissions(folder)
-    live = live_tasks([*submissions_before(past), *past])
-    for submission in {each.submission for each in live}:
-        end(submission)
-    print(f"{len(live)} jobs asked to stop at their next step, with a checkpoint")
-    submitted = {run_id for each in live for run_id in each.submission.tasks[each.task]}
+    done = cancel(folder)
+    print(f"{len(done.live)} jobs asked to stop at their next step, with a checkpoint")
+    for line in done.kept:
+        print(line)
+    submitted = {run_id for each in done.live for run_id in each.submission.tasks[each.task]}
     for run in expand(study, arguments.study):
         holder = held(folder / run.run_id)
         if holder and run.run_id not in submitted:
@@ -225,7 +225,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if build.finished:
         print(f"{arguments.out}: already built; python -m data_prep check {arguments.out}")
         return DONE
-    under_way = prepare(build, load_cluster(arguments.cluster))
+    under_way = prepare(build, load_cluster(arguments.cluster), build.out)
     state = "started" if under_way.started else "under way since before"
     print(f"{arguments.out}: {build.parts} parts and their check {state}")
     _print(look((), build.out))

@@ -120,7 +120,7 @@ def _of(submission: Submission, processes: Processes) -> Processes:
         pid: words
         for pid, words in processes.items()
         if words[-1].rstrip("'").endswith(submission.started_as)
-        and any("submitit." in word for word in words)
+        and any("submitit." in word or word == "slurm.controller" for word in words)
     }
 
 

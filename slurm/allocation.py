@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
+from slurm import queue
 from slurm.step import LocalStep, SlurmStep, Step
 
 PATIENCE_SECONDS = 900.0  # for a controller that is down
 AGAIN_SECONDS = 2.0
+FITTING = "--format=%N %c %m %G %f"  # name, CPUs, MB, GPUs, features of each node
 HERE, ELSEWHERE, OUT_OF_TIME, OVER = "running here", "requeued", "out of time", "over"
 _SILENT = re.compile(r"unable to contact|connection|timed out|communication|socket", re.I)
 
@@ -36,6 +38,10 @@ class Allocation(ABC):
     @abstractmethod
     def state(self) -> str:
         """What Slurm means this job to be: HERE, ELSEWHERE (requeued), OUT_OF_TIME, or OVER (cancelled)."""
+
+    def can_do_without(self, exclude: Sequence[str]) -> bool:
+        """Whether a requeue without these nodes, and those left out before, can ever start; True if unknown."""
+        return True
 
     @abstractmethod
     def requeue(self, exclude: Sequence[str]) -> None:
@@ -88,6 +94,29 @@ class OnSlurm(Allocation):
             return HERE
         return OUT_OF_TIME if fields.get("Reason") == "TimeLimit" else OVER
 
+    def can_do_without(self, exclude: Sequence[str]) -> bool:
+        try:
+            excluded = {*exclude, *self._excluded()}
+            constraint = self._field("Features")
+            partition = os.environ.get("SLURM_JOB_PARTITION", "")
+            answer = _ask("sinfo", "--noheader", "--Node", f"--partition={partition}", FITTING)
+        except OSError:
+            return True
+        rows = (line.split() for line in answer.splitlines())
+        nodes = {node for node, *has in rows if self._fits(constraint, *has)}
+        return len(nodes - excluded) >= len(self.nodes)
+
+    def _fits(self, constraint: str, cpus: str, memory_mb: str, gpus: str, features: str) -> bool:
+        """Whether a node has what this job asks of one, up or down."""
+        variables = os.environ
+        tasks = self.ranks // len(self.nodes)
+        return (
+            int(cpus.rstrip("+")) >= tasks * int(variables.get("SLURM_CPUS_PER_TASK", "1"))
+            and int(memory_mb.rstrip("+")) >= int(variables.get("SLURM_MEM_PER_NODE", "0"))
+            and queue.gpus_of(gpus) >= int(variables.get("SLURM_GPUS_ON_NODE", "0"))
+            and (not constraint.isidentifier() or constraint in features.split(","))
+        )
+
     def requeue(self, exclude: Sequence[str]) -> None:
         _ask("scontrol", "requeue", self._job)
         if exclude:  # Slurm takes it while the job is completing, not before
@@ -101,10 +130,19 @@ class OnSlurm(Allocation):
 
     def _exclude(self, nodes: Sequence[str]) -> None:
         """Leave these nodes out, and those that were left out before."""
+        every = ",".join(sorted({*nodes, *self._excluded()}))
+        _ask("scontrol", "update", f"JobId={self._job}", f"ExcNodeList={every}")
+
+    def _excluded(self) -> list[str]:
+        """The nodes that were left out before."""
+        names = self._field("ExcNodeList")
+        return _ask("scontrol", "show", "hostnames", names).split() if names else []
+
+    def _field(self, name: str) -> str:
+        """What Slurm shows of this job under a name; empty if it has none."""
         shown = _ask("scontrol", "-o", "show", "job", self._job)
-        before = re.search(r"\bExcNodeList=(\S+)", shown)
-        every = [*nodes, *([before[1]] if before and before[1] != "(null)" else [])]
-        _ask("scontrol", "update", f"JobId={self._job}", f"ExcNodeList={','.join(every)}")
+        found = re.search(rf"\b{name}=(\S+)", shown)
+        return found[1] if found and found[1] != "(null)" else ""
 
 
 def _ask(*command: str) -> str:

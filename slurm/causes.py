@@ -26,6 +26,10 @@ _HARDWARE = re.compile(
     r"CUDA error: (?:unknown error|unspecified launch failure)|ncclSystemError|ncclRemoteError",
     re.I,
 )
+_REFUSED = re.compile(  # in srun's words: it asked for more than its job has
+    r"only allocated|node configuration|more processors|memory required|generic resource|trackable resource",
+    re.I,
+)
 
 
 class Cause(StrEnum):
@@ -35,6 +39,7 @@ class Cause(StrEnum):
     STOPPED = "time limit or preemption"
     CANCELLED = "cancelled"
     NODE = "node failure"
+    STEP = "its ranks could not be started"
     BUSY = "in other hands"
     KILLED = "killed"
     HANG = "hang"
@@ -79,8 +84,12 @@ def find(ended: Ended, failure: str | None, memory_event: bool) -> Finding:
         said = failure or f"{said}; {ended.out_of_memory or 'the system was out of memory'}"
         advice = "Raise memory_gb, or use more ranks, a higher ZeRO stage or a smaller micro-batch"
         return Finding(Cause.MEMORY, f"{said}. {advice}.", node)
-    if ended.lost or _HARDWARE.search(failure or ""):
-        return Finding(Cause.NODE, ended.lost or said, _named(ended.lost) or node)
+    if ended.lost:
+        return Finding(Cause.NODE, ended.lost, _named(ended.lost))
+    if _HARDWARE.search(failure or ""):
+        return Finding(Cause.NODE, said, node)
+    if ended.unstarted and ended.status and first is None and not failure:
+        return _not_started(ended.unstarted)
     if first is None:
         if ended.status == 0:
             return Finding(Cause.FAILED, "its ranks ended well, but the run is not finished")
@@ -112,7 +121,7 @@ def decide(history: Sequence[Attempt]) -> Decision:
         return Decision(Action.GIVE_UP, finding=Finding(Cause.NO_PROGRESS, message))
     if cause == Cause.NODE:
         return Decision(Action.REQUEUE, exclude=(last.node,) if last.node else ())
-    if cause in (Cause.STOPPED, Cause.BUSY):
+    if cause in (Cause.STOPPED, Cause.BUSY, Cause.STEP):
         return Decision(Action.REQUEUE)
     if len(crashes) < 2:
         return Decision(Action.AGAIN)
@@ -132,7 +141,16 @@ def _without_progress(history: Sequence[Attempt]) -> list[Attempt]:
     return row
 
 
+def _not_started(said: str) -> Finding:
+    """No rank ran. What the job has not been given it will not be given the next time; a controller that was
+    away, or a job that was just ended, says nothing about the request."""
+    if _REFUSED.search(said):
+        advice = "Correct tasks, CPUs, memory or GPUs in the cluster file"
+        return Finding(Cause.FAILED, f"{said}. {advice}.")
+    return Finding(Cause.STEP, said)
+
+
 def _named(lost: str) -> str | None:
     """The node in Slurm's words about one."""
-    match = re.search(r"(?:node failure|failed) on (?:node )?([\w.-]+)", lost, re.I)
+    match = re.search(r"(?:node failure|failed) on (?:node )?([\w.-]*\w)", lost, re.I)
     return match[1] if match else None

@@ -104,6 +104,12 @@ class Cluster(Strict):
                 f"[sbatch] {', '.join(again)}; wanted there only what no other key says and no job "
                 "depends on. Use the key of that name in this file, if there is one"
             )
+        false = [name for name, value in self.sbatch.items() if value is False]
+        if false:
+            raise ValueError(
+                f"[sbatch] {', '.join(false)} = false; wanted true, a number or words: sbatch has no option that "
+                "is false. Leave it out"
+            )
         return self
 
 

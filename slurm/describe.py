@@ -2,18 +2,19 @@
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from launch.config import RunConfig
-from slurm import queue
+from slurm import later, prepare, queue
 from slurm.freeze import CODE
-from slurm.launcher import script
-from slurm.ledger import JOBS
+from slurm.launcher import Order, script
+from slurm.ledger import JOBS, submissions
 from slurm.placement import PackedJob
-from slurm.submit import arrays, order_of, refuse_dear
+from slurm.submit import arrays, orders_of, refuse_dear
 from slurm.target import Target, refuse_beyond_partition
 
 COLUMNS = ("runs", "nodes", "tasks", "GPUs", "minutes", "memory", "GPU-hours", "disk", "cost")
@@ -101,12 +102,27 @@ def _stages(of: Target) -> list[str]:
 
 
 def _scripts(of: Target, packed: Sequence[PackedJob], silent: str | None) -> list[str]:
+    """What sbatch would get. The ids of what a job comes after are not known yet: they are told in words."""
     lines = [silent] if silent else []
-    code = of.folder / CODE / "KEY"
-    for number, group in enumerate(arrays(packed, "slurm"), start=1):
-        order = order_of(of, group, len(packed), code)
-        text = script(f"{of.name}-KEY", of.folder / JOBS / "KEY", order, len(group))
-        lines += ["", f"--- sbatch {number}: {len(group)} jobs ---", text.rstrip()]
+    for number, (what, folder, order, tasks) in enumerate(_orders(of, packed), start=1):
+        text = script(f"{folder.name}-KEY", folder / JOBS / "KEY", order, tasks)
+        lines += ["", f"--- sbatch {number}: {what} ---", text.rstrip()]
         if silent is None:
             lines.append(f"--- sbatch --test-only: {queue.would_start(text)}")
     return lines
+
+
+def _orders(of: Target, packed: Sequence[PackedJob]) -> Iterator[tuple[str, Path, Order, int]]:
+    """Each submission in turn: what it is, the folder that keeps it, what it asks for, and how many jobs it has."""
+    code = of.folder / CODE / "KEY"
+    if of.build and packed:
+        parts, check = prepare.orders(of.cluster, of.build.out / CODE / "KEY")
+        yield f"{of.build.parts} parts of the data", of.build.out, parts, of.build.parts
+        yield "their check, after them", of.build.out, check, 1
+    groups = arrays(packed, "slurm")
+    for group, order in zip(groups, orders_of(of, groups, code), strict=True):
+        after = ", if the check went well" if of.build else ""
+        yield f"training, {len(group)} jobs{after}", of.folder, order, len(group)
+    stages = later.wanted(of) if packed else later.missing(of, submissions(of.folder))
+    for order, tasks in later.orders(of, stages, code):
+        yield f"{order.stage}, {tasks} jobs, after all that is above", of.folder, order, tasks

@@ -1,4 +1,4 @@
-"""Each node of a job is tried before training: its devices, its memory, and a small all-reduce.
+"""Each node of a job is tried before training: its devices, its memory, its scratch folder, and a small all-reduce.
 
     python -m slurm.health FOLDER RANKS_ON_A_NODE
 
@@ -9,14 +9,16 @@ job, which reads them after a time limit, can name the node that kept the others
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slurm.rank import start_rank
+from slurm.causes import Cause, Finding, find
+from slurm.rank import make_scratch, start_rank
+from slurm.step import Ended
 
-STARTED, READY, DONE = "started", "ready", "done"
-FREE = 0.9  # of a GPU's memory: less, and a process of somebody is left on it
+STAGES = NOT_STARTED, STARTED, READY, DONE = "not started", "started", "ready", "done"
+FREE = 0.9  # of the memory that should be there: less, and a process of somebody is left on it
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def _try_node(per_node: int) -> str:
             return f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB of a GPU are free; somebody is on it"
     wanted = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) / 2**10
     available = available_gb()
-    if available < wanted:
+    if available < FREE * wanted:  # a system keeps some for itself
         return f"{available:.1f} GiB of memory are left; Slurm promised {wanted:.1f}"
+    make_scratch()
     return ""
 
 
@@ -98,28 +101,61 @@ def _try_all_reduce() -> str:
     return "" if total.item() == wanted else f"the ranks add up to {total.item()}; wanted {wanted}"
 
 
-def judge(folder: Path, nodes: Sequence[str], per_node: int) -> list[Bad]:
-    """The nodes that are bad, from what the ranks have left; none if every rank is through.
+def verdict(
+    folder: Path, nodes: Sequence[str], per_node: int, ended: Ended
+) -> tuple[Finding | None, tuple[str, ...]]:
+    """Why the check failed, and the nodes to do without; None where every rank is through.
 
-    A rank that says what is wrong is believed; else the nodes that kept the others waiting are named; else,
-    where all are ready and the sum did not come, all of them: the network between them is bad.
+    A node is left out only for what is known of it. Where the check as a whole did not come about, it is tried
+    again on the same nodes, as often as `slurm.causes` allows.
     """
     left = {rank: _read(folder / f"{rank}.json") for rank in range(len(nodes) * per_node)}
+    if all(record.get("stage") == DONE for record in left.values()):
+        return None, ()
+    bad = _judge(left, nodes, per_node, ended.timed_out)
+    if bad:
+        message = "; ".join(f"{each.node or 'no node'}: {each.message}" for each in bad)
+        finding = Finding(Cause.NODE, message)
+    elif ended.timed_out:
+        finding = Finding(Cause.STEP, f"no node of {', '.join(nodes)} got through in time")
+    else:
+        finding = find(ended, None, memory_event=False)
+        if ended.ends and finding.cause == Cause.FAILED:  # all it says is that it lost another rank
+            finding = Finding(Cause.STEP, finding.message)
+    message = f"the check before training: {finding.message}"
+    return replace(finding, message=message), tuple(each.node for each in bad if each.node)
+
+
+def _judge(
+    left: Mapping[int, dict[str, str]], nodes: Sequence[str], per_node: int, timed_out: bool
+) -> list[Bad]:
+    """The nodes that are bad, from what the ranks have left.
+
+    A rank that says what is wrong is believed. Else, if the time ran out, those are named that kept others
+    waiting; where no node got further than the rest, no one of them is: a file system that all share may be slow.
+    Where all are ready and the sum did not come, the network between them is bad.
+    """
     of = {rank: nodes[rank // per_node] for rank in left}  # srun fills node after node
-    stages = {rank: record.get("stage", "not started") for rank, record in left.items()}
     said = {of[rank]: record["message"] for rank, record in left.items() if record.get("message")}
     own = {node: text for node, text in said.items() if not _of_others(text)}
     if own:
         return [Bad(node, text) for node, text in own.items()]
-    late = {of[rank]: stage for rank, stage in stages.items() if stage not in (READY, DONE)}
-    if late:
-        return [Bad(node, f"no answer in time: {stage}") for node, stage in late.items()]
-    hung = {of[rank] for rank, stage in stages.items() if stage != DONE}
-    if not hung:
+    if not timed_out:
         return []
+    stages: dict[str, list[int]] = {node: [] for node in nodes}
+    for rank, record in left.items():
+        stages[of[rank]].append(STAGES.index(record.get("stage", NOT_STARTED)))
+    slowest = {node: min(reached) for node, reached in stages.items()}
+    furthest = min(max(map(max, stages.values())), STAGES.index(READY))
+    late = [node for node, stage in slowest.items() if stage < furthest]
+    if not late and len(nodes) == 1 and furthest == STAGES.index(STARTED):
+        late = list(nodes)  # its own part waits for nobody
+    if late or furthest < STAGES.index(READY):
+        return [Bad(node, f"no answer in time: {STAGES[slowest[node]]}") for node in late]
+    hung = [node for node, stage in slowest.items() if stage < STAGES.index(DONE)]
     if len(hung) == len(nodes) > 1:
         return [Bad("", f"the all-reduce between {', '.join(nodes)} did not end in time")]
-    return [Bad(node, "its part of the all-reduce did not end in time") for node in sorted(hung)]
+    return [Bad(node, "its part of the all-reduce did not end in time") for node in hung]
 
 
 def _of_others(message: str) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,8 @@ class Job:
     health_seconds: float = 300.0  # for the nodes to show that they work, before each attempt
 
     def __call__(self) -> int:
-        """The exit status of `launch run`; also left as a file for those who watch."""
+        """The exit status of `launch run`; also left as a file for those who watch. Once it is over the process ends
+        with it, so that Slurm's own accounting tells a failure."""
         local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
         if local:
             os.setsid()  # Ctrl-C at the terminal of `submit` is for `submit`, which passes it on
@@ -47,6 +49,8 @@ class Job:
         outcome = supervisor.outcome()
         if over:
             leave_outcome(folder, name, outcome)
+            if outcome["status"]:
+                sys.exit(outcome["status"])
         elif local:
             signals.hand_over()  # to submitit, which starts this job anew
         return outcome["status"]

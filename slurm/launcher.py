@@ -166,7 +166,9 @@ def _local_setup(submission: Submission, order: Order) -> list[str]:
         f"{{ {line}\n}} || {{ echo {shlex.quote(f'{SETUP_FAILED} {line}')} >&2; exit 1; }}"
         for line in order.cluster.setup
     ]
-    return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1", *guarded, *_ours(order)]
+    folder, python = shlex.quote(str(submission.folder)), shlex.quote(sys.executable)
+    instead = f"{python} -m slurm.controller {folder}; exit"  # before submitit's own, which ends after six lives
+    return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1", *guarded, *_ours(order), instead]
 
 
 def _await_visible(submission: Submission) -> None:

@@ -8,6 +8,7 @@ one cannot find. `slurm.alive` says which of it is alive, `slurm.traces` what it
 """
 
 import fcntl
+import hashlib
 import json
 import secrets
 import socket
@@ -23,6 +24,7 @@ from launch.folder import LOCK_FILE
 JOBS = "jobs"
 RECORD = "submission.json"
 SUBMIT_LOCK = "submit.lock"
+WANTED = "wanted"  # in a build's folder: who waits for it
 CANCELLED = "cancelled"  # in a submission's folder: its jobs are to end before they begin
 OUTCOME_SUFFIX = ".outcome.json"  # see slurm.traces
 TRAIN, DATA, CHECK, EVALUATE, REPORT = "train", "data", "check", "evaluation", "report"
@@ -129,6 +131,46 @@ def write_whole(path: Path, content: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(content)
     temporary.replace(path)
+
+
+def newest_round(past: Sequence[Submission], stage: str) -> list[Submission]:
+    """The submissions of a stage that were started together last: `X 1 of 3` to `X 3 of 3`, or one alone.
+
+    Oldest first, as `past`.
+    """
+    made = [each for each in past if each.stage == stage]
+    number = _of_how_many(made[-1]) if made else ""
+    newest = {each.tasks[0][0]: each for each in made if _of_how_many(each) == number}
+    return list(newest.values())
+
+
+def _of_how_many(submission: Submission) -> str:
+    return submission.tasks[0][0].partition(" of ")[2]
+
+
+def want(build: Submission, who: Path) -> None:
+    """Note that a study (its folder), or `prepare` typed by hand (the dataset's own), wants this build."""
+    folder = build.folder / WANTED
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / hashlib.sha256(str(who).encode()).hexdigest()[:16], str(who))
+
+
+def wanted_by(build: Submission) -> list[Path]:
+    """Who did."""
+    return [
+        Path(path.read_text())
+        for path in sorted((build.folder / WANTED).glob("*"))
+        if not path.name.startswith(".")
+    ]
+
+
+def refuse_pattern(option: str, folder: Path) -> None:
+    """Raise `ValueError` for a folder that Slurm would take for a pattern: `%j` in a log's name is a job's id."""
+    if "%" in str(folder):
+        raise ValueError(
+            f"{option} {folder}: has a %, which Slurm replaces in the names of logs; wanted a path without. "
+            "Use another folder."
+        )
 
 
 # --- locks ---

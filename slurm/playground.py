@@ -77,6 +77,7 @@ class Playground:
         program = _which(command[0])
         assert program is not None, command[0]
         mark = {MARK: f"{self.folder} {name}", "SLURM_CONF": str(self.conf)}
+        mark["MYSQL_UNIX_PORT"] = str(self.folder / "database.socket")  # where slurmdbd looks
         with (self.folder / f"{name}.log").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", program, *command[1:]],
@@ -194,8 +195,8 @@ def playground(
     names = tuple(f"n{number}" for number in range(1, nodes + 1))
     opened = Playground(folder, names)
     try:
-        ports = write_files(folder, nodes, cpus=cpus, memory_mb=memory_mb, accounting=accounting)
-        _start(opened, ports["database"] if accounting else None)
+        write_files(folder, nodes, cpus=cpus, memory_mb=memory_mb, accounting=accounting)
+        _start(opened, accounting)
         with _hurried(opened):
             yield opened
     finally:
@@ -203,16 +204,15 @@ def playground(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(of: Playground, database_port: int | None) -> None:
-    """Without a database there is no accounting."""
+def _start(of: Playground, accounting: bool) -> None:
     folder = of.folder
     munge = ["--foreground", "--force", f"--socket={folder}/munge.socket"]
     munge += [f"--key-file={folder}/munge.key", f"--pid-file={folder}/munged.pid"]
     munge += [f"--seed-file={folder}/munged.seed", f"--log-file={folder}/munged.log"]
     of.start("munged", "munged", *munge)
     of.until((folder / "munge.socket").exists, "munged")
-    if database_port:
-        _start_database(of, database_port)
+    if accounting:
+        _start_database(of)
         of.start("slurmdbd", "slurmdbd", "-D")
         of.until(lambda: of.answers("sacctmgr", "-n", "show", "cluster"), "slurmdbd")
         of.run("sacctmgr", "-i", "add", "cluster", "playground")
@@ -222,8 +222,8 @@ def _start(of: Playground, database_port: int | None) -> None:
     of.until(of.idle, "slurmctld and its nodes")
 
 
-def _start_database(of: Playground, port: int) -> None:
-    """MariaDB for one user on one port of this host, without passwords: it holds nothing else."""
+def _start_database(of: Playground) -> None:
+    """MariaDB without passwords on a socket in our folder, which only this user may enter; no network."""
     where = [f"--datadir={of.folder}/database", f"--user={getpass.getuser()}"]
     install = ["mariadb-install-db", "--no-defaults", *where, "--skip-test-db"]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
@@ -231,7 +231,7 @@ def _start_database(of: Playground, port: int) -> None:
         raise RuntimeError(f"mariadb-install-db: {done.stdout[-1000:]}{done.stderr[-1000:]}")
     small = ["--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M", "--skip-log-bin"]
     small += ["--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"]
-    here = ["--bind-address=127.0.0.1", f"--port={port}", f"--socket={of.folder}/database.socket"]
+    here = ["--skip-networking", f"--socket={of.folder}/database.socket"]
     here += ["--skip-grant-tables", f"--pid-file={of.folder}/mariadbd.pid"]
     of.start("mariadbd", "mariadbd", "--no-defaults", *where, *here, *small)
     of.until((of.folder / "database.socket").exists, "mariadbd")

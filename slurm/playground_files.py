@@ -57,8 +57,7 @@ SlurmUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={database_port}
+StorageHost=localhost
 StorageUser=root
 StorageLoc=accounting
 PidFile={folder}/slurmdbd.pid
@@ -77,12 +76,9 @@ concurrent_jobs = 2
 """
 
 
-def write_files(
-    folder: Path, nodes: int, *, cpus: int, memory_mb: int, accounting: bool
-) -> dict[str, int]:
-    """Everything that the daemons read; returns the ports: `controller`, `accounting`, `database`."""
-    ports = _free_ports(nodes + 3)
-    named = dict(zip(("controller", "accounting", "database"), ports[:3], strict=True))
+def write_files(folder: Path, nodes: int, *, cpus: int, memory_mb: int, accounting: bool) -> None:
+    """Everything that the daemons read."""
+    controller, accounting_port, *node_ports = _free_ports(nodes + 2)
     words = {
         "folder": folder,
         "host": socket.gethostname(),
@@ -91,14 +87,15 @@ def write_files(
         "cpus": cpus,
         "memory_mb": memory_mb,
         "accounting": f"accounting_storage/{'slurmdbd' if accounting else 'none'}",
-        "node_ports": f"{ports[3]}-{ports[-1]}",
-    } | {f"{name}_port": port for name, port in named.items()}
+        "controller_port": controller,
+        "accounting_port": accounting_port,
+        "node_ports": f"{node_ports[0]}-{node_ports[-1]}",
+    }
     (folder / "slurm.conf").write_text(CONF.format(**words))
     (folder / "cluster.toml").write_text(CLUSTER.format(**words))
     (folder / "state").mkdir()
     _write_secret(folder / "slurmdbd.conf", DATABASE_CONF.format(**words).encode())
     _write_secret(folder / "munge.key", os.urandom(128))
-    return named
 
 
 def _write_secret(path: Path, content: bytes) -> None:

@@ -13,7 +13,16 @@ from slurm.alive import live_tasks, refuse_moved, without_stillborn
 from slurm.cluster import Cluster
 from slurm.freeze import freeze_code
 from slurm.launcher import Order, launch
-from slurm.ledger import CHECK, DATA, Submission, open_submission, submissions, submit_lock
+from slurm.ledger import (
+    CHECK,
+    DATA,
+    Submission,
+    open_submission,
+    refuse_pattern,
+    submissions,
+    submit_lock,
+    want,
+)
 from slurm.machine import this_machine
 from slurm.placement import local_slots
 from slurm.resources import Shape
@@ -35,6 +44,7 @@ class Build:
 
     def __post_init__(self) -> None:
         domain(self.domain)  # raises for one that is not known
+        refuse_pattern("the folder of the data", self.out)
         if not 1 <= self.parts <= MOST_PARTS:
             raise ValueError(
                 f"--parts {self.parts}: wanted 1 to {MOST_PARTS}, the longest array that Slurm takes. Give "
@@ -69,16 +79,25 @@ class Underway:
     started: bool  # now, and not before
 
 
-def prepare(build: Build, cluster: Cluster) -> Underway:
-    """Start a build, unless it is under way."""
+def prepare(build: Build, cluster: Cluster, who: Path) -> Underway:
+    """Start a build, unless it is under way. `who` wants it: a study's folder, or `build.out` of a person."""
     with submit_lock(build.out):
         living = without_stillborn(live_tasks(submissions(build.out)))
         refuse_moved(living)
         for live in living:
             _refuse_other_executor(build, live.submission, cluster)
             if live.submission.stage == CHECK:
+                want(live.submission, who)
                 return Underway(live.submission, live.job, started=False)
-        return _start(build, cluster)
+        started = _start(build, cluster)
+        want(started.submission, who)
+        return started
+
+
+def orders(cluster: Cluster, code: Path) -> tuple[Order, Order]:
+    """What the parts ask of Slurm, and what the check does."""
+    parts = Order(cluster, DATA, Shape(), code, parallelism=cluster.concurrent_jobs or 1)
+    return parts, Order(cluster, CHECK, Shape(), code)
 
 
 def _refuse_other_executor(build: Build, there: Submission, cluster: Cluster) -> None:
@@ -93,8 +112,7 @@ def _refuse_other_executor(build: Build, there: Submission, cluster: Cluster) ->
 def _start(build: Build, cluster: Cluster) -> Underway:
     from slurm.stages import Stage  # brings submitit
 
-    code = freeze_code(build.out)
-    order = Order(cluster, DATA, Shape(), code, parallelism=cluster.concurrent_jobs or 1)
+    order, last = orders(cluster, freeze_code(build.out))
     parts = [(build.command(part),) for part in range(1, build.parts + 1)]
     if cluster.executor == "local":
         made = [_launch_here(build, order, job) for job in _shares(parts, cluster)]
@@ -104,7 +122,7 @@ def _start(build: Build, cluster: Cluster) -> Underway:
         array = _open(build, order, names)
         stages = [Stage(str(array.folder), commands) for commands in parts]
         made, ids = [array], [launch(array, order, stages)]
-    return _start_check(build, order, made, ids)
+    return _start_check(build, last, made, ids)
 
 
 def _start_check(
@@ -115,7 +133,7 @@ def _start_check(
 
     after = tuple(str(each.folder) for each in made)
     dependency = f"afterany:{':'.join(ids)}" if ids else None
-    order = replace(order, stage=CHECK, parallelism=1, dependency=dependency)
+    order = replace(order, dependency=dependency)
     last = _open(build, order, [(f"check of {build.out.name}",)], after=after)
     commands = (build.command(1), ("data_prep", "check", str(build.out)))
     job: Callable[[], int] = Stage(str(last.folder), commands, after)

@@ -88,9 +88,17 @@ def partitions() -> list[Partition]:
 def would_start(script: str) -> str:
     """What `sbatch --test-only` says about a script: when it would start, or why never."""
     command = ["sbatch", "--test-only"]
-    done = subprocess.run(
-        command, input=script, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(
+            command,
+            input=script,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {PATIENCE_SECONDS} seconds"
     return " ".join((done.stderr or done.stdout).split())
 
 
@@ -102,10 +110,15 @@ def _partition(line: str) -> Partition:
         default=name.endswith("*"),
         minutes=_minutes(limit),
         nodes=int(nodes),
-        gpus=sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gpus)),
+        gpus=gpus_of(gpus),
         cpus=int(cpus.rstrip("+")),
         memory_gb=int(memory.rstrip("+")) / 1024,
     )
+
+
+def gpus_of(resources: str) -> int:
+    """The GPUs in sinfo's list of what a node has: `gpu:a100:4(S:0-1),nvme:1`."""
+    return sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", resources))
 
 
 def _larger(a: Partition, b: Partition) -> Partition:

@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     submission, data, results, at_a_time, *run_ids = argv
     start_rank()
     try:
+        make_scratch()
         runs = frozen_runs(Path(submission), run_ids)
         if int(at_a_time) > 1:
             from launch.packing import run_packed
@@ -39,6 +40,12 @@ def start_rank() -> None:
         os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
     end_with(int(os.environ.get(STARTED_BY, os.getppid())))
+
+
+def make_scratch() -> None:
+    """The folder for temporary files, on this node too: the set-up lines ran on the first one only."""
+    if folder := os.environ.get("TMPDIR"):
+        os.makedirs(folder, exist_ok=True)
 
 
 if __name__ == "__main__":

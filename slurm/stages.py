@@ -1,27 +1,30 @@
 """What is done before and after training: jobs that run other commands of ours, and wait for others.
 
-    data build (an array of parts) -> check -> training -> report
+    data build (an array of parts) -> check -> training -> evaluation (an array) -> report
 
 On Slurm the order is sbatch's `--dependency`; here a job that has to wait does so itself (`After`).
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
 
+from launch.checkpoint_files import steps_of
 from launch.exits import FAILED, STOPPED
+from launch.stopping import STOP_SIGNALS
 from slurm.alive import live_tasks
 from slurm.ledger import CANCELLED, Submission, leave_outcome, read_submission
 from slurm.step import python
 from slurm.traces import failures
 
-EVERY_RUN = "{every run}"  # below a study's folder: the folders of all runs that have a checkpoint
+EVERY_RUN = "{every run}"  # in a command: the folders of the runs that have a checkpoint by then
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0
 
@@ -33,6 +36,7 @@ class Stage:
     submission: str  # its folder
     commands: tuple[tuple[str, ...], ...]
     after: tuple[str, ...] = ()  # folders of the submissions before it: what failed there is told
+    runs: tuple[str, ...] = ()  # folders of those that EVERY_RUN stands for
 
     def __call__(self) -> int:
         """0; or the process ends with the exit status of the command that failed."""
@@ -41,15 +45,26 @@ class Stage:
             for folder in self.after:
                 for line in failures(read_submission(Path(folder))):
                     print(f"before this: {line}", file=sys.stderr, flush=True)
-            statuses = (_run(words) for words in self.commands)
+            statuses = (_run(words) for words in self._commands())
             status = next((status for status in statuses if status), 0)
         except KeyboardInterrupt:
+            if not _stays_stopped(self.submission):
+                sys.exit(STOPPED)
             status = STOPPED
         return _leave(self.submission, status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What to run after a requeue: the same, which goes on from what is there."""
         return submitit.helpers.DelayedSubmission(self)
+
+    def _commands(self) -> Iterator[list[str]]:
+        """Those that have something to work on."""
+        for words in self.commands:
+            runs = [folder for folder in self.runs if steps_of(Path(folder))]
+            if EVERY_RUN in words and not runs:
+                print(f"{' '.join(words)}: no run has a checkpoint", file=sys.stderr, flush=True)
+                continue
+            yield [each for word in words for each in (runs if word == EVERY_RUN else [word])]
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,13 @@ class After:
         return [read_submission(Path(folder)) for folder in self.after]
 
 
+def _stays_stopped(folder: str) -> bool:
+    """Whether a job that was told to stop is over. One that Slurm preempts or requeues is not, and must leave no
+    outcome, which would say so; one that was ended by hand leaves none either, and is submitted again."""
+    here = os.environ.get("SUBMITIT_EXECUTOR") == "local"
+    return here or (Path(folder) / CANCELLED).exists()
+
+
 def _leave(folder: str, status: int) -> int:
     """The end of a job: for us as a file, for Slurm and what depends on the job as its exit status."""
     leave_outcome(Path(folder), submitit.JobEnvironment().job_id, {"status": status})
@@ -97,23 +119,17 @@ def _leave(folder: str, status: int) -> int:
 
 def _run(words: Sequence[str]) -> int:
     """The exit status of one command; it ends with us."""
-    words = [each for word in words for each in _expanded(word)]
     start = (
         python() if words[0] == "launch" else [sys.executable, "-m"]
     )  # models may want a container
     child = subprocess.Popen([*start, *words], stdin=subprocess.DEVNULL)
     try:
         status = child.wait()
-        if status == -signal.SIGUSR2:  # the time is up for both of us: our own handler requeues
+        if (
+            status == STOPPED or -status in STOP_SIGNALS
+        ):  # meant for both of us: ours may come a little later
             time.sleep(GRACE_SECONDS)
         return status
     finally:
         child.terminate()
         child.wait()
-
-
-def _expanded(word: str) -> list[str]:
-    path = Path(word)
-    if path.name != EVERY_RUN:
-        return [word]
-    return sorted({str(step.parents[1]) for step in path.parent.glob("*/checkpoints/step-*")})

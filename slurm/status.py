@@ -22,6 +22,7 @@ from slurm.ledger import (
     TRAIN,
     Submission,
     held,
+    newest_round,
     submissions,
     submissions_before,
 )
@@ -240,9 +241,9 @@ def _shown(past: Sequence[Submission]) -> list[Submission]:
     if newest:
         checks = [each for each in checks if str(each.folder) in newest.after]
     built = [each for each in past if checks and str(each.folder) in checks[-1].after]
-    later = [each for each in past if each.stage in (EVALUATE, REPORT)]
-    kept = {each.stage: each for each in later if newest and each.time >= newest.time}
-    return [*built, *checks[-1:], *kept.values()]
+    since = [each for each in past if newest and each.time >= newest.time]
+    later = [each for stage in (EVALUATE, REPORT) for each in newest_round(since, stage)]
+    return [*built, *checks[-1:], *later]
 
 
 def _stage(submission: Submission, task: int, trace: Trace, live: Live | None) -> StageStatus:

@@ -16,7 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slurm.rank import STARTED_BY
@@ -34,7 +34,11 @@ _TASK = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<ranks>[\d,-]+): (?P<
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _OUT_OF_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (?:job )?memory limit", re.I)
 _SIGNALS = {text: number for number in signal.Signals if (text := signal.strsignal(number))}
-_LOST = re.compile(r"node fail|unable to (?:create step|contact)|communication|launch failed", re.I)
+_LOST = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node)", re.I)
+_UNSTARTED = re.compile(
+    r"srun: error: (?:Unable to|Only allocated|Invalid|.*launch failed|timeout waiting for task launch)",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,9 @@ class Ended:
     status: int  # of all together: 0 only if each ended well
     ends: tuple[End, ...] = ()
     out_of_memory: str = ""  # who said so
-    lost: str = ""  # Slurm's words about a node, or about ranks that could not be started
+    lost: str = ""  # Slurm's words about a node
+    unstarted: str = ""  # its words about ranks that it could not start, and no node is to blame
+    timed_out: bool = False  # killed by us, as they took too long
 
 
 class Step(ABC):
@@ -83,15 +89,17 @@ class Step(ABC):
     ) -> Ended:
         """Until they have ended; `stop` and `kill` are asked all the time. After `seconds` they are killed."""
         asked, deadline = -STOP_AGAIN_SECONDS, time.monotonic() + seconds
+        timed_out = False
         while (ended := self.poll()) is None:
             now = time.monotonic()
-            if kill() or now > deadline:
+            timed_out = timed_out or now > deadline
+            if timed_out or kill():
                 self.kill()
             elif now - asked >= STOP_AGAIN_SECONDS and stop():
                 self.stop()
                 asked = now
             time.sleep(POLL_SECONDS)
-        return ended
+        return replace(ended, timed_out=timed_out)
 
 
 class SlurmStep(Step):
@@ -254,8 +262,9 @@ def rendezvous(seed: int) -> dict[str, str]:
 def ended(status: int, said: Sequence[str]) -> Ended:
     """From srun's exit status and its words."""
     memory = next((line for line in said if _OUT_OF_MEMORY.search(line)), "")
-    lost = next((line for line in said if _LOST.search(line)), "")
-    return Ended(status, tuple(ends_of(said)), memory, lost)
+    lost = next((line for line in said if _LOST.match(line)), "")
+    unstarted = next((line for line in said if _UNSTARTED.match(line)), "")
+    return Ended(status, tuple(ends_of(said)), memory, lost, "" if lost else unstarted)
 
 
 def slurm_lines(log: Path) -> list[str]:

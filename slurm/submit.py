@@ -16,18 +16,11 @@ from pathlib import Path
 from launch.config import RunConfig
 from slurm.alive import Live, end, live_tasks, refuse_moved, without_stillborn
 from slurm.freeze import freeze_code, freeze_runs
+from slurm.later import LATER, Made, missing, open_for, start_later, wanted
 from slurm.launcher import Order, launch, refuse_without_slurm
-from slurm.ledger import (
-    EVALUATE,
-    REPORT,
-    TRAIN,
-    Submission,
-    open_submission,
-    submissions,
-    submit_lock,
-)
+from slurm.ledger import EVALUATE, TRAIN, submissions, submit_lock
 from slurm.machine import this_machine
-from slurm.placement import PackedJob, local_slots, place_here, place_on_slurm, threads
+from slurm.placement import PackedJob, local_slots, place_here, place_on_slurm
 from slurm.prepare import Underway, prepare
 from slurm.resources import Shape
 from slurm.status import UNDER_WAY, look
@@ -39,7 +32,6 @@ from slurm.target import (
     unfinished,
 )
 
-LATER = (EVALUATE, REPORT)
 LONGEST_ARRAY = 1000  # tasks: Slurm's own limit, unless its administrator raised it
 
 
@@ -51,14 +43,6 @@ class Round:
     elsewhere: tuple[str, ...]  # unfinished, but in a living job or locked by a process
     jobs: int  # that were started
     said: tuple[str, ...] = ()  # one line for each submission
-
-
-@dataclass(frozen=True)
-class Made:
-    """A submission that others may wait for."""
-
-    submission: Submission
-    job: str  # Slurm's id of it
 
 
 def start_missing(of: Target, tried: frozenset[str] = frozenset()) -> Round:
@@ -79,7 +63,10 @@ def start_missing(of: Target, tried: frozenset[str] = frozenset()) -> Round:
         training = {each.submission for each in live if each.submission.stage == TRAIN}
         packed = plan(of, free, busy=len(training))
         refuse_dear(of, packed)
-        said = _start(of, packed, live) if packed else []
+        stages = wanted(of)
+        if not packed:
+            stages = missing(of, submissions(of.folder), [each.submission for each in live])
+        said = _start(of, packed, stages, live) if packed or stages else []
     started = tuple(run.run_id for run in free)
     return Round(started, tuple(elsewhere), len(packed), tuple(said))
 
@@ -131,44 +118,66 @@ def arrays(packed: Sequence[PackedJob], executor: str) -> list[list[PackedJob]]:
     ]
 
 
-def order_of(of: Target, group: Sequence[PackedJob], everything: int, code: Path) -> Order:
-    """Arrays share the jobs that may run at a time in proportion to their lengths."""
-    limit = of.cluster.concurrent_jobs or 1
-    return Order(
-        cluster=of.cluster,
-        stage=TRAIN,
-        shape=group[0].shape,
-        code=code,
-        environment=group[0].environment,
-        parallelism=max(1, round(limit * len(group) / everything)),
-    )
+def orders_of(of: Target, groups: Sequence[Sequence[PackedJob]], code: Path) -> list[Order]:
+    """What each array of training jobs asks of Slurm."""
+    limits = shared_limit([len(group) for group in groups], of.cluster.concurrent_jobs or 1)
+    return [
+        Order(of.cluster, TRAIN, group[0].shape, code, group[0].environment, parallelism)
+        for group, parallelism in zip(groups, limits, strict=True)
+    ]
 
 
-def _start(of: Target, packed: Sequence[PackedJob], live: Sequence[Live]) -> list[str]:
+def shared_limit(lengths: Sequence[int], limit: int) -> list[int]:
+    """How many tasks of each array may run at a time: in proportion to their lengths, together `limit`.
+
+    One each comes first: where there are more arrays than that, the later ones wait for earlier ones. Then each
+    further place goes to the array with most tasks for each of its places (D'Hondt's method).
+    """
+    places = [1] * len(lengths)
+    for _ in range(min(limit, sum(lengths)) - len(lengths)):
+        places[max(range(len(lengths)), key=lambda at: lengths[at] / places[at])] += 1
+    return places
+
+
+def _start(
+    of: Target, packed: Sequence[PackedJob], stages: Sequence[str], live: Sequence[Live]
+) -> list[str]:
     """What was started, in words."""
     code = freeze_code(of.folder)
     said = [f"code and configurations are kept in {code.parent.parent}"]
-    data = prepare(of.build, of.cluster) if of.build else None
-    if of.build and data:
-        said.append(
-            f"data: {of.build.parts} parts and their check {_name(data.submission, data.job)}"
-        )
-    made = []
-    for group in arrays(packed, of.cluster.executor):
-        made.append(_train(of, group, order_of(of, group, len(packed), code), data))
-        said.append(f"training: {_sizes(group)} {_name(made[-1].submission, made[-1].job)}")
+    made: list[Made] = []
+    if packed:
+        made = _train_all(of, packed, code, said)
     # What was to come after the training that still lives comes after all of it now.
-    for submission in {each.submission for each in live if each.submission.stage in LATER}:
+    replaced = LATER if packed else stages
+    for submission in {each.submission for each in live if each.submission.stage in replaced}:
         end(submission)
     others = {each.submission: each.job for each in live if each.submission.stage == TRAIN}
+    if EVALUATE not in stages:
+        others |= {each.submission: each.job for each in live if each.submission.stage == EVALUATE}
     made += [Made(submission, job) for submission, job in others.items()]
-    if of.evaluate:
-        made = [*made, _evaluation(of, made, code)]
-        said.append(f"evaluation after it {_name(made[-1].submission, made[-1].job)}")
-    if of.report:
-        last = _report(of, made, code)
-        said.append(f"fits and report at the end {_name(last.submission, last.job)}")
-    return said
+    try:
+        return said + start_later(of, stages, made, code)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} What follows training is not under way: the same command again starts it."
+        ) from None
+
+
+def _train_all(of: Target, packed: Sequence[PackedJob], code: Path, said: list[str]) -> list[Made]:
+    """Data where it is to be built, then training."""
+    data = prepare(of.build, of.cluster, of.folder) if of.build else None
+    if of.build and data:
+        name = Made(data.submission, data.job).name
+        said.append(f"data: {of.build.parts} parts and their check {name}")
+    made: list[Made] = []
+    groups = arrays(packed, of.cluster.executor)
+    for index, (group, order) in enumerate(zip(groups, orders_of(of, groups, code), strict=True)):
+        limit = of.cluster.concurrent_jobs or 1
+        ahead = made[index - limit].job if index >= limit else ""
+        made.append(_train(of, group, order, data, ahead))
+        said.append(f"training: {_sizes(group)} {made[-1].name}")
+    return made
 
 
 def _sizes(group: Sequence[PackedJob]) -> str:
@@ -178,18 +187,18 @@ def _sizes(group: Sequence[PackedJob]) -> str:
     return f"{number} of {sum(len(job.runs) for job in group)} runs, {shape.ranks} ranks{gpus}"
 
 
-def _name(submission: Submission, job: str) -> str:
-    where = f"Slurm job {job}" if submission.executor == "slurm" else f"process {job}"
-    return f"({where}, jobs/{submission.folder.name})"
-
-
-def _train(of: Target, group: Sequence[PackedJob], order: Order, data: Underway | None) -> Made:
+def _train(
+    of: Target, group: Sequence[PackedJob], order: Order, data: Underway | None, ahead: str
+) -> Made:
+    """`ahead`: Slurm's id of an array that has its place among those that may run at a time."""
     from slurm.job import Job  # brings submitit
 
     after = (str(data.submission.folder),) if data else ()
-    if data and data.job:
-        order = replace(order, dependency=f"afterok:{data.job}")
-    submission = _open(of, order, [job.run_ids for job in group], after)
+    if of.cluster.executor == "slurm":
+        waits = [f"afterok:{data.job}"] if data and data.job else []
+        waits += [f"afterany:{ahead}"] if ahead else []
+        order = replace(order, dependency=",".join(waits) or None)
+    submission = open_for(of, order, [job.run_ids for job in group], after)
     freeze_runs(submission.folder, [each.run for job in group for each in job.runs])
     jobs: list[Callable[[], int]] = [
         Job(
@@ -207,60 +216,6 @@ def _train(of: Target, group: Sequence[PackedJob], order: Order, data: Underway 
 
         jobs = [After(str(submission.folder), job, after, only_if_well=True) for job in jobs]
     return Made(submission, launch(submission, order, jobs))
-
-
-def _evaluation(of: Target, before: Sequence[Made], code: Path) -> Made:
-    """Every run that has a checkpoint, on datasets beside its own."""
-    from slurm.stages import EVERY_RUN
-
-    runs = str(of.folder / EVERY_RUN)
-    commands = [("launch", "evaluate", runs, "--data", str(data)) for data in of.evaluate]
-    shape = Shape(gpus_per_node=1 if of.cluster.gpus_per_node else 0)
-    return _later(of, Order(of.cluster, EVALUATE, shape, code), commands, before)
-
-
-def _report(of: Target, before: Sequence[Made], code: Path) -> Made:
-    """Fits and report from whatever is there; first what became of each run, for those who read the log."""
-    study, folder = str(of.folder / STUDY_FILE), str(of.folder)
-    commands = [
-        ("slurm", "status", study, "--results", str(of.results)),
-        ("analysis", "report", folder, "--out", folder),
-    ]
-    return _later(of, Order(of.cluster, REPORT, Shape(), code), commands, before)
-
-
-def _later(
-    of: Target, order: Order, commands: Sequence[tuple[str, ...]], before: Sequence[Made]
-) -> Made:
-    """A job that runs commands when others have ended, however they did."""
-    from slurm.stages import After, Stage
-
-    after = tuple(str(each.submission.folder) for each in before)
-    if of.cluster.executor == "slurm":
-        ids = ":".join(each.job for each in before if each.job)
-        order = replace(order, dependency=f"afterany:{ids}" if ids else None)
-    order = replace(order, environment=threads(of.cluster))
-    submission = _open(of, order, [(order.stage,)], after)
-    job: Callable[[], int] = Stage(str(submission.folder), tuple(commands), after)
-    if of.cluster.executor == "local":
-        job = After(str(submission.folder), job, after, only_if_well=False)
-    return Made(submission, launch(submission, order, [job]))
-
-
-def _open(
-    of: Target, order: Order, tasks: Sequence[tuple[str, ...]], after: tuple[str, ...]
-) -> Submission:
-    return open_submission(
-        of.folder,
-        of.name,
-        of.cluster.executor,
-        tasks,
-        stage=order.stage,
-        nodes=order.shape.nodes,
-        tasks_per_node=order.shape.tasks_per_node,
-        after=after,
-        code=order.code.name,
-    )
 
 
 def say(line: str) -> None:

@@ -24,7 +24,7 @@ from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, Allocation
 from slurm.attempts import Attempt, Attempts
 from slurm.causes import Action, Cause, Finding, decide, find
 from slurm.freeze import frozen_runs
-from slurm.health import judge
+from slurm.health import verdict
 from slurm.ledger import CANCELLED, held
 from slurm.memory_kills import memory_kills
 from slurm.step import Ended
@@ -255,20 +255,16 @@ class Supervisor:
         )
         if self._asked_to_stop() or ended.status == 0:
             return None
-        finding, bad = find(ended, None, False), judge(folder, nodes, ranks // len(nodes))
-        if finding.cause == Cause.STOPPED:
-            bad = []  # a signal for the job came while it was at this
-        elif not bad:
+        finding, bad = verdict(folder, nodes, ranks // len(nodes), ended)
+        if finding is None:
             return None
-        else:
-            message = "; ".join(f"{each.node or 'no node'}: {each.message}" for each in bad)
-            finding = Finding(Cause.NODE, f"the check before training: {message}")
         say(f"{finding.cause}: {finding.message}")
         self._attempts.begin(self._left(), nodes)
         return self._attempts.end(
             cause=finding.cause,
             message=finding.message,
-            exclude=tuple(each.node for each in bad if each.node),
+            node=finding.node,
+            exclude=bad,
             blamed=self._left()[0],
             saved=self._saved(),
         )
@@ -282,8 +278,21 @@ class Supervisor:
             self._give_up(attempt.blamed or self._left()[0], decision.finding)
             return True
         if decision.action == Action.REQUEUE and self._allocation.can_requeue:
-            self._attempts.end(ended=attempt.ended, exclude=(*attempt.exclude, *decision.exclude))
+            exclude = (*attempt.exclude, *decision.exclude)
+            self._attempts.end(ended=attempt.ended, exclude=exclude)
+            if exclude and not self._allocation.can_do_without(exclude):
+                return self._end_without_nodes(attempt, exclude)
             return False
+        return True
+
+    def _end_without_nodes(self, attempt: Attempt, exclude: Sequence[str]) -> bool:
+        """Give up every run: requeued without these nodes, the job would wait for ever."""
+        message = (
+            f"{attempt.message}; without {', '.join(exclude)} this partition has too few nodes that fit the job. "
+            "Have them repaired, or name another partition, then submit again."
+        )
+        for run_id in self._left():
+            self._give_up(run_id, Finding(Cause.NODE, message))
         return True
 
     def _give_up(self, run_id: str, finding: Finding) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from launch.folder import data_identity, finished_on, run_folder
 from launch.study import Study, expand, load_study
 from slurm import queue
 from slurm.cluster import Cluster, load_cluster
-from slurm.ledger import held
+from slurm.ledger import held, refuse_pattern
 from slurm.prepare import MANIFEST, Build
 
 STUDY_FILE = "study.toml"
@@ -66,6 +67,7 @@ def target(
 ) -> Target:
     """Read everything that a person wrote. Raises `ValueError` for what is wrong with it."""
     wishes = wishes or Wishes()
+    refuse_pattern("--results", results.resolve())
     study = load_study(study_file)
     runs = expand(study, study_file)
     build = None if (data / MANIFEST).exists() else _build(study, data, wishes)
@@ -171,14 +173,22 @@ def refuse_beyond_partition(cluster: Cluster) -> None:
             f"partition is not given, and this Slurm has no default; wanted one of {', '.join(there)}. "
             "Name one in the cluster file."
         )
-    _refuse_too_much(cluster, mine)
+    training = {
+        "max_nodes": (cluster.nodes, mine.nodes, "nodes"),
+        "gpus_per_node": (cluster.gpus_per_node or 0, mine.gpus, "GPUs on a node"),
+    }
+    _refuse_too_much(cluster, mine, training)
+    if cluster.cpu_partition:
+        _refuse_too_much(cluster, there[cluster.cpu_partition], {})
 
 
-def _refuse_too_much(cluster: Cluster, there: queue.Partition) -> None:
+def _refuse_too_much(
+    cluster: Cluster, there: queue.Partition, more: Mapping[str, tuple[float, float, str]]
+) -> None:
+    """What every job asks for, and `more`: the key's value, the most there is, and of what."""
     asked = {
         "max_minutes": (cluster.max_minutes, there.minutes, "minutes for a job"),
-        "max_nodes": (cluster.nodes, there.nodes, "nodes"),
-        "gpus_per_node": (cluster.gpus_per_node or 0, there.gpus, "GPUs on a node"),
+        **more,
         "cpus_per_task": (cluster.cpus_per_task, there.cpus, "CPUs on a node"),
         "memory_gb": (cluster.memory_gb, there.memory_gb, "GB of memory on a node"),
     }

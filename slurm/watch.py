@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from launch.config import RunConfig
-from slurm.alive import end, live_tasks
-from slurm.ledger import submissions, submissions_before
+from slurm.cancel import cancel
 from slurm.status import UNDER_WAY, RunStatus, StudyStatus, look
 from slurm.submit import Round, say, start_missing
 from slurm.table import as_table, duration
@@ -41,7 +40,7 @@ def wait(of: Target, found: Round) -> tuple[StudyStatus, bool]:
             if interrupt.count or not found.elsewhere:
                 return status, interrupt.count > 0
             found = start_missing(of, tried)
-            if not found.started and not found.elsewhere:
+            if not found.said and not found.elsewhere:
                 return status, False
             if found.started:
                 say(f"{len(found.started)} runs are still to do after another job: starting them")
@@ -131,8 +130,5 @@ class _Interrupt:
         if self.count > 1 or self._of.cluster.executor == "slurm":
             raise KeyboardInterrupt
         say("stopping the jobs at their next step, with a checkpoint (Ctrl-C again: do not wait)")
-        past = submissions(self._of.folder)
-        for submission in {
-            each.submission for each in live_tasks([*submissions_before(past), *past])
-        }:
-            end(submission)
+        for line in cancel(self._of.folder).kept:
+            say(line)

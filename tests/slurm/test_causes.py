@@ -12,6 +12,7 @@ from slurm.memory_kills import memory_kills
 from slurm.step import End, Ended, ended, slurm_lines
 
 KILLED = "srun: error: n2: task 1: Killed"
+NO_STEP = "srun: error: Unable to create step for job 7"
 
 
 @pytest.mark.parametrize(
@@ -76,11 +77,23 @@ def test_what_srun_says(said, ends):
         (["srun: error: n1: task 0: Terminated"], None, False, Cause.STOPPED, None),
         (["srun: error: Node failure on n2", KILLED], None, False, Cause.NODE, "n2"),
         (
-            ["srun: error: Unable to create step for job 7: Invalid job id"],
+            ["srun: error: Task launch for StepId=7.0 failed on node n2: Communication failure"],
             None,
-            0,
+            False,
             Cause.NODE,
+            "n2",
+        ),
+        ([f"{NO_STEP}: Invalid job id specified"], None, False, Cause.STEP, None),
+        ([f"{NO_STEP}: Job step creation temporarily disabled"], None, False, Cause.STEP, None),
+        ([f"{NO_STEP}: Memory required by task is not available"], None, 0, Cause.FAILED, None),
+        ([f"{NO_STEP}: More processors requested than permitted"], None, 0, Cause.FAILED, None),
+        (["srun: error: Only allocated 1 nodes asked for 3"], None, False, Cause.FAILED, None),
+        (
+            ["srun: error: Unable to contact slurm controller (connect failure)", KILLED],
             None,
+            False,
+            Cause.KILLED,
+            "n2",
         ),
         (["srun: something new"], None, False, Cause.KILLED, None),
     ],
@@ -152,8 +165,9 @@ def test_another_run_has_its_own_count():
     assert decide([*others, replace(last, blamed="b")]).action == Action.AGAIN
 
 
-def test_interruptions_have_patience():
-    stopped = (Cause.STOPPED, 0, None)
+@pytest.mark.parametrize("cause", [Cause.STOPPED, Cause.STEP])
+def test_interruptions_have_patience(cause):
+    stopped = (cause, 0, None)
     assert decide(attempts(*[stopped] * (INTERRUPTIONS - 1))).action == Action.REQUEUE
     assert decide(attempts(*[stopped] * INTERRUPTIONS)).action == Action.GIVE_UP
 

@@ -60,6 +60,10 @@ def test_a_file_of_yours(tmp_path):
             GOOD + "[sbatch]\ncpus_per_task = 4\n",
             ["[sbatch] cpus_per_task; wanted there only what no other key says"],
         ),
+        (
+            GOOD + "[sbatch]\nexclusive = false\nreboot = true\n",
+            ["[sbatch] exclusive = false; wanted true, a number or words: sbatch has no option"],
+        ),
         ("executor = ", ["not valid TOML", "wanted a cluster file"]),
     ],
 )

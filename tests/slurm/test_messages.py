@@ -1,6 +1,7 @@
 """What a person reads when something is wrong, and Slurm's commands as they are really called."""
 
 import json
+import re
 import resource
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from slurm.__main__ import main
 from slurm.ledger import open_submission, submissions
+from slurm.submit import shared_limit
 from tests.slurm.conftest import ROOT, runs_of, write_study
 
 CLUSTER = """
@@ -213,12 +215,12 @@ def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
         (
             'partition = "small"',
             'partition = "smal"',
-            "partition = 'smal': this Slurm has no such partition; wanted one of small, huge. Correct",
+            "partition = 'smal': this Slurm has no such partition; wanted one of small, huge, slow. Corr",
         ),
         (
             'partition = "small"',
             "",
-            "partition is not given, and this Slurm has no default; wanted one of small, huge. Name one",
+            "partition is not given, and this Slurm has no default; wanted one of small, huge, slow. Name",
         ),
         (
             "gpus_per_node = 1",
@@ -236,6 +238,21 @@ def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
             "memory_gb = 63.0",
             "memory_gb = 63: partition 'small' has at most 62.5",
         ),
+        (
+            "max_minutes = 7",
+            'max_minutes = 31\ncpu_partition = "slow"',
+            "max_minutes = 31: partition 'slow' has at most 30 minutes for a job; wanted no more",
+        ),
+        (
+            "cpus_per_task = 3",
+            'cpus_per_task = 5\ncpu_partition = "slow"',
+            "cpus_per_task = 5: partition 'slow' has at most 4 CPUs on a node",
+        ),
+        (
+            "memory_gb = 2.0",
+            'memory_gb = 9.0\ncpu_partition = "slow"',
+            "memory_gb = 9: partition 'slow' has at most 8 GB of memory on a node",
+        ),
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
@@ -243,7 +260,8 @@ def test_what_slurm_would_never_start(
     submit, fake_slurm, cluster, tmp_path, old, new, words, options
 ):
     line = (fake_slurm / "sinfo.out").read_text().replace("*", "")
-    (fake_slurm / "sinfo.out").write_text(line + line.replace("small", "huge"))
+    slow = "slow|30:00|1|(null)|4|8192\n"
+    (fake_slurm / "sinfo.out").write_text(line + line.replace("small", "huge") + slow)
     cluster.write_text(CLUSTER.replace(old, new))
     status, out, err = submit(*options, cluster=cluster)
     assert (status, out) == (2, "")
@@ -278,6 +296,60 @@ def test_dry_run_on_slurm(submit, study, fake_slurm, cluster, tmp_path):
     assert "--- sbatch --test-only: Job 5 to start at 2030-01-01T00:00:00" in out
     assert "sbatch --test-only" in (fake_slurm / "calls").read_text()
     assert not (tmp_path / "results").exists()
+
+
+def test_dry_run_shows_every_stage(submit, data, fake_slurm, cluster, tmp_path):
+    """Each with what sbatch would get, and what it says to that."""
+    new = tmp_path / "new"
+    build = ["--raw", str(tmp_path), "--parts", "3", "--evaluate", str(data)]
+    status, out, _ = submit("--dry-run", *build, cluster=cluster, data=new)
+    assert status == 0
+    assert re.findall(r"^--- sbatch \d.*", out, re.M) == [
+        "--- sbatch 1: 3 parts of the data ---",
+        "--- sbatch 2: their check, after them ---",
+        "--- sbatch 3: training, 2 jobs, if the check went well ---",
+        "--- sbatch 4: evaluation, 2 jobs, after all that is above ---",
+        "--- sbatch 5: report, 1 jobs, after all that is above ---",
+    ]
+    texts = out.split("#!/bin/bash")[1:]
+    assert ["--gpus-per-node" in text for text in texts] == [False, False, True, True, False]
+    assert ["--array=0-2%2" in text for text in texts] == [True, False, False, False, False]
+    assert f"--output={new}/jobs/KEY/" in texts[0]
+    assert (fake_slurm / "calls").read_text().count("sbatch --test-only") == 5
+    assert not new.exists()
+
+
+def test_no_more_arrays_at_a_time_than_jobs(
+    submit, study, fake_slurm, cluster, tmp_path, monkeypatch
+):
+    """Where there are more of them, the later ones wait for earlier ones."""
+    monkeypatch.setattr("slurm.submit.LONGEST_ARRAY", 1)
+    write_study(study, ((1, 16), (1, 32), (1, 48)))
+    status, _, err = submit("--ranks", "2", "--no-report", cluster=cluster)
+    assert status == 0, err
+    texts = [
+        next(each.folder.glob("*_submission.sh")).read_text()
+        for each in submissions(tmp_path / "results" / "tiny")
+    ]
+    assert sorted("--dependency=afterany:77\n" in text for text in texts) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "places"),
+    [
+        ([4, 4], 8, [4, 4]),
+        ([9, 3], 4, [3, 1]),
+        ([5, 5, 5], 8, [3, 3, 2]),
+        ([10, 1, 1], 4, [2, 1, 1]),
+        ([3, 3, 3], 2, [1, 1, 1]),
+        ([2], 8, [2]),
+        ([], 8, []),
+    ],
+)
+def test_arrays_share_the_jobs_that_may_run(lengths, limit, places):
+    """Rounding each by itself gave 9 of 8 to three arrays of five."""
+    assert shared_limit(lengths, limit) == places
+    assert sum(places) <= max(limit, len(lengths))
 
 
 def test_dry_run_where_slurm_does_not_answer(submit, fake_slurm, cluster):
@@ -332,6 +404,20 @@ def test_a_results_folder_that_was_moved(submit, study, fake_slurm, cluster, tmp
     ) in err
     (fake_slurm / "squeue.out").write_text("")  # no job of it is left: all is well
     assert "2 started now" in submit(cluster=cluster)[2]
+
+
+def test_a_results_folder_that_slurm_takes_for_a_pattern(study, data, tmp_path, capsys):
+    words = ["--cluster", "local", "--data", str(data), "--results", str(tmp_path / "50%j")]
+    assert main(["submit", str(study), *words]) == 2
+    err = capsys.readouterr().err
+    assert (
+        f"--results {tmp_path}/50%j: has a %, which Slurm replaces in the names of logs; wanted"
+        in err
+    )
+    words = ["--raw", str(tmp_path), "--cluster", "local", "--out", str(tmp_path / "50%j")]
+    assert main(["prepare", "image-8x8", *words]) == 2
+    assert "50%j: has a %, which Slurm replaces" in capsys.readouterr().err
+    assert not (tmp_path / "50%j").exists()
 
 
 @pytest.mark.parametrize("results", ["/proc/results", "/sys/kernel/results"])

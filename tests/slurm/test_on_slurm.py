@@ -201,6 +201,8 @@ def test_out_of_memory_is_not_tried_again(trial):
     assert run["cause"] == Cause.MEMORY
     assert "Raise memory_gb" in run["message"]
     assert trial.causes() == [Cause.MEMORY]
+    words = ("sacct", "-X", "-n", "-P", "-o", "State", "-j", trial.job)
+    trial.until(lambda: trial.playground.run(*words).strip() == "FAILED")  # not COMPLETED
 
 
 @pytest.mark.long

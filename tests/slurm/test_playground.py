@@ -26,6 +26,19 @@ def test_two_nodes_and_accounting(playground):
 
 
 @pytest.mark.slurm
+def test_the_database_is_for_its_owner_alone(playground):
+    """It asks nobody for a password, so it listens on no port, and its socket is in a folder of ours."""
+    assert playground.folder.stat().st_mode & 0o077 == 0
+    inodes = set()
+    for entry in (Path("/proc") / str(playground.daemons["mariadbd"].pid) / "fd").iterdir():
+        inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(entry)))
+    assert inodes, "its own socket"
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        assert not inodes & {row[9] for row in rows}
+
+
+@pytest.mark.slurm
 def test_another_beside_it_and_nothing_left(playground, monkeypatch):
     """Another Slurm's variables are not followed, and ending one leaves the other alone."""
     monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
@@ -61,25 +74,31 @@ def test_as_a_command(playground):
     """It says what to export, and ends with a signal."""
     command = [sys.executable, "-m", "slurm.playground", "--nodes", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    export, use, end = (process.stdout.readline() for _ in range(3))
-    found = re.fullmatch(r"export SLURM_CONF=(\S+)\n", export)
-    assert found, export
-    assert "--cluster" in use
-    assert end == f"# end: Ctrl-C here, or: kill {process.pid}\n"
-    conf = Path(found[1])
-    answer = subprocess.run(
-        ["sinfo", "-h", "-o", "%D %P"],
-        env=os.environ | {"SLURM_CONF": str(conf)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "1 main*" in answer.stdout
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert not conf.parent.exists()
+    try:
+        assert process.stdout is not None
+        # It gives up by itself where a daemon does not start: then there is an end to read, and no line.
+        export, use, end = (process.stdout.readline() for _ in range(3))
+        found = re.fullmatch(r"export SLURM_CONF=(\S+)\n", export)
+        assert found, export
+        assert "--cluster" in use
+        assert end == f"# end: Ctrl-C here, or: kill {process.pid}\n"
+        conf = Path(found[1])
+        answer = subprocess.run(
+            ["sinfo", "-h", "-o", "%D %P"],
+            env=os.environ | {"SLURM_CONF": str(conf)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert "1 main*" in answer.stdout
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert not conf.parent.exists()
+    finally:
+        process.kill()  # its daemons end with it
+        process.communicate()
 
 
 def test_missing_programs(monkeypatch, capsys):

@@ -45,3 +45,11 @@ def test_what_a_person_has_set_for_slurm_does_not_count(monkeypatch):
     queue.forget_settings()
     assert not [name for name in os.environ if name.startswith(queue.SETTINGS)]
     assert os.environ["SLURM_CONF"] == "kept"
+
+
+def test_sbatch_that_does_not_answer(tmp_path, monkeypatch):
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(queue, "PATIENCE_SECONDS", 0.5)
+    assert queue.would_start("#!/bin/sh\n") == "no answer in 0.5 seconds"

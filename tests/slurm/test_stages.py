@@ -1,25 +1,35 @@
 """Data build -> check -> training -> report, without Slurm and on a real one; and what the last are told
 when something before them fails."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from launch.exits import STOPPED
 from slurm.alive import live_tasks
+from slurm.cluster import load_cluster
+from slurm.launcher import Order, _local_setup, launch
 from slurm.ledger import (
+    CANCELLED,
     CHECK,
     DATA,
     EVALUATE,
     REPORT,
     TRAIN,
+    open_submission,
     submissions,
     submissions_before,
 )
 from slurm.playground import Playground
+from slurm.resources import Shape
+from slurm.stages import EVERY_RUN, Stage
 from slurm.status import StudyStatus, look
 from tests.slurm.conftest import ROOT, runs_of, write_study
 
@@ -203,3 +213,97 @@ def test_what_waits_on_slurm(on_slurm, data, playground):
         playground.run("scontrol", "update", "PartitionName=main", "State=UP")
     past = submissions(on_slurm.study_folder)
     assert live_tasks([*submissions_before(past), *past]) == []
+
+
+STANDING = """
+import pathlib, sys, time
+marker = pathlib.Path(sys.argv[1])
+if not marker.exists():
+    marker.touch()
+    time.sleep(120)
+"""
+
+
+@pytest.fixture
+def standing(tmp_path, monkeypatch):
+    """`python -m standing MARKER` stands still the first time, and ends at once the next."""
+    (tmp_path / "standing.py").write_text(STANDING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    return ("standing", str(tmp_path / "marker"))
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_stage_that_slurm_stops_is_not_over(standing, tmp_path, cancelled):
+    """Preempted or requeued it begins again, and an outcome would say that it does not; cancelled it is over."""
+    program = (
+        "import sys\nfrom slurm.stages import Stage\nStage(sys.argv[1], (tuple(sys.argv[2:]),))()\n"
+    )
+    variables = {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "17",
+        "SUBMITIT_FOLDER": str(tmp_path),
+    }
+    command = [sys.executable, "-c", program, str(tmp_path), *standing]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | variables) as process:
+        deadline = time.monotonic() + 60
+        while not Path(standing[1]).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        if cancelled:
+            (tmp_path / CANCELLED).touch()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == STOPPED
+    assert (tmp_path / "17.outcome.json").exists() == cancelled
+
+
+@pytest.mark.slurm
+@pytest.mark.long
+def test_a_stage_requeued_on_slurm(standing, playground, tmp_path, monkeypatch):
+    """It is alive all the time, and runs again."""
+    monkeypatch.setenv("SLURM_CONF", str(playground.conf))
+    order = Order(load_cluster(str(playground.cluster_file)), REPORT, Shape(), ROOT)
+    made = open_submission(tmp_path / "x", "x", "slurm", [("report",)], stage=REPORT)
+    job = launch(made, order, [Stage(str(made.folder), (standing,))])
+    playground.until(Path(standing[1]).exists, "its first life")
+    playground.run("scontrol", "requeue", job)
+    lived = []
+
+    def over() -> bool:
+        lived.append(bool(live_tasks([made])))
+        return (made.folder / f"{job}.outcome.json").exists()
+
+    playground.until(over, "its second life", 200)
+    assert all(lived[:-1])
+    assert json.loads((made.folder / f"{job}.outcome.json").read_text()) == {"status": 0}
+
+
+def test_runs_without_a_checkpoint_are_not_evaluated(tmp_path, capfd):
+    """The command gets those that have one; where none has, it is left out."""
+    (tmp_path / "b" / "checkpoints" / "step-3").mkdir(parents=True)
+    runs = tuple(str(tmp_path / name) for name in "ab")
+    some = Stage("", (("launch", "evaluate", EVERY_RUN, "--data", "D"),), runs=runs)
+    assert list(some._commands()) == [["launch", "evaluate", runs[1], "--data", "D"]]
+    none = Stage("", (("launch", "evaluate", EVERY_RUN), ("slurm",)), runs=runs[:1])
+    assert list(none._commands()) == [["slurm"]]
+    assert "launch evaluate {every run}: no run has a checkpoint" in capfd.readouterr().err
+
+
+def test_a_local_job_may_begin_anew_more_than_six_times(tmp_path):
+    """submitit's own controller would end it without a word; ours runs in its place."""
+    made = open_submission(tmp_path, "x", "local", [("a",)])
+    lives = tmp_path / "lives"
+    program = f"echo life >>{lives}; test $(wc -l <{lives}) -ge 9 || exit 144"
+    variables = {
+        "SUBMITIT_LOCAL_NTASKS": "1",
+        "SUBMITIT_LOCAL_COMMAND": shlex.join(["sh", "-c", program]),
+        "SUBMITIT_LOCAL_TIMEOUT_S": "60",
+        "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "1",
+        "SUBMITIT_STDERR_TO_STDOUT": "1",
+        "SUBMITIT_LOCAL_WITH_SHELL": "1",
+    }
+    order = Order(load_cluster("local"), REPORT, Shape(), ROOT)
+    lines = [*_local_setup(made, order), f"touch {tmp_path}/never"]
+    shell = ["sh", "-c", " && ".join(lines)]
+    subprocess.run(shell, env=os.environ | variables, timeout=120, check=True)
+    assert lives.read_text() == "life\n" * 9
+    assert not (tmp_path / "never").exists()

@@ -1,0 +1,102 @@
+"""What follows training is started again until it has ended well."""
+
+import pytest
+
+from slurm import later
+from slurm.__main__ import main
+from slurm.ledger import EVALUATE, REPORT, TRAIN, leave_outcome, submissions
+from slurm.status import look
+from slurm.target import Wishes, target
+from tests.slurm.conftest import runs_of
+from tests.slurm.test_messages import cluster, fake_slurm, submit  # noqa: F401
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "results" / "tiny"
+
+
+@pytest.fixture
+def trained(submit, fake_slurm, cluster, folder, monkeypatch):  # noqa: F811
+    """Training has ended well; what came after it has left nothing."""
+    assert submit(cluster=cluster)[0] == 0
+    training, _ = submissions(folder)
+    for task in range(len(training.tasks)):
+        leave_outcome(training.folder, f"77_{task}", {"status": 0})
+    monkeypatch.setattr("slurm.target.finished_on", lambda *_: True)
+
+    def again(*more):
+        status, out, err = submit(*more, cluster=cluster)
+        assert status == 0, err
+        return out + err
+
+    return again
+
+
+def stages(folder):
+    return [each.stage for each in submissions(folder)]
+
+
+def test_a_report_that_failed_is_made_again(trained, folder):
+    leave_outcome(submissions(folder)[-1].folder, "77", {"status": 1})
+    assert "fits and report at the end (Slurm job 77" in trained()
+    assert stages(folder) == [TRAIN, REPORT, REPORT]
+    leave_outcome(submissions(folder)[-1].folder, "77", {"status": 0})
+    assert trained() == "2 of 2 runs are finished: nothing to do\n"
+
+
+def test_a_report_that_sbatch_refused_is_made_then(trained, submit, fake_slurm, cluster, folder):  # noqa: F811
+    """The training that was taken before it goes on."""
+    leave_outcome(submissions(folder)[-1].folder, "77", {"status": 1})
+    (fake_slurm / "sbatch.err").write_text("sbatch: error: too many jobs")
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    assert "sbatch refused the jobs: too many jobs; wanted" in err
+    assert "What follows training is not under way: the same command again starts it." in err
+    assert stages(folder) == [TRAIN, REPORT]
+    (fake_slurm / "sbatch.err").unlink()
+    assert "fits and report" in trained()
+
+
+def test_a_report_that_waits_is_not_made_twice(trained, fake_slurm, folder):  # noqa: F811
+    report = submissions(folder)[-1]
+    (fake_slurm / "squeue.out").write_text(f"{report.name}|N/A|77|PENDING|Dependency\n")
+    assert "0 started now in 0 jobs" in trained()
+    assert stages(folder) == [TRAIN, REPORT]
+
+
+def test_datasets_of_now_are_evaluated_in_an_array_then_reported(trained, data, folder, study):
+    """Each task has its share of the runs, and a report is made of what they find."""
+    leave_outcome(submissions(folder)[-1].folder, "77", {"status": 0})
+    assert "evaluation after it: 2 jobs" in trained("--evaluate", str(data))
+    assert stages(folder) == [TRAIN, REPORT, EVALUATE, REPORT]
+    *_, evaluation, report = submissions(folder)
+    assert evaluation.tasks == tuple((f"evaluation {k} of 2", str(data)) for k in (1, 2))
+    assert report.after == (str(evaluation.folder),)
+    text = next(evaluation.folder.glob("*_submission.sh")).read_text()
+    assert "--array=0-1%2\n" in text
+    assert "--gpus-per-node=1\n" in text
+    for task in (0, 1):
+        leave_outcome(evaluation.folder, f"77_{task}", {"status": task})
+    leave_outcome(report.folder, "77", {"status": 0})
+    assert "evaluation after it" in trained("--evaluate", str(data)), "one of its jobs failed"
+    assert stages(folder)[-2:] == [EVALUATE, REPORT]
+    shown = [stage.name.partition(",")[0] for stage in look(runs_of(study), folder).stages]
+    assert shown == ["evaluation 1 of 2", "evaluation 2 of 2", "report"]
+
+
+def test_each_run_is_in_one_share(study, data, tmp_path):
+    """On this machine as many jobs as it holds."""
+    wishes = Wishes(evaluate=(data,))
+    of = target(study, "local", data, tmp_path / "results", wishes)
+    found = [run_id for share in later.shares(of) for run_id in share.run_ids]
+    assert sorted(found) == sorted(run.run_id for run in of.runs)
+    assert all("CUDA_VISIBLE_DEVICES" in dict(share.environment) for share in later.shares(of))
+
+
+def test_nothing_was_ever_submitted(study, data, tmp_path, monkeypatch, capsys):
+    """Who trains by hand writes the report by hand."""
+    monkeypatch.setattr("slurm.target.finished_on", lambda *_: True)
+    words = ["--cluster", "local", "--data", str(data), "--results", str(tmp_path / "results")]
+    assert main(["submit", str(study), *words]) == 0
+    assert capsys.readouterr().out == "2 of 2 runs are finished: nothing to do\n"
