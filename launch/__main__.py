@@ -91,9 +91,35 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from launch.evaluate import evaluate_all
 
     sources, data = arguments.checkpoints, arguments.data
-    lines = evaluate_all(sources, data, arguments.split, arguments.rows, arguments.out)
+    split, rows, out = arguments.split, arguments.rows, arguments.out
+    lines = evaluate_all(sources, data, split, rows, out, told=arguments.information)
     if first_rank():
         print("\n".join(lines))
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from launch.sample import sample_sheet
+
+    print(
+        sample_sheet(
+            arguments.checkpoints,
+            arguments.data,
+            arguments.split,
+            arguments.rows,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            out=arguments.out,
+        )
+    )
+    return 0
+
+
+def _answers(arguments: argparse.Namespace) -> int:
+    from launch.answers import answer_all
+
+    sources, folder = arguments.checkpoints, arguments.questions
+    print("\n".join(answer_all(sources, folder, arguments.per_module, arguments.out)))
     return 0
 
 
@@ -133,7 +159,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Plan the runs of a study, or train them: DeepSpeed around megatron-core.",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for add in (_add_plan, _add_run, _add_evaluate, _add_reshard, _add_verify):
+    for add in (
+        _add_plan,
+        _add_run,
+        _add_evaluate,
+        _add_sample,
+        _add_answers,
+        _add_reshard,
+        _add_verify,
+    ):
         add(commands)
     return parser
 
@@ -191,13 +225,7 @@ def _add_evaluate(commands: Any) -> None:
         description="Any dataset of the same vocabulary and context. Results go into each run's folder, "
         "evaluations/*.h5. Of several checkpoints the first and the last are compared row by row.",
     )
-    evaluate.add_argument(
-        "checkpoints",
-        type=Path,
-        nargs="+",
-        metavar="RUN_OR_CHECKPOINT",
-        help="a run's folder (its newest checkpoint) or a checkpoints/step-<n>; as many as you like",
-    )
+    _add_checkpoints(evaluate)
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
     evaluate.add_argument("--split", default="valid", help="train, valid (default) or test")
     evaluate.add_argument(
@@ -206,7 +234,65 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--out", type=Path, metavar="FILE", help="one HDF5 file for all, instead of the run folders"
     )
+    evaluate.add_argument(
+        "--information",
+        action="store_true",
+        help="of pairs: also how many nats one part tells of the other, which is blanked for it",
+    )
     evaluate.set_defaults(command=_evaluate)
+
+
+def _add_sample(commands: Any) -> None:
+    sample = commands.add_parser(
+        "sample",
+        help="rows continued by models, small to large, beside the truth: one sheet",
+        description="Of a picture the upper half is given, of a clip the first frames, of a pair its first part, of a "
+        "problem the question. Pictures give a PNG, all else text. The same seed gives the same sheet.",
+    )
+    _add_checkpoints(sample)
+    sample.add_argument("--data", type=Path, required=True, metavar="DIR")
+    sample.add_argument("--split", default="valid", help="train, valid (default) or test")
+    sample.add_argument("--rows", type=int, default=8, metavar="N", help="default: 8")
+    sample.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="default: 1; 0: the likeliest"
+    )
+    sample.add_argument("--seed", type=int, default=0, metavar="S")
+    sample.add_argument("--out", type=Path, required=True, metavar="FILE")
+    sample.set_defaults(command=_sample)
+
+
+def _add_answers(commands: Any) -> None:
+    answers = commands.add_parser(
+        "answers",
+        help="questions of mathematics: right answers and loss, by module and set",
+        description="Greedy answers, right if they are so character by character. Results go into each run's folder, "
+        "evaluations/*.h5.",
+    )
+    _add_checkpoints(answers)
+    answers.add_argument(
+        "--questions",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="DIR/SET/MODULE.txt, as `data_prep questions` makes them or as they are published; or one set",
+    )
+    answers.add_argument(
+        "--per-module", type=int, metavar="K", help="the first K of each file; default: all"
+    )
+    answers.add_argument(
+        "--out", type=Path, metavar="FILE", help="one HDF5 file for all, instead of the run folders"
+    )
+    answers.set_defaults(command=_answers)
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run's folder (its newest checkpoint) or a checkpoints/step-<n>; as many as you like",
+    )
 
 
 def _add_reshard(commands: Any) -> None:

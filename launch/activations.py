@@ -62,8 +62,18 @@ class Share:
         matrices = shape.params_non_embedding // self.ranks
         split_biases = (3 * shape.attention_size + shape.ffn_hidden_size) // self.ranks
         whole = 2 * d + 2 * 2 * d  # the biases of the two rows of outputs, and the two norms
-        tables = 2 * shape.padded_rows(self.ranks) // self.ranks + shape.position_rows
-        return matrices + shape.num_layers * (split_biases + whole) + tables * d + 2 * d
+        tables = self.table + self.head + shape.position_rows * d
+        return matrices + shape.num_layers * (split_biases + whole) + tables + 2 * d
+
+    @property
+    def table(self) -> int:
+        """Parameters of the token table on this rank."""
+        return self.shape.padded_rows(self.ranks) // self.ranks * self.shape.hidden_size
+
+    @property
+    def head(self) -> int:
+        """Of what gives the logits: a matrix as large as the token table, or a classifier's layer."""
+        return self.shape.head_parameters if self.shape.classes else self.table
 
     @property
     def largest_parameter(self) -> int:
@@ -156,15 +166,18 @@ def passing_backward(share: Share, layer: int) -> float:
 
 
 def rows_of_logits(share: Share) -> float:
-    """Counted tokens of a micro-batch times the vocabulary on this rank."""
+    """Counted tokens of a micro-batch times the vocabulary on this rank; a classifier's one answer a row."""
     shape = share.shape
+    if shape.classes:
+        return share.micro_batch * shape.classes
     columns = shape.padded_rows(share.ranks) / share.ranks if share.ranks > 1 else shape.vocab_size
     return share.tokens * share.counted * columns
 
 
 def kept_by_head(share: Share) -> float:
     """The input of the last norm, what the output matrix reads, and the log-probabilities in fp32."""
-    read = share.tokens * share.counted * share.shape.hidden_size * share.width
+    answers = share.micro_batch if share.shape.classes else share.tokens * share.counted
+    read = answers * share.shape.hidden_size * share.width
     return share.residual + read + FP32 * rows_of_logits(share)
 
 

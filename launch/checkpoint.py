@@ -28,7 +28,7 @@ from launch.checkpoint_files import (
     verify,
 )
 from launch.checkpoint_writer import Part, Writing
-from launch.config import CONFIG_FILE, RunConfig, save_config
+from launch.config import CONFIG_FILE, RunConfig, load_config, save_config
 from launch.console import say
 from launch.engine import Engine
 from launch.results import METRICS_FILE, DamagedFile, is_finished
@@ -293,8 +293,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_all(folder: Path, config: RunConfig) -> None:
-    """A finished run keeps its last checkpoint, and those that are kept for good."""
+    """A finished run keeps its last checkpoint, and those that are kept for good; no broken ones."""
     _remove(steps_of(folder)[:-1], config)
+    for path in (folder / CHECKPOINTS).glob("broken-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_old(folder: Path, config: RunConfig) -> None:
@@ -303,8 +305,19 @@ def _remove_old(folder: Path, config: RunConfig) -> None:
 
 def _remove(paths: list[Path], config: RunConfig) -> None:
     for path in paths:
-        if not config.keeps(step_number(path)):
+        if not _kept(path, config):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _kept(path: Path, config: RunConfig) -> bool:
+    """For good: as the study says now, or said when it was saved, for somebody may count on it."""
+    step = step_number(path)
+    if config.keeps(step):
+        return True
+    try:
+        return load_config(path).keeps(step)
+    except ValueError:
+        return False
 
 
 def _rank() -> int:

@@ -6,6 +6,8 @@ checkpoints/step-<n>/       appears by rename, once every rank has written and h
     config.json             the run's configuration
     metrics.h5              what the run had measured by then
     checkpoint.json         step, the run's digest, the data's identity, size and sha256 of each file
+
+checkpoints/broken-step-<n>/    one that did not match on loading: for who wants to look, until the run is finished
 """
 
 import errno

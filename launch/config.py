@@ -20,6 +20,7 @@ from megatron_ext.shape import Family, ModelShape
 CONFIG_FILE = "config.json"
 FIRST_EVALUATION = 10  # earlier ones cost as much and tell of the initial values alone
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -43,12 +44,16 @@ class Optimizer(Strict):
 class Model(Strict):
     """`sparse`: layers alternate between a local band and a stride, both one row of the domain's grid
     long (Henighan section 2.1; Child et al. 2019). `factorised`: a position's embedding is the sum
-    of those of its row, column, colour and frame."""
+    of those of its row, column, colour and frame. `dropout`: this share of the embeddings, of the attention
+    probabilities and of what each layer adds to the residual stream is zero in training (Kaplan's L(N, D): 0.1).
+    `classes`: a classifier of so many, for a domain of labelled pictures (Henighan Figure 11)."""
 
     family: Family = "henighan"
     attention: Literal["dense", "sparse"] = "dense"
     positions: Literal["plain", "factorised"] = "plain"
     init_std: Annotated[float, Field(gt=0)] = 0.02  # not stated by either paper: GPT-2's
+    dropout: Fraction = 0.0
+    classes: Annotated[int, Field(ge=2, le=1 << 16)] | None = None
 
 
 class Evaluation(Strict):
@@ -119,17 +124,40 @@ class Guards(Strict):
     hang_minutes: Annotated[float, Field(gt=0)] = 10.0
 
 
+class Loss(Strict):
+    """`weights`: the objective is sum_k w_k mean_k / sum_k w_k over these kinds of token, mean_k being the mean
+    loss of kind k (Henighan section 2.1: 9 of a picture's to 1 of its caption's). Empty: every counted token alike."""
+
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+
+
+class Blanked(Strict):
+    """This `share` of training rows has its `part` blanked, "text" or "image", "left" or "right"."""
+
+    part: str
+    share: Annotated[float, Field(gt=0, le=1)]
+
+
 class Data(Strict):
     """`unique_tokens`: train on so many tokens of the split, in whole rows, again and again. Which ones is a
     pure function of (seed, number of rows), and a larger number holds those of every smaller one."""
 
     unique_tokens: PositiveInt | None = None
+    blanked: Blanked | None = None
+
+
+class Start(Strict):
+    """The weights, not the optimizer, to begin with: those of the run of `study` whose model has the same sizes
+    (`launch.start`). `variant`: one of that study's, where it has any."""
+
+    study: Name
+    variant: Name | None = None
 
 
 class Source(Strict):
     """One dataset of a blend: the folder `name` below `--data`, met in proportion to `weight`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Name
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -162,6 +190,8 @@ class RunConfig(Strict):
     parallel: Parallel
     guards: Guards = Guards()
     data: Data = Data()
+    loss: Loss = Loss()
+    start: Start | None = None
     variant: str = ""  # which of the study's variants; its values are in the tables
     trunk: Trunk | None = None
     keep_steps: list[int] = []  # checkpoints that shorter runs start from
@@ -203,13 +233,19 @@ class RunConfig(Strict):
         """sha256 of what changes a loss, as hex."""
         where_not_what = {"study", "question", "parallel", "checkpoint", "guards"}
         where_not_what |= {"trunk", "keep_steps", "variant"}
-        where_not_what |= set() if self.blend else {"blend"}  # older runs keep their names
-        where_not_what |= set() if self.data.unique_tokens else {"data"}
         science = self.model_dump(mode="json", exclude=where_not_what)
         # What is as it always was is left out, so that older runs keep their names.
-        for name in ("attention", "positions"):  # the shape has them
+        if self.data.blanked is None:
+            del science["data"]["blanked"]
+        for name in ("blend", "data", "loss", "start"):
+            if getattr(self, name) in ([], Data(), Loss(), None):
+                del science[name]
+        for name in ("attention", "positions", "classes"):  # the shape has them
             del science["model"][name]
-        for name in ("attention_window", "position_axes"):
+        if not self.model.dropout:
+            del science["model"]["dropout"]
+        del science["schedule"]["warmup_tokens_per_param"]  # resolved
+        for name in ("attention_window", "position_axes", "classes"):
             if not science["shape"][name]:
                 del science["shape"][name]
         return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()

@@ -1,12 +1,12 @@
-"""`RunConfig` -> DeepSpeed's configuration -> a DeepSpeed engine around megatron-core's model.
+"""`RunConfig` -> a DeepSpeed engine around megatron-core's model.
 
-The module that runs DeepSpeed (`safe_load` reads its files). DeepSpeed's configuration is an output of ours, written in
-one function, never an input.
+The module that runs DeepSpeed (`safe_load` reads its files).
 """
 
 import gc
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import torch.distributed
 from launch.batches import Batch
 from launch.checkpoint_writer import Part
 from launch.config import RunConfig
-from launch.noise import SquaredGradient
+from launch.deepspeed_config import deepspeed_clips, deepspeed_config
+from launch.noise import SquaredGradient, squared_gradient
+from launch.objective import Objective
 from launch.optimizer import forget_warm_up_step, optimizer_of
 from launch.process import keep_freed_memory, own_device
 from launch.safe_load import SafeCheckpointEngine
 from launch.universal import Universal, load_universal
-from megatron_ext.model import LanguageModel, build_model, is_split
+from megatron_ext.classifier import build
+from megatron_ext.model import LanguageModel, is_split
 from megatron_ext.parallel import (
     data_parallel_group,
     data_parallel_rank,
@@ -78,20 +81,29 @@ class StepResult:
 class Engine:
     """One run's model and optimizer, inside DeepSpeed. `close` frees them, for the next run."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        fill: Callable[[LanguageModel], None] | None = None,
+    ) -> None:
+        """`fill`: puts other first weights into the model than those that are drawn (`launch.start`)."""
         start_process_groups(config.parallel.tensor_model_parallel_size)
         self.config = config
         self.device = device
         self.world_size = data_parallel_size()
         self.micro_batch = micro_batch_size(config, self.world_size, device)
-        model = build_model(
+        model = build(
             config.shape,
             seed=config.seed,
             init_std=config.model.init_std,
             device=device,
             sequence_parallel=config.parallel.sequence_parallel,
             recompute=config.parallel.activation_checkpointing,
+            dropout=config.model.dropout,
         )
+        if fill:
+            fill(model)
         self._parameters = list(
             model.parameters()
         )  # walking the modules at each step takes a while
@@ -101,7 +113,7 @@ class Engine:
                 model=model,
                 model_parameters=self._parameters,
                 optimizer=self._adam,
-                config=_deepspeed_config(config, self.micro_batch, self.world_size),
+                config=deepspeed_config(config, self.micro_batch, self.world_size),
                 mpu=deepspeed_adapter(),
             )
         forget_warm_up_step(self._deepspeed.basic_optimizer)
@@ -118,38 +130,37 @@ class Engine:
         return self._deepspeed.module
 
     def train_step(
-        self, batch: Batch, learning_rate: float, *, measure_noise: bool = False
+        self, batch: Batch, learning_rate: float, *, step: int = 0, measure_noise: bool = False
     ) -> StepResult:
         """One optimizer step over this rank's rows of the global batch.
 
-        The loss is the mean over the counted tokens of the *global* batch, however they fall on
-        ranks and micro-batches: each micro-batch adds its sum over that one count.
+        What falls is the objective over the *global* batch (`launch.objective`); the loss that is told is the plain
+        mean over its counted tokens, whatever the objective weighs. `step` counts from 0: dropout's masks follow from
+        it.
         """
-        count = self._sum_over_ranks(batch.count)
-        if count == 0:
-            raise ValueError(
-                f"{self.config.run_id}: a batch of {self.config.batch.train_batch_size} rows holds no "
-                "token that counts in the loss; wanted at least one. Raise batch.train_batch_size, or "
-                "leave out documents that are longer than a row."
-            )
+        objective = Objective(self.config, batch, self.add_over_ranks)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
         batch_size = self.config.batch.train_batch_size
-        micro_batches = len(batch.tokens) // self.micro_batch
         # DeepSpeed divides by the micro-batches of a rank and by the ranks.
-        scale = micro_batches * self.world_size / count
-        small = None
+        times = len(batch.tokens) // self.micro_batch * self.world_size
+        small, small_batch = None, self.micro_batch
+        if measure_noise and self.micro_batch == batch_size and self._can_halve:
+            small_batch = batch_size // 2
+            small = self._square_of_half(batch.rows(slice(small_batch)), objective, times, step)
         for start in range(0, len(batch.tokens), self.micro_batch):
             part = batch.rows(slice(start, start + self.micro_batch))
-            loss_sum = self._deepspeed(part.tokens, part.counted).sum()
+            self._begin_masks(step, start)
+            losses = self._deepspeed(part.tokens, part.counted)
+            share = objective.of(losses, part, times)
             if measure_noise and start == 0 and self.micro_batch < batch_size:
                 with SquaredGradient(self._parameters, tensor_parallel_rank() == 0) as gradient:
-                    self._deepspeed.backward(loss_sum * scale)
-                small = self._small_square(gradient.value, part.count, count)
+                    self._deepspeed.backward(share)
+                small = self._small_square(gradient.value, objective.factor(part, batch_size))
             else:
-                self._deepspeed.backward(loss_sum * scale)
-            total += loss_sum.detach()
+                self._deepspeed.backward(share)
+            total += losses.detach().sum()
             if start + self.micro_batch < len(batch.tokens):
                 self._deepspeed.step()
         # Where DeepSpeed clips, it knows the norm by the time it calls Adam.
@@ -157,20 +168,34 @@ class Engine:
         self._adam.norm = self._deepspeeds_norm if clipped is None else lambda: clipped
         self._deepspeed.step()
         grad_norm = self._adam.norm()
-        loss = self._sum_over_ranks(total) / count
-        return StepResult(loss, grad_norm, small, self.micro_batch)
+        loss = self._sum_over_ranks(total) / objective.count
+        return StepResult(loss, grad_norm, small, small_batch)
 
-    def _small_square(
-        self, square: torch.Tensor, count: torch.Tensor, global_count: float
-    ) -> float:
+    def _begin_masks(self, step: int, first_row: int) -> None:
+        """Dropout's, for the next forward and backward pass; nothing without dropout."""
+        if self.model.masks:
+            self.model.masks.begin(self.config.seed, step, data_parallel_rank(), first_row)
+
+    @property
+    def _can_halve(self) -> bool:
+        return self.micro_batch > 1 and self.config.parallel.zero_stage < 3
+
+    def _square_of_half(self, half: Batch, objective: Objective, times: int, step: int) -> float:
+        """Where one micro-batch is the global batch: half of a forward and backward pass more."""
+        self._begin_masks(step, 0)
+        share = objective.of(self.model(half.tokens, half.counted), half, times)
+        square = squared_gradient(share, self._parameters, tensor_parallel_rank() == 0)
+        return self._small_square(square, objective.factor(half, self.micro_batch))
+
+    def _small_square(self, square: torch.Tensor, factor: torch.Tensor | float) -> float:
         """As if each rank's micro-batch were a batch of its own: the mean over ranks.
 
-        The backward pass was given the micro-batch's sum over the global count, times the ranks.
+        The backward pass was given the micro-batch's share of the objective, times the ranks.
         """
         if tensor_parallel_size() > 1:
             torch.distributed.all_reduce(square, group=tensor_parallel_group())
-        factor = global_count / (self.world_size * count.clamp(min=1))
-        return self._sum_over_ranks(square * factor**2) / self.world_size
+        of_its_own = square * (factor / self.world_size) ** 2
+        return self._sum_over_ranks(of_its_own) / self.world_size
 
     def _deepspeeds_norm(self) -> float:
         """The norm of the whole gradient, which it gives as -1 where that is not finite."""
@@ -179,7 +204,7 @@ class Engine:
 
     def _clip(self) -> float | None:
         """Clip and measure, where DeepSpeed does not, or counts parts of other ranks not at all."""
-        if _deepspeed_clips(self.config):
+        if deepspeed_clips(self.config):
             return None
         limit = self.config.optimizer.clip_grad_norm or math.inf
         if tensor_parallel_size() == 1:
@@ -290,40 +315,3 @@ def micro_batch_size(config: RunConfig, world_size: int, device: torch.device) -
     per_rank = batch_size // world_size
     most = max(1, MICRO_BATCH_TOKENS[device.type] // config.shape.seq_length)
     return asked or max(n for n in range(1, min(per_rank, most) + 1) if per_rank % n == 0)
-
-
-def _deepspeed_clips(config: RunConfig) -> bool:
-    """Without ZeRO it measures no norm in fp32, and in bf16 only what the first rank holds."""
-    parallel = config.parallel
-    unsplit_bf16 = config.precision == "bf16" and parallel.tensor_model_parallel_size == 1
-    return parallel.zero_stage > 0 or unsplit_bf16
-
-
-def _deepspeed_config(config: RunConfig, micro_batch: int, world_size: int) -> dict[str, Any]:
-    bf16 = config.precision == "bf16"
-    clip = config.optimizer.clip_grad_norm if _deepspeed_clips(config) else 0.0
-    return {
-        "train_batch_size": config.batch.train_batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": config.batch.train_batch_size // (micro_batch * world_size),
-        "gradient_clipping": clip,
-        "bf16": {"enabled": bf16},
-        "zero_optimization": _zero_config(config),
-        # Micro-batches add up in fp32 where DeepSpeed can: not without ZeRO.
-        "data_types": {"grad_accum_dtype": "fp32" if config.parallel.zero_stage else None},
-        "zero_allow_untested_optimizer": True,  # PyTorch's fused AdamW: no C++ op to build
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
-
-
-def _zero_config(config: RunConfig) -> dict[str, Any]:
-    zero: dict[str, Any] = {
-        "stage": config.parallel.zero_stage,
-        # Else ZeRO 3 replaces torch's linear function for good, and the bits of later runs change.
-        "memory_efficient_linear": False,
-    }
-    if config.parallel.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return zero

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.dataset import TokenDataset
-from launch.batches import evaluation_rows
-from launch.checkpoint_files import CHECKPOINTS, DESCRIPTION, newest_path, step_name, verify
-from launch.config import CONFIG_FILE, RunConfig, load_config
+from launch.batches import evaluation_rows, refuse_other_classes
 from launch.console import first_rank, say
 from launch.engine import start_process
 from launch.evaluation import (
@@ -28,11 +26,19 @@ from launch.evaluation import (
     percentiles,
     position_means,
 )
-from launch.evaluation_file import Add, writing
+from launch.evaluation_file import LOSSES, Add, writing
+from launch.information import (
+    direction,
+    given_sums,
+    in_words,
+    information,
+    known_information,
+    worth_in_words,
+)
+from launch.saved import EVALUATIONS, Saved, find_saved, refuse_other_tokens
 from launch.trained_model import TrainedModel
 from megatron_ext.loss import LossSums
 
-EVALUATIONS = "evaluations"
 SHOWN = 10  # documents that improved most, and least (Henighan et al. 2020, Figure 20)
 KINDS = np.dtype(
     [("kind", "S16"), ("loss", "f8"), ("standard_error", "f8"), ("num_tokens", "i8")]
@@ -41,50 +47,59 @@ IMPROVED = np.dtype([("row", "i8"), ("start", "i8"), ("difference", "f8"), ("rat
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint to evaluate: where it is, of which run's folder, how that run was configured."""
+class Asked:
+    """What every checkpoint is evaluated on: rows of one split of the dataset in the folder `data`."""
 
-    path: Path
-    run: Path
-    config: RunConfig
-
-    @property
-    def name(self) -> str:
-        return f"{self.run.name}/{self.path.name}"
+    data: Path
+    dataset: TokenDataset
+    rows: np.ndarray
+    told: bool  # also what one part of a pair tells of the other
 
 
 def evaluate_all(
-    sources: Sequence[Path], data: Path, split: str, rows: int | None, out: Path | None
+    sources: Sequence[Path],
+    data: Path,
+    split: str,
+    rows: int | None,
+    out: Path | None,
+    *,
+    told: bool = False,
 ) -> list[str]:
     """Evaluate every source (a run folder: its newest checkpoint; or a checkpoint) on one split.
 
-    `rows`: how many, chosen as in training; None for all. Returns the lines to print. Raises
-    `ValueError` for whatever does not fit, before anything is computed where that can be known.
+    `rows`: how many, chosen as in training; None for all. `told`: also what one part of a pair tells of the other
+    (`launch.information`). Returns the lines to print. Raises `ValueError` for whatever does not fit, before anything
+    is computed where that can be known.
     """
     if rows is not None and rows < 1:
         raise ValueError(f"--rows {rows}: wanted a whole number of at least 1. Omit it for all.")
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out}: this is a folder; wanted a file. Name a file in it.")
     dataset = TokenDataset(data, split)
-    checkpoints = [_find(source) for source in sources]
-    _refuse_twice(checkpoints)
+    checkpoints = find_saved(sources)
     for saved in checkpoints:
-        _refuse_other_tokens(saved, dataset, data)
+        refuse_other_tokens(saved, dataset.domain, data)
+        refuse_other_classes(dataset, data, saved.config)
+        if told:
+            direction(dataset.domain.name, saved.config.domain, saved.path)
     chosen = evaluation_rows(dataset, dataset.num_rows if rows is None else rows)
+    asked = Asked(data, dataset, chosen, told)
     first, last = checkpoints[0], checkpoints[-1]
     lines, before, compared = [], None, None
     with contextlib.ExitStack() as opened:
         add = opened.enter_context(writing(out)) if out and first_rank() else None
-        for saved, sums, documents in _losses(checkpoints, dataset, chosen):
-            content = _content(saved, sums, documents, dataset, chosen)
+        for saved, content in _contents(checkpoints, asked):
             before = before or content  # of the others nothing is kept
             if saved is last is not first:
                 content["improved"] = compared = _compare(before, content)
             target = out or _own_file(saved, dataset)
             if first_rank():
                 _write(add, target, saved.name, content)
-            lines.append(_line(saved, content, len(chosen), split, target))
-            say(lines[-1])
+            found = [_line(saved, content, len(chosen), split, target)]
+            if "information" in content:
+                found += in_words(content["information"], content["attributes"])
+            lines += found
+            say("\n".join(found))
     if compared is not None:
         lines += _improvement_lines(first.name, last.name, compared)
     return lines
@@ -107,49 +122,11 @@ def _line(saved: Saved, content: dict[str, Any], rows: int, split: str, target: 
     )
 
 
-# --- what there is to evaluate
-
-
-def _find(source: Path) -> Saved:
-    path = source if (source / DESCRIPTION).is_file() else newest_path(source)
-    if path is None:
-        found = "no checkpoint in it" if source.is_dir() else "no such folder"
-        raise ValueError(
-            f"{source}: {found}; wanted a run's folder, or one of its {CHECKPOINTS}/{step_name(0)[:-1]}<n>. Check "
-            "the path; of an exported model make a checkpoint with `launch reshard` first."
-        )
-    verify(path)
-    run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
-    config = load_config(path if (path / CONFIG_FILE).exists() else run)
-    return Saved(path, run.resolve(), config)
-
-
-def _refuse_twice(checkpoints: Sequence[Saved]) -> None:
-    names = [saved.name for saved in checkpoints]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise ValueError(
-            f"{twice}: named {names.count(twice)} times; wanted each checkpoint once, by the names of its run's folder "
-            "and its own. Name it once, or rename one of the folders."
-        )
-
-
-def _refuse_other_tokens(saved: Saved, dataset: TokenDataset, data: Path) -> None:
-    shape, here = saved.config.shape, dataset.domain
-    if (here.vocab_size, here.seq_length) != (shape.vocab_size, shape.seq_length):
-        raise ValueError(
-            f"{data}: domain {here.name} has a vocabulary of {here.vocab_size} and rows of {here.seq_length} tokens; "
-            f"wanted {shape.vocab_size} and {shape.seq_length}, as in {saved.config.domain}, which {saved.path} was "
-            "trained on. Give --data a dataset that is tokenised the same way."
-        )
-
-
 # --- evaluating
 
 
-def _losses(
-    checkpoints: Sequence[Saved], dataset: TokenDataset, rows: np.ndarray
-) -> Iterator[tuple[Saved, LossSums, DocumentSums]]:
+def _contents(checkpoints: Sequence[Saved], asked: Asked) -> Iterator[tuple[Saved, dict[str, Any]]]:
+    """Each checkpoint and its group of `launch.evaluation_file`."""
     device = start_process()
     model: TrainedModel | None = None
     for saved in checkpoints:
@@ -157,24 +134,45 @@ def _losses(
             model = None  # its memory first
             model = TrainedModel(saved.config, device)
         model.load(saved.path)
-        documents = DocumentSums.of(dataset, rows, device)
-        sums = evaluate(model, dataset, rows, documents)
-        if not sums.count_R.any():
-            raise ValueError(
-                f"split {dataset.split!r} of domain {dataset.domain.name}: none of {len(rows)} rows holds a token that "
-                "counts in the loss; wanted at least one. Raise --rows, or give another dataset."
-            )
-        yield saved, sums, documents
+        yield saved, _content(saved, model, asked)
 
 
-def _content(
+def _content(saved: Saved, model: TrainedModel, asked: Asked) -> dict[str, Any]:
+    dataset, rows = asked.dataset, asked.rows
+    packed = DocumentSums.of(dataset, rows, model.device) if dataset.domain.packed else None
+    direct = None
+    if asked.told:
+        direct = direction(dataset.domain.name, saved.config.domain, saved.path)
+    given = given_sums(dataset, direct, len(rows), model.device) if direct else {}
+    sums = evaluate(model, dataset, rows, *([packed] if packed else []), *given.values())
+    if not sums.count_R.any():
+        raise ValueError(
+            f"split {dataset.split!r} of domain {dataset.domain.name}: none of {len(rows)} rows holds a token that "
+            "counts in the loss; wanted at least one. Raise --rows, or give another dataset."
+        )
+    documents = packed or DocumentSums.of_rows(sums, dataset.domain.seq_length)
+    content = _measured(saved, sums, documents, dataset, rows)
+    content["attributes"]["data"] = asked.data.resolve().name
+    if direct:
+        table, loss, count = information(model, dataset, rows, direct, given)
+        content["information"] = table
+        content["attributes"] |= known_information(asked.data) | {
+            "trained_on_blanks": saved.config.data.blanked is not None
+        }
+        if direct.gain_of == "text":
+            told = float(table["mutual_information"][0])
+            content["attributes"] |= worth_in_words(asked.data, dataset, rows, told, loss, count)
+    return content
+
+
+def _measured(
     saved: Saved,
     sums: LossSums,
     documents: DocumentSums,
     dataset: TokenDataset,
     rows: np.ndarray,
 ) -> dict[str, Any]:
-    """One group of `launch.evaluation_file`."""
+    """The losses, by kind, position and document."""
     table = evaluation_table(sums, dataset)
     objective = {name: table[0][name] for name in ("loss", "standard_error", "num_tokens")}
     loss_sum, count = (each.cpu().numpy() for each in (documents.loss_sum, documents.count))
@@ -182,12 +180,13 @@ def _content(
     quantiles = np.column_stack([PERCENTILES, percentiles(loss_sum, count)])
     return {
         "attributes": {
+            "kind": LOSSES,
             **objective,
             "domain": dataset.domain.name,
             "split": dataset.split,
             "data_identity": dataset.identity,
             "checkpoint": str(saved.path),
-            "step": int(saved.path.name.rpartition("-")[2]),
+            "step": saved.step,
         },
         "kinds": np.array(
             [tuple(_bytes(row[n]) for n in KINDS.names or ()) for row in table], KINDS

@@ -36,6 +36,16 @@ class Model(Protocol):
         """Sum each tensor over the data-parallel ranks, in place."""
 
 
+class Sums(Protocol):
+    """What the losses of an evaluation are added up in; `megatron_ext.loss.LossSums` is one."""
+
+    def add(self, rows: slice, losses_BS: Tensor, kinds_BS: Tensor, counted_BS: Tensor) -> None:
+        """Add a batch: loss, kind and mask of every token of the evaluation's rows `rows`."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is to be added over ranks."""
+
+
 @dataclass(frozen=True)
 class DocumentSums:
     """Sums over the documents that lie whole in an evaluated row: loss and number of counted tokens, float64 [n].
@@ -56,12 +66,19 @@ class DocumentSums:
         sums = (torch.zeros(len(row), dtype=torch.float64, device=device) for _ in range(2))
         return DocumentSums(row, start, stop, *sums)
 
-    def add(self, where: slice, losses_BS: Tensor, counted_BS: Tensor) -> None:
-        """Add a batch: the loss and mask of every token of the evaluation's rows `where`."""
-        own = slice(*np.searchsorted(self.row, (where.start, where.stop)).tolist())
+    @staticmethod
+    def of_rows(sums: LossSums, length: int) -> "DocumentSums":
+        """Where each row is one document: what has been added up already."""
+        row = np.arange(len(sums.count_R))
+        begin = np.zeros_like(row)
+        return DocumentSums(row, begin, begin + length, sums.loss_sum_R, sums.count_R)
+
+    def add(self, rows: slice, losses_BS: Tensor, kinds_BS: Tensor, counted_BS: Tensor) -> None:
+        """Add a batch; see `Sums`."""
+        own = slice(*np.searchsorted(self.row, (rows.start, rows.stop)).tolist())
         row, start, stop = (
             torch.from_numpy(each[own]).to(losses_BS.device)
-            for each in (self.row - where.start, self.start, self.stop)
+            for each in (self.row - rows.start, self.start, self.stop)
         )
         for total, values in (
             (self.loss_sum, losses_BS.double() * counted_BS),
@@ -70,11 +87,12 @@ class DocumentSums:
             so_far = F.pad(values.cumsum(1), (1, 0))
             total[own] += so_far[row, stop] - so_far[row, start]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.loss_sum, self.count
 
-def evaluate(
-    model: Model, dataset: Dataset, rows: np.ndarray, documents: DocumentSums | None = None
-) -> LossSums:
-    """Sum the loss of `rows` (row numbers) over all ranks, and of their documents if asked for. Collective."""
+
+def evaluate(model: Model, dataset: Dataset, rows: np.ndarray, *beside: Sums) -> LossSums:
+    """Sum the loss of `rows` (row numbers) over all ranks, in all and in each of `beside`. Collective."""
     domain = dataset.domain
     sums = LossSums.zeros(len(rows), len(domain.kinds), domain.seq_length, model.device)
     size, rank = model.micro_batch, data_parallel_rank()
@@ -85,12 +103,10 @@ def evaluate(
         counted = (
             torch.ones_like(losses, dtype=torch.bool) if batch.counted is None else batch.counted
         )
-        sums.add(where, losses, batch.kinds, counted)
-        if documents is not None:
-            documents.add(where, losses, counted)
-    model.add_over_ranks(sums.tensors())
-    if documents is not None:
-        model.add_over_ranks((documents.loss_sum, documents.count))
+        for each in (sums, *beside):
+            each.add(where, losses, batch.kinds, counted)
+    for each in (sums, *beside):
+        model.add_over_ranks(each.tensors())
     return sums
 
 
@@ -113,7 +129,7 @@ def evaluation_table(sums: LossSums, dataset: Dataset, **progress: Any) -> list[
     for kind, total, count in zip(
         dataset.domain.kinds, sums.kind_sum.tolist(), sums.kind_count.tolist(), strict=True
     ):
-        if count and len(dataset.domain.kinds) > 1:
+        if count and len(dataset.domain.kinds) > 1 and kind.kind not in dataset.domain.only_read:
             table.append(
                 {
                     **common,

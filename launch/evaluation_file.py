@@ -1,12 +1,15 @@
 """What `launch evaluate` measured, as HDF5: one group for each checkpoint, `RUN/step-<n>`. No torch.
 
-    attributes              loss, standard_error, num_tokens (objective); domain, split, data_identity, checkpoint,
-                            step
+    attributes              kind ("losses"; where it is "answers", see `launch answers`); loss, standard_error,
+                            num_tokens (objective); domain, split, data (its folder's name), data_identity,
+                            checkpoint, step
     kinds                   kind, loss, standard_error, num_tokens of each kind of token that occurs
     position/{loss, count}  [seq_length], NaN where no token counts
     grid/NAME               the same folded up: `pixel` [rows, columns] (mean over colours), `frame` [frames]
     documents/{row, start, loss_sum, count}    of each document that lies whole in a row; `start`: its first token there
     percentiles             percentile, loss: of the documents' mean losses
+    information             of pairs: `launch.information.INFORMATION`; attributes known_mutual_information,
+                            trained_on_blanks, worth_words and what it follows from
     improved                row, start, difference, ratio of each, where another checkpoint was named before
 
 A file appears by rename, whole or not at all. Losses are in nats per token.
@@ -21,6 +24,7 @@ from typing import Any
 import h5py
 
 SCHEMA = 1
+LOSSES, ANSWERS = "losses", "answers"  # the kinds of groups
 
 
 Add = Callable[[str, Mapping[str, Any]], None]
@@ -51,8 +55,8 @@ def writing(path: Path) -> Iterator[Add]:
         temporary.unlink(missing_ok=True)
 
 
-def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
-    """What `writing` wrote, group by group.
+def read_evaluations(path: Path, leave_out: str = "") -> dict[str, dict[str, Any]]:
+    """What `writing` wrote, group by group; without the datasets whose names begin with `leave_out`, if given.
 
     Raises `ValueError` that names the file for one that is missing, damaged or of another kind.
     """
@@ -61,7 +65,7 @@ def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
             if file.attrs.get("schema") != SCHEMA:
                 raise OSError(f"schema = {file.attrs.get('schema')}")
             found = {
-                f"{run}/{step}": _content(group)
+                f"{run}/{step}": _content(group, leave_out)
                 for run, steps in file.items()
                 for step, group in steps.items()
             }
@@ -73,11 +77,11 @@ def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _content(group: h5py.Group) -> dict[str, Any]:
+def _content(group: h5py.Group, leave_out: str) -> dict[str, Any]:
     content: dict[str, Any] = {"attributes": dict(group.attrs)}
 
     def keep(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
+        if isinstance(item, h5py.Dataset) and not (leave_out and name.startswith(leave_out)):
             content[name] = item[()]
 
     group.visititems(keep)

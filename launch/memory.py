@@ -187,11 +187,11 @@ def _backward_pass(share: Share, made: float) -> dict[str, Parts]:
     again = share.parallel.activation_checkpointing
     kept = _kept(share)
     below = sum(kept)
-    table = share.shape.padded_rows(share.ranks) // share.ranks * share.shape.hidden_size
-    per_layer = (share.parameters - 2 * table) / share.shape.num_layers
+    head = share.head
+    per_layer = (share.parameters - share.table - head) / share.shape.num_layers
     logits = kept_by_head(share) + passing_head(share)
     moments: dict[str, Parts] = {"loss": {"activations": below, "logits": logits}}
-    grown = made * table + (0 if made else share.width * table)
+    grown = made * head + (0 if made else share.width * head)
     largest = 0.0
     for layer in reversed(layers):
         inside = kept_inside(share, layer) if again else 0.0
@@ -200,7 +200,7 @@ def _backward_pass(share: Share, made: float) -> dict[str, Parts]:
             largest = activations + grown
             moments["backward pass"] = {"activations": activations, "gradients": grown}
         below -= kept[layer]
-        grown = made * (table + per_layer * (share.shape.num_layers - layer))
+        grown = made * (head + per_layer * (share.shape.num_layers - layer))
     return moments
 
 

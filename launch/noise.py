@@ -1,9 +1,10 @@
 """What the gradient noise scale is measured from (`launch.diagnosis.noise_scale`), while a run trains.
 
-The small batch is one micro-batch of one rank, the big one the global batch: nothing is computed twice.
+The small batch is one micro-batch of one rank, the big one the global batch: nothing is computed twice. Where one
+micro-batch is all, its first half is computed by itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,16 @@ from torch import Tensor
 from megatron_ext.model import is_split
 
 EVERY = 16  # steps: reading every gradient once more then costs nothing that shows
+
+
+def squared_gradient(
+    loss: Tensor, parameters: Sequence[torch.nn.Parameter], counts_shared: bool
+) -> Tensor:
+    """The squared norm of the gradient of `loss`, which is added to nothing; see `SquaredGradient`. Not under ZeRO 3,
+    which holds parts of the parameters."""
+    counted = [p for p in parameters if counts_shared or is_split(p)]
+    found = torch.autograd.grad(loss, counted, allow_unused=True)
+    return torch.stack([each.float().square().sum() for each in found if each is not None]).sum()
 
 
 class SquaredGradient:

@@ -202,7 +202,7 @@ def _options(job: _Job, name: str, else_these: tuple) -> tuple:
 
 def _tensor_parallel(job: _Job, gpus: int) -> list[int]:
     """Divisors of heads and feed-forward size; within a node, since every layer waits for the sums."""
-    most = min(gpus, job.gpus_per_node)
+    most = 1 if job.shape.classes else min(gpus, job.gpus_per_node)  # classifiers are not split
     name = "tensor_model_parallel_size"
     tried = _options(job, name, tuple(range(1, most + 1)))
     heads, width = job.shape.num_attention_heads, job.shape.ffn_hidden_size

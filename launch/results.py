@@ -5,7 +5,7 @@ One file per run folder:
     /train            one row per optimizer step           (columns: TRAIN_COLUMNS)
     /eval             one row per evaluation, split, kind  (columns: EVAL_COLUMNS)
     /eval_position/SPLIT/{step, loss, count}               [evaluations], [evaluations, seq_length] x 2
-    attributes        schema, config (JSON), provenance (JSON), finished, and every counting convention
+    attributes        schema, config (JSON), provenance (JSON), finished, every counting convention, SPEED_NAMES
 
 Each checkpoint holds a copy, and a run that resumes begins with that copy: so its file equals an
 uninterrupted run's, and a damaged one (a full disk in the middle of a write) is replaced.
@@ -88,6 +88,10 @@ COUNT_NAMES = (
 """Attributes of a finished run, in every counting convention; `flops_*` are of the whole run."""
 
 
+SPEED_NAMES = ("tokens_per_second", "model_flops_per_second", "mfu", "step_seconds_median")
+"""Attributes of the steps since the last start, over all devices (`launch.speed`); FLOPs are exact; mfu may be NaN."""
+
+
 class DamagedFile(ValueError):
     """A file that should be a run's measurements and cannot be read as that."""
 
@@ -106,6 +110,7 @@ class RunResult:
     eval: np.ndarray
     eval_position: dict[str, dict[str, np.ndarray]]
     noise: np.ndarray
+    speed: dict[str, float]  # empty in files of older runs
 
     @property
     def spikes(self) -> np.ndarray:
@@ -148,8 +153,7 @@ class ResultWriter:
             self._file.attrs["config"] = json.dumps(config)
             self._file.attrs["provenance"] = _appended_json(self._file, provenance)
             self._file.attrs["finished"] = False
-            for name in COUNT_NAMES:
-                self._file.attrs[name] = float(counts[name])
+            self._file.attrs.update({name: float(counts[name]) for name in COUNT_NAMES})
             self._file.flush()
 
     def __enter__(self) -> "ResultWriter":
@@ -194,6 +198,10 @@ class ResultWriter:
         self.flush()
         return self._file["train"]["seconds"]
 
+    def speed(self, **values: float) -> None:
+        """Record all of SPEED_NAMES."""
+        self._file.attrs.update({name: float(values[name]) for name in SPEED_NAMES})
+
     def flush(self) -> None:
         """Write the buffered rows and hand them to the operating system."""
         if self._train_rows:
@@ -229,11 +237,8 @@ def read_result(folder: Path) -> RunResult:
                 split: {name: group[name][()] for name in ("step", "loss", "count")}
                 for split, group in file.get("eval_position", {}).items()
             },
-            noise=(
-                _read_table(file, "noise", NOISE_COLUMNS)
-                if "noise" in file
-                else np.empty(0, NOISE_COLUMNS)
-            ),
+            noise=_read_table(file, "noise", NOISE_COLUMNS, may_be_missing=True),
+            speed={name: float(file.attrs[name]) for name in SPEED_NAMES if name in file.attrs},
         )
 
 
@@ -262,10 +267,8 @@ def read_progress(folder: Path) -> tuple[bool, np.ndarray]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside a run file is said with the file's name.
-
-    HDF5 reports damage by almost any exception; a message of ours, which names the file, passes.
-    """
+    """Whatever goes wrong inside a run file is said with the file's name. HDF5 reports damage by almost any
+    exception; a message of ours, which names the file, passes."""
     try:
         yield
     except Exception as error:
@@ -333,8 +336,10 @@ def _append(table: h5py.Dataset, rows: np.ndarray) -> None:
     table[start:] = rows
 
 
-def _read_table(file: h5py.File, name: str, columns: np.dtype) -> np.ndarray:
-    rows = file[name][()]
+def _read_table(
+    file: h5py.File, name: str, columns: np.dtype, may_be_missing: bool = False
+) -> np.ndarray:
+    rows = np.empty(0, columns) if may_be_missing and name not in file else file[name][()]
     if rows.dtype != columns:
         raise TypeError(f"/{name} has columns {rows.dtype.names}, wanted {columns.names}")
     return rows

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from launch.strict import Strict
 
-LearningRateRule = Literal["henighan", "kaplan"]
+LearningRateRule = Literal["henighan", "kaplan", "porian"]
+BatchRule = Literal["porian"]
 
 LEARNING_RATE_RULES: dict[LearningRateRule, Callable[[float], float]] = {
     # Our reading of Henighan et al. 2020, Table 5 (image, video and math models), which gives rates
@@ -20,8 +21,15 @@ LEARNING_RATE_RULES: dict[LearningRateRule, Callable[[float], float]] = {
     "henighan": lambda params: 0.02828 * params**-0.25,
     # Kaplan et al. 2020, eq. D.1. The logarithm is natural: so it reproduces Henighan's Table 4.
     "kaplan": lambda params: 0.003239 - 0.0001395 * math.log(params),
+    # Porian et al. 2024: tuned for each size, with a constant rate.
+    "porian": lambda params: 3.7 * params**-0.36,
 }
-"""Peak learning rate as a function of N (non-embedding parameters)."""
+"""Peak learning rate as a function of N: of non-embedding parameters; Porian's counts the head too."""
+
+
+def batch_tokens(params_with_head: int) -> float:
+    """Porian et al. 2024: the tokens in a batch, tuned for each size."""
+    return 0.7576 * params_with_head**0.703
 
 
 class Schedule(Strict):
@@ -38,24 +46,35 @@ class Schedule(Strict):
     kind: Literal["constant", "linear", "cosine", "wsd"] = "linear"
     warmup_tokens: Annotated[float, Field(ge=0)] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    # For each parameter, the head counted; 1 in Porian et al. 2024
+    warmup_tokens_per_param: Annotated[float, Field(ge=0)] | None = None
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     cooldown_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "Schedule":
-        if self.warmup_steps is not None and self.warmup_tokens is not None:
-            raise ValueError("warmup_steps and warmup_tokens are both given; wanted one of them")
+        names = ("warmup_steps", "warmup_tokens", "warmup_tokens_per_param")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; wanted one of them")
         return self
 
+    def of_size(self, params_with_head: int) -> "Schedule":
+        """The same with its warm-up in tokens or steps."""
+        if self.warmup_tokens_per_param is None:
+            return self
+        tokens = self.warmup_tokens_per_param * params_with_head
+        return self.model_copy(update={"warmup_tokens": tokens, "warmup_tokens_per_param": None})
 
-def peak_learning_rate(rate: float | LearningRateRule, params_non_embedding: int) -> float:
-    """A number as it is, or a named rule at N. Raises `ValueError` where the rule breaks down."""
+
+def peak_learning_rate(rate: float | LearningRateRule, params: int) -> float:
+    """A number as it is, or a named rule at N, as the rule counts it. Raises `ValueError` where that breaks down."""
     if not isinstance(rate, str):
         return float(rate)
-    peak = LEARNING_RATE_RULES[rate](params_non_embedding)
+    peak = LEARNING_RATE_RULES[rate](params)
     if peak <= 0:
         raise ValueError(
-            f"optimizer.learning_rate = '{rate}' gives {peak:.3g} at N = {params_non_embedding:.3g};"
+            f"optimizer.learning_rate = '{rate}' gives {peak:.3g} at N = {params:.3g};"
             " wanted a positive rate. The rule breaks down there (Kaplan appendix D: above 1e10): "
             "give a number instead."
         )

@@ -7,7 +7,7 @@ and for a budget, within some tens of per cent; memory is predicted far better.
 
 from launch.activations import FP32, Share, kept_by_layer, rows_of_logits
 from launch.devices import Device
-from megatron_ext.shape import FORWARD_AND_BACKWARD, MATRIX_FLOPS
+from megatron_ext.shape import FORWARD_AND_BACKWARD
 
 # What a layer keeps is written and read in the forward pass; the backward pass reads it and writes
 # a gradient as large.
@@ -42,8 +42,7 @@ def flops_of_step(share: Share) -> float:
     shape = share.shape
     per_token = shape.flops_per_token_exact
     if share.parallel.activation_checkpointing:
-        head = FORWARD_AND_BACKWARD * MATRIX_FLOPS * shape.hidden_size * shape.vocab_size
-        per_token += (per_token - head) / FORWARD_AND_BACKWARD
+        per_token += (per_token - shape.flops_of_head) / FORWARD_AND_BACKWARD
     return per_token * share.tokens * share.micro_batches / share.ranks
 
 

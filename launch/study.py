@@ -9,84 +9,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from data_prep.domain import Domain, domain
+from launch.budget import BatchOfSize, Budget
 from launch.config import (
     Batch,
     Checkpoint,
     Data,
     Evaluation,
     Guards,
+    Loss,
     Model,
+    Name,
     Optimizer,
     Parallel,
-    PositiveInt,
     RunConfig,
     Seed,
     Source,
+    Start,
     Trunk,
 )
+from launch.ladder import Rung
+from launch.refusals import refuse_classes, refuse_tables
 from launch.schedule import Schedule, cooldown_start, peak_learning_rate
 from launch.strict import Strict, read_toml, validate
 from megatron_ext.shape import ModelShape, shape_of
 
 MOST_TOKENS = 1e18  # a thousand times what the largest runs have seen, and more
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Positives = Annotated[list[Positive], Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-
-
-class Rung(Strict):
-    """One size. What is left out follows from the family; `seeds` replaces the study's."""
-
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    ffn_hidden_size: PositiveInt | None = None
-    num_attention_heads: PositiveInt | None = None
-    kv_channels: PositiveInt | None = None
-    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
-
-
-class Budget(Strict):
-    """How long to train; exactly one of the three, a number or a list."""
-
-    tokens: Positive | Positives | None = None
-    flops: Positive | Positives | None = None  # 6 N D
-    tokens_per_param: Positive | Positives | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Budget":
-        given = [name for name in Budget.model_fields if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"{', '.join(given) or 'nothing'} given; wanted exactly one of tokens, flops, "
-                "tokens_per_param"
-            )
-        return self
-
-    @property
-    def unit(self) -> str:
-        return next(name for name in Budget.model_fields if getattr(self, name) is not None)
-
-    @property
-    def values(self) -> list[float]:
-        value = getattr(self, self.unit)
-        return value if isinstance(value, list) else [value]
-
-    def tokens_for(self, value: float, params: int) -> float:
-        return {"tokens": value, "flops": value / (6 * params), "tokens_per_param": value * params}[
-            self.unit
-        ]
 
 
 Table = dict[str, Any]
-REPLACED_KEY_BY_KEY = ("batch", "optimizer", "schedule", "model", "data")
+REPLACED_KEY_BY_KEY = ("batch", "optimizer", "schedule", "model", "data", "loss")
+REPLACED_WHOLE = ("budget", "start")
 
 
 class Variant(Strict):
     """One way to train the whole ladder: what these tables hold replaces the study's, key by key, and `budget`
-    as a whole. A variant of a name alone is the study as it stands."""
+    and `start` as a whole. A variant of a name alone is the study as it stands."""
 
     name: Name
     batch: Table = {}
@@ -94,7 +54,9 @@ class Variant(Strict):
     schedule: Table = {}
     model: Table = {}
     data: Table = {}
+    loss: Table = {}
     budget: Budget | None = None
+    start: Start | None = None
 
 
 class Study(Strict):
@@ -105,7 +67,7 @@ class Study(Strict):
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     ladder: Annotated[list[Rung], Field(min_length=1)]
     budget: Budget
-    batch: Batch = Batch()
+    batch: BatchOfSize = BatchOfSize()
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     model: Model = Model()
@@ -115,6 +77,8 @@ class Study(Strict):
     parallel: Parallel = Parallel()
     guards: Guards = Guards()
     data: Data = Data()
+    loss: Loss = Loss()
+    start: Start | None = None
     variants: list[Variant] = []
 
     @field_validator("domain")
@@ -156,11 +120,16 @@ def expand(study: Study, where: Path | str) -> tuple[RunConfig, ...]:
     the_domain = domain(study.domain)
     runs = []
     for varied, variant in _variants(study, where):
-        if varied.blend and varied.data.unique_tokens:
-            raise ValueError(
-                f"{where}: data.unique_tokens = {varied.data.unique_tokens:,} with [[blend]]; wanted one of "
-                "them, for it does not say of which dataset. Build a smaller dataset for the blend."
-            )
+        refuse_tables(
+            where,
+            the_domain,
+            name=varied.name,
+            blend=varied.blend,
+            data=varied.data,
+            loss=varied.loss,
+            start=varied.start,
+        )
+        refuse_classes(where, the_domain, varied.model, varied.parallel)
         for index, rung in enumerate(study.ladder):
             try:
                 shape = _shape(rung, varied, the_domain)
@@ -182,7 +151,8 @@ def _variants(study: Study, where: Path | str) -> Iterator[tuple[Study, str]]:
     if not study.variants:
         yield study, ""
     for index, variant in enumerate(study.variants):
-        changed: dict[str, Any] = {} if variant.budget is None else {"budget": variant.budget}
+        whole = {name: getattr(variant, name) for name in REPLACED_WHOLE}
+        changed = {name: table for name, table in whole.items() if table is not None}
         for name in REPLACED_KEY_BY_KEY:
             if override := getattr(variant, name):
                 table = getattr(study, name)
@@ -193,13 +163,17 @@ def _variants(study: Study, where: Path | str) -> Iterator[tuple[Study, str]]:
 
 
 def _shape(rung: Rung, study: Study, the_domain: Domain) -> ModelShape:
+    # A classifier reads the rows that its class stands behind.
+    read = domain(the_domain.labelled) if the_domain.labelled else the_domain
+    sizes: dict[str, Any] = rung.sizes(study.model.family)
     return shape_of(
         study.model.family,
-        **rung.model_dump(exclude={"seeds"}),
-        seq_length=the_domain.seq_length,
-        vocab_size=the_domain.vocab_size,
-        attention_window=_window(the_domain) if study.model.attention == "sparse" else 0,
-        position_axes=_axes(the_domain) if study.model.positions == "factorised" else (),
+        **sizes,
+        seq_length=read.seq_length,
+        vocab_size=read.vocab_size,
+        attention_window=_window(read) if study.model.attention == "sparse" else 0,
+        position_axes=_axes(read) if study.model.positions == "factorised" else (),
+        classes=study.model.classes or 0,
     )
 
 
@@ -224,10 +198,12 @@ def _axes(the_domain: Domain) -> tuple[int, ...]:
 
 
 def _run(study: Study, shape: ModelShape, value: float, seed: int, variant: str) -> RunConfig:
-    params = shape.params_non_embedding
-    per_step = study.batch.train_batch_size * shape.seq_length
+    params, with_head = shape.params_non_embedding, shape.params_non_embedding_and_head
+    batch = Batch(train_batch_size=study.batch.rows(shape))
+    per_step = batch.train_batch_size * shape.seq_length
     steps = max(1, round(study.budget.tokens_for(value, params) / per_step))
-    rate = peak_learning_rate(study.optimizer.learning_rate, params)
+    asked = study.optimizer.learning_rate
+    rate = peak_learning_rate(asked, with_head if asked == "porian" else params)
     return RunConfig(
         study=study.name,
         question=study.question,
@@ -236,9 +212,9 @@ def _run(study: Study, shape: ModelShape, value: float, seed: int, variant: str)
         shape=shape,
         tokens=steps * per_step,
         seed=seed,
-        batch=study.batch,
+        batch=batch,
         optimizer=study.optimizer.model_copy(update={"learning_rate": rate}),
-        schedule=study.schedule,
+        schedule=study.schedule.of_size(with_head),
         model=study.model,
         precision=study.precision,
         evaluation=study.evaluation,
@@ -246,6 +222,8 @@ def _run(study: Study, shape: ModelShape, value: float, seed: int, variant: str)
         parallel=study.parallel,
         guards=study.guards,
         data=study.data,
+        loss=study.loss,
+        start=study.start,
         variant=variant,
     )
 
@@ -254,9 +232,9 @@ def _refuse_absurd(
     shape: ModelShape, study: Study, position: int, value: float, where: Path | str
 ) -> None:
     """Budgets that no run can have: under half a step, or beyond what anybody counts."""
-    step = study.batch.train_batch_size * shape.seq_length
+    step = study.batch.rows(shape) * shape.seq_length
     tokens = study.budget.tokens_for(value, shape.params_non_embedding)
-    if tokens <= MOST_TOKENS and (tokens >= step / 2 or _warmup_steps(study.schedule, step)):
+    if tokens <= MOST_TOKENS and (tokens >= step / 2 or _warmup_steps(study, shape, step)):
         return
     raise ValueError(
         f"{where}: budget.{study.budget.unit}[{position}] = {value:.3g} trains {shape.name} for {tokens:.3g} "
@@ -264,8 +242,9 @@ def _refuse_absurd(
     )
 
 
-def _warmup_steps(schedule: Schedule, step: int) -> float:
+def _warmup_steps(study: Study, shape: ModelShape, step: int) -> float:
     """Of a run with a warm-up that is too short it is said what would do."""
+    schedule = study.schedule.of_size(shape.params_non_embedding_and_head)
     return schedule.warmup_steps or (schedule.warmup_tokens or 0) / step
 
 

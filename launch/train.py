@@ -25,6 +25,7 @@ from launch.provenance import provenance
 from launch.results import ResultWriter
 from launch.schedule import learning_rate
 from launch.speed import described, speed
+from launch.start import Beginning
 from launch.stopping import StopSignal
 from megatron_ext.parallel import data_parallel_rank
 
@@ -67,13 +68,15 @@ def train(
 
     # --- model, optimizer, and where to continue ---
     with contextlib.ExitStack() as opened:
-        engine = opened.enter_context(contextlib.closing(Engine(config, device)))
+        found = _found(config, folder, identity)
+        begin = Beginning.of(config, folder.parents[1]) if found is None else Beginning()
+        engine = opened.enter_context(contextlib.closing(Engine(config, device, begin.fill)))
         batches = TrainingBatches(train_set, config, data_parallel_rank(), engine.world_size)
-        step = _resume(engine, folder, identity)
+        step = _resume(engine, folder, found)
         evaluation_steps = set(config.evaluation_steps())
         writer = None
         if first_rank():
-            results = _open_results(engine, folder, step, identity)
+            results = _open_results(engine, folder, step, identity, begin.source)
             writer = opened.enter_context(results)
         # The last to be opened: what it is still writing is waited for first.
         saver = opened.enter_context(checkpoint.Saver(engine, folder, identity))
@@ -93,7 +96,10 @@ def train(
                 total_tokens=config.tokens,
             )
             result = engine.train_step(
-                batches.at(step, device), rate, measure_noise=step % noise.EVERY == 0
+                batches.at(step, device),
+                rate,
+                step=step,
+                measure_noise=step % noise.EVERY == 0,
             )
             lifeline.step()
             step += 1
@@ -142,12 +148,11 @@ def train(
         with lifeline.patience():
             saver.finish()
         finished = step == config.train_steps
+        if writer and step > first_step:
+            _tell_speed(engine, writer, first_step, saver, time.monotonic() - began)
         if writer and finished:
             writer.finish()
             checkpoint.remove_all(folder, config)
-        if writer and step > first_step:
-            steps = writer.step_seconds()[first_step:]  # others may be of other devices
-            _tell_speed(engine, steps, saver, time.monotonic() - began)
     return finished
 
 
@@ -163,10 +168,19 @@ def _progress(config: RunConfig, step: int, loss: float, pace: float) -> Progres
     )
 
 
-def _tell_speed(engine: Engine, steps: np.ndarray, saver: checkpoint.Saver, seconds: float) -> None:
-    """`steps`: the seconds of each; `seconds`: of all, with evaluations and checkpoints."""
+def _tell_speed(
+    engine: Engine, writer: ResultWriter, first_step: int, saver: checkpoint.Saver, seconds: float
+) -> None:
+    """Say and record it. `seconds`: of all steps since `first_step`, with evaluations and checkpoints."""
     config, device = engine.config, gpu_of(engine.device)
+    steps = writer.step_seconds()[first_step:]  # others may be of other devices
     fast = speed(steps, config, torch.distributed.get_world_size(), device)
+    writer.speed(
+        tokens_per_second=fast.tokens,
+        model_flops_per_second=fast.flops_exact,
+        mfu=math.nan if fast.mfu is None else fast.mfu,
+        step_seconds_median=fast.percentiles[0],
+    )
     say(f"{config.run_id}: {described(fast, config, device)}")
     say(
         f"{config.run_id}: {saver.saves} checkpoints, for which training waited "
@@ -212,18 +226,24 @@ def _evaluate(
             writer.eval(evaluation_table(sums, dataset, **progress))
 
 
-def _resume(engine: Engine, folder: Path, identity: str) -> int:
-    """Load the newest whole checkpoint of the run, or its trunk's; returns the steps done."""
+def _found(config: RunConfig, folder: Path, identity: str) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint of the run, or its trunk's; None where it begins. Collective."""
     if first_rank():
         checkpoint.remove_leftovers(folder)
-    trunk = engine.config.trunk
+    trunk = config.trunk
     found = checkpoint.newest(folder)
     if found is None and trunk is not None:
         found = checkpoint.newest(folder.parent / trunk.run_id, at_step=trunk.step)
     if found is not None:
         checkpoint.refuse_weights_alone(found)
         refuse_other_data(folder, found.data_identity, identity)
-        _refuse_other_run(found, engine.config)
+        _refuse_other_run(found, config)
+    return found
+
+
+def _resume(engine: Engine, folder: Path, found: checkpoint.Checkpoint | None) -> int:
+    """Load what was found, measurements too; returns the steps done."""
+    if found is not None:
         checkpoint.load(engine, found, folder)
         say(f"{engine.config.run_id}: continues after step {found.step} ({found.path})")
     if first_rank():
@@ -242,7 +262,13 @@ def _refuse_other_run(found: checkpoint.Checkpoint, config: RunConfig) -> None:
         )
 
 
-def _open_results(engine: Engine, folder: Path, step: int, identity: str) -> ResultWriter:
+def _open_results(
+    engine: Engine,
+    folder: Path,
+    step: int,
+    identity: str,
+    started_from: str,
+) -> ResultWriter:
     config = engine.config
     return ResultWriter(
         folder,
@@ -255,6 +281,7 @@ def _open_results(engine: Engine, folder: Path, step: int, identity: str) -> Res
             train_micro_batch_size_per_gpu=engine.micro_batch,
             zero_stage=config.parallel.zero_stage,
             resumed_at_step=step,
+            started_from=started_from,
         ),
         counts={
             "params_non_embedding": config.shape.params_non_embedding,
@@ -263,7 +290,7 @@ def _open_results(engine: Engine, folder: Path, step: int, identity: str) -> Res
             "flops_6nd": config.flops,
             "flops_exact": config.flops_exact,
         },
-        seq_length=config.shape.seq_length,
+        seq_length=config.shape.row_length,
     )
 
 

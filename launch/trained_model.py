@@ -10,7 +10,8 @@ from launch.batches import Batch
 from launch.config import RunConfig
 from launch.engine import MICRO_BATCH_TOKENS
 from launch.universal import whole_weights
-from megatron_ext.model import LanguageModel, build_model
+from megatron_ext.classifier import build
+from megatron_ext.model import LanguageModel
 from megatron_ext.parallel import data_parallel_group, data_parallel_size, start_process_groups
 
 
@@ -23,7 +24,7 @@ class TrainedModel:
         self.device = device
         self.world_size = data_parallel_size()
         self.micro_batch = max(1, MICRO_BATCH_TOKENS[device.type] // config.shape.seq_length)
-        model = build_model(config.shape, seed=0, init_std=config.model.init_std, device=device)
+        model = build(config.shape, seed=0, init_std=config.model.init_std, device=device)
         precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.model: LanguageModel = model.to(precision).eval().requires_grad_(False)
 

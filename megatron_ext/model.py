@@ -12,6 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from megatron_ext.attention import CausalAttention
+from megatron_ext.dropout import EMBEDDINGS, Masks
 from megatron_ext.linear import ColumnLinear, RowLinear, to_all_ranks
 from megatron_ext.loss import token_losses
 from megatron_ext.norm import Norm
@@ -37,12 +38,23 @@ class LanguageModel(torch.nn.Module):
     alone: in mathematics that is one position in twelve, and nothing else reads the other logits.
 
     The layers are called here and not by `GPTModel`, whose way through them asks for CUDA's random
-    numbers as soon as rows are split over ranks; there is no dropout, so nothing here is random.
+    numbers as soon as rows are split over ranks. `masks` is None without dropout; else what trains the
+    model begins each pass with a key for them (`megatron_ext.dropout`).
     """
 
-    def __init__(self, gpt: GPTModel, shape: ModelShape, *, recompute: bool = False) -> None:
+    new_parameters: frozenset[str] = frozenset()  # what a run may start without (`launch.start`)
+
+    def __init__(
+        self,
+        gpt: GPTModel,
+        shape: ModelShape,
+        *,
+        recompute: bool = False,
+        masks: Masks | None = None,
+    ) -> None:
         super().__init__()
         self.gpt = gpt
+        self.masks = masks
         self.shape = shape
         self.recompute = recompute
         self.ranks = tensor_parallel_size()
@@ -88,10 +100,14 @@ class LanguageModel(torch.nn.Module):
         tables = self.gpt.embedding
         embedded_BSD = tables.word_embeddings(input_BS) + tables.position_embeddings(self.positions)
         hidden_SBD = embedded_BSD.transpose(0, 1).contiguous()
+        if self.masks and self.training:
+            self.masks.draw(0, EMBEDDINGS, split=False)
+            hidden_SBD = F.dropout(hidden_SBD, self.masks.share)
         if self.sequence_parallel:
             hidden_SBD = scatter(hidden_SBD)
         for layer in self.gpt.decoder.layers:
             if self.recompute and torch.is_grad_enabled():
+                # Dropout seeds its masks itself, layer by layer: there is no state to keep.
                 hidden_SBD = torch.utils.checkpoint.checkpoint(
                     _output_of, layer, hidden_SBD, use_reentrant=False, preserve_rng_state=False
                 )
@@ -142,22 +158,24 @@ def build_model(
     device: torch.device,
     sequence_parallel: bool = False,
     recompute: bool = False,
+    dropout: float = 0.0,
 ) -> LanguageModel:
     """A new model, or this rank's part of it: its weights are a pure function of (shape, seed, init_std).
 
     They are drawn on the CPU, whole and in the order of construction, so a GPU and a model split
     over tensor-parallel ranks start from the same numbers. `sequence_parallel` splits the rows
-    between the split layers too; `recompute` keeps only the input of each layer for the backward
+    between the split layers too; `dropout` is a share; `recompute` keeps only the input of each layer for the backward
     pass. Raises `ValueError` where the ranks do not divide the shape, and `AssertionError` if the
     counting formulas of `ModelShape` do not equal what was built.
     """
     ranks = tensor_parallel_size()
     refuse_indivisible(shape, ranks, sequence_parallel)
     seed_everything(seed)
-    config = _transformer_config(shape, init_std, ranks, sequence_parallel)
+    masks = Masks(dropout) if dropout else None
+    config = _transformer_config(shape, init_std, ranks, sequence_parallel, dropout)
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=_block_spec(shape),
+        transformer_layer_spec=_block_spec(shape, masks),
         vocab_size=shape.padded_rows(ranks),
         max_sequence_length=shape.seq_length,
         parallel_output=True,
@@ -171,7 +189,7 @@ def build_model(
     _assert_counts(gpt, shape, ranks)
     # Entries of `None` that megatron-core leaves for Transformer Engine crash DeepSpeed's tools.
     gpt.register_state_dict_post_hook(_drop_extra_state)
-    return LanguageModel(gpt, shape, recompute=recompute).to(device)
+    return LanguageModel(gpt, shape, recompute=recompute, masks=masks).to(device)
 
 
 def refuse_indivisible(shape: ModelShape, ranks: int, sequence_parallel: bool) -> None:
@@ -186,12 +204,13 @@ def refuse_indivisible(shape: ModelShape, ranks: int, sequence_parallel: bool) -
             )
 
 
-def _block_spec(shape: ModelShape) -> TransformerBlockSubmodules:
+def _block_spec(shape: ModelShape, masks: Masks | None) -> TransformerBlockSubmodules:
     """Megatron-core's plain layers, with our core attention, linear layers and norms in them."""
     spec = get_gpt_layer_local_spec()
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
     attention = spec.submodules.self_attention.submodules
-    attention.core_attention = ModuleSpec(module=CausalAttention, params={"shape": shape})
+    own = {"shape": shape, "masks": masks}
+    attention.core_attention = ModuleSpec(module=CausalAttention, params=own)
     attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
     mlp = spec.submodules.mlp.submodules
     mlp.linear_fc1, mlp.linear_fc2 = ColumnLinear, RowLinear
@@ -199,7 +218,7 @@ def _block_spec(shape: ModelShape) -> TransformerBlockSubmodules:
 
 
 def _transformer_config(
-    shape: ModelShape, init_std: float, ranks: int, sequence_parallel: bool
+    shape: ModelShape, init_std: float, ranks: int, sequence_parallel: bool, dropout: float
 ) -> TransformerConfig:
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -212,8 +231,8 @@ def _transformer_config(
         init_method_std=init_std,
         init_method=_drawn(shape, init_std, ranks),
         embedding_init_method=_drawn(shape, init_std, ranks),
-        hidden_dropout=0.0,  # one pass over the data: neither paper uses dropout for its main laws
-        attention_dropout=0.0,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
         use_cpu_initialization=True,
         params_dtype=torch.float32,
         pipeline_dtype=torch.float32,

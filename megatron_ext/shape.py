@@ -23,6 +23,7 @@ FAMILIES: tuple[Family, ...] = ("henighan", "henighan-multimodal", "kaplan")
 Attention = Literal["dense", "local", "strided"]
 
 MATRIX_FLOPS = 2  # one multiply and one add per weight and token
+LABEL_TOKENS = 2  # of a row that a classifier is given: its class in two bytes, behind the picture
 FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward pass (Kaplan section 2.1)
 
 
@@ -31,7 +32,8 @@ class ModelShape:
     """Sizes in megatron-core's names; `seq_length` and `vocab_size` come from the domain.
 
     `vocab_size` counts the tokens of the data. The model has one more input token, the start
-    token, which stands before every row so that the first token is predicted too.
+    token, which stands before every row so that the first token is predicted too. With `classes` it is
+    a classifier (`megatron_ext.classifier`): `seq_length` counts the positions that it reads.
     """
 
     num_layers: int
@@ -43,12 +45,13 @@ class ModelShape:
     vocab_size: int
     attention_window: int = 0  # 0: dense; else layers alternate between a band and a stride of it
     position_axes: tuple[int, ...] = ()  # (): one table; else the sizes of the axes, slowest first
+    classes: int = 0  # 0: a language model
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             if name == "position_axes":
                 continue
-            value, least = getattr(self, name), int(name != "attention_window")
+            value, least = getattr(self, name), int(name not in ("attention_window", "classes"))
             if not isinstance(value, int) or value < least:
                 raise ValueError(
                     f"shape.{name} = {value!r}; wanted a whole number of at least {least}. Correct "
@@ -68,8 +71,13 @@ class ModelShape:
         return self.num_attention_heads * self.kv_channels
 
     @property
+    def row_length(self) -> int:
+        """Tokens of a row of the data: those that the model reads, and a class behind them if it is a classifier."""
+        return self.seq_length + (LABEL_TOKENS if self.classes else 0)
+
+    @property
     def embedding_rows(self) -> int:
-        """Rows of the token table and of the output head: the data's tokens and the start token."""
+        """Rows of the token table, and of a language model's head: the data's tokens and the start token."""
         return self.vocab_size + 1
 
     def padded_rows(self, ranks: int) -> int:
@@ -126,8 +134,15 @@ class ModelShape:
 
     @property
     def params_non_embedding_and_head(self) -> int:
-        """N plus the output head, counted over the data's vocabulary."""
-        return self.params_non_embedding + self.vocab_size * self.hidden_size
+        """N plus the weights of the output head, counted over the data's vocabulary, or over the classes."""
+        return self.params_non_embedding + (self.classes or self.vocab_size) * self.hidden_size
+
+    @property
+    def head_parameters(self) -> int:
+        """The output matrix, or a classifier's linear layer with its bias."""
+        if self.classes:
+            return self.classes * (self.hidden_size + 1)
+        return self.embedding_rows * self.hidden_size
 
     @property
     def params_total(self) -> int:
@@ -135,7 +150,7 @@ class ModelShape:
         d = self.hidden_size
         biases = 3 * self.attention_size + d + self.ffn_hidden_size + d
         norms = 2 * 2 * d
-        tables = 2 * self.embedding_rows * d + self.position_rows * d
+        tables = (self.embedding_rows + self.position_rows) * d + self.head_parameters
         final_norm = 2 * d
         return self.params_non_embedding + self.num_layers * (biases + norms) + tables + final_norm
 
@@ -145,10 +160,14 @@ class ModelShape:
         d, attention, feed = self.hidden_size, self.attention_size, self.ffn_hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "embedding.word_embeddings.weight": (self.embedding_rows, d),
-            "output_layer.weight": (self.embedding_rows, d),
             "decoder.final_layernorm.weight": (d,),
             "decoder.final_layernorm.bias": (d,),
         }
+        if self.classes:
+            shapes["class_layer.weight"] = (self.classes, d)
+            shapes["class_layer.bias"] = (self.classes,)
+        else:
+            shapes["output_layer.weight"] = (self.embedding_rows, d)
         if not self.position_axes:
             shapes["embedding.position_embeddings.weight"] = (self.seq_length, d)
         for number, size in enumerate(self.position_axes):
@@ -187,8 +206,13 @@ class ModelShape:
         """
         keys = sum(self.keys_attended(self.attention_of(layer)) for layer in range(self.num_layers))
         attention = 2 * MATRIX_FLOPS * keys * self.attention_size
-        head = MATRIX_FLOPS * self.hidden_size * self.vocab_size
-        return self.flops_per_token_6nd + FORWARD_AND_BACKWARD * (attention + head)
+        return self.flops_per_token_6nd + FORWARD_AND_BACKWARD * attention + self.flops_of_head
+
+    @property
+    def flops_of_head(self) -> float:
+        """Of the output head, per token, forward and backward; a classifier's answers once for all it reads."""
+        columns = self.classes / self.seq_length if self.classes else self.vocab_size
+        return FORWARD_AND_BACKWARD * MATRIX_FLOPS * self.hidden_size * columns
 
 
 def shape_of(
@@ -203,6 +227,7 @@ def shape_of(
     kv_channels: int | None = None,
     attention_window: int = 0,
     position_axes: tuple[int, ...] = (),
+    classes: int = 0,
 ) -> ModelShape:
     """The shape that a family of the papers gives to a depth and a width.
 
@@ -234,4 +259,5 @@ def shape_of(
         vocab_size=vocab_size,
         attention_window=attention_window,
         position_axes=position_axes,
+        classes=classes,
     )

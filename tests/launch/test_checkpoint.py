@@ -145,6 +145,7 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_the_older_and_replaces_it(
     assert verify(folder / "checkpoints" / "step-8").step == 8, "written anew"
     assert (folder / "checkpoints" / "broken-step-8").is_dir(), "kept for who wants to look"
     assert_same_bits(train_alone(run, pictures, results), alone(run))
+    assert not list(folder.glob("checkpoints/broken-*")), "a finished run has no use for it"
 
 
 def test_all_damaged_means_from_the_beginning(copy, alone, pictures, capfd):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from launch.checkpoint_files import CHECKPOINTS
 from launch.checkpoint_writer import Part, Writing, copied, write_file
 from launch.engine import Engine, start_process
 from launch.results import METRICS_FILE
-from tests.launch.small import config, run_folder, train_alone
+from tests.launch.small import config, run_folder, train_alone, train_until
 from tests.launch.test_checkpoint import steps
 from tests.launch.topologies import train
 
@@ -146,11 +147,26 @@ def test_every_so_many_steps_a_checkpoint_is_kept_for_good(pictures, tmp_path):
     assert steps(run_folder(tmp_path, run)) == [4, 8, 10]
 
 
+def test_what_was_kept_stays_when_the_study_no_longer_asks_for_it(pictures, tmp_path):
+    every = {"interval_minutes": 0.0, "keep_last": 1}
+    assert not train_until(
+        config(10, checkpoint={**every, "keep_every": 4}), pictures, tmp_path, step=5
+    )
+    run = config(10, checkpoint=every)
+    train_alone(run, pictures, tmp_path)
+    assert steps(run_folder(tmp_path, run)) == [4, 10], "and 8 was never asked for"
+
+
 def test_the_end_says_how_fast_it_was_and_what_saving_cost(pictures, tmp_path, capfd):
     run = config(10, checkpoint={"keep_every": 5})
     result = train_alone(run, pictures, tmp_path)
     said = capfd.readouterr().err
     tokens = 10 * run.tokens_per_step / result.train["seconds"].sum()
     assert f"{run.run_id}: {tokens:,.0f} tokens/s, " in said
+    assert result.speed["tokens_per_second"] == tokens
+    assert result.speed["step_seconds_median"] == np.median(result.train["seconds"])
+    exact = tokens * run.shape.flops_per_token_exact
+    assert result.speed["model_flops_per_second"] == exact
+    assert np.isnan(result.speed["mfu"])
     assert "no MFU, for the peak of this device is not known; a step takes " in said
     assert f"{run.run_id}: 2 checkpoints, for which training waited " in said

@@ -52,13 +52,23 @@ def test_where_and_how_a_run_is_done_is_not_its_identity(change):
         {"schedule": {"warmup_steps": None, "warmup_tokens": 5.0}}, {"schedule": {"final_fraction": 0.0}},
         {"schedule": {"cooldown_fraction": 0.5}},
         {"blend": [{"name": "one", "weight": 1.0}]}, {"data": {"unique_tokens": 1920}},
-        {"model": {"family": "kaplan"}}, {"model": {"init_std": 0.1}},
+        {"data": {"blanked": {"part": "text", "share": 0.5}}}, {"loss": {"weights": {"pixel": 2.0}}},
+        {"start": {"study": "before"}}, {"start": {"study": "before", "variant": "one"}},
+        {"model": {"family": "kaplan"}}, {"model": {"init_std": 0.1}}, {"model": {"dropout": 0.1}},
         {"evaluation": {"rows": 4}}, {"evaluation": {"points_per_decade": 4}}, {"evaluation": {"splits": ["test"]}},
     ],
     ids=str,
 )  # fmt: skip
 def test_everything_else_is(change):
     assert changed(change).digest != config().digest
+
+
+def test_new_choices_that_are_not_made_leave_older_names_as_they_were():
+    """Golden ids, of runs made before `[start]`, `[loss]`, dropout and blanks existed."""
+    subset = changed({"data": {"unique_tokens": 1920, "blanked": None}})
+    assert subset.digest[:12] == "3958cf99b5e2"
+    blend = changed({"blend": [{"name": "one", "weight": 1.0}]})
+    assert blend.digest[:12] == "79d04ec9c9b8"
 
 
 def changed(change):
@@ -82,7 +92,7 @@ def test_every_field_is_covered_by_the_two_tests_above():
         "variant",
     }
     what = {"domain", "tokens", "seed", "precision", "shape", "batch", "optimizer", "schedule",
-            "model", "evaluation", "blend", "data"}  # fmt: skip
+            "model", "evaluation", "blend", "data", "loss", "start"}  # fmt: skip
     assert set(type(config()).model_fields) == where | what
 
 

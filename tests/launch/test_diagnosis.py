@@ -71,6 +71,38 @@ def test_the_small_batch_is_the_first_micro_batch(stage, masked):
     assert result.small_square == pytest.approx(wanted, rel=2 * 192 * 64 * 2.0**-24)
 
 
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (0, "bf16"), (2, "bf16"), (3, "fp32")]
+)
+def test_where_one_micro_batch_is_all_its_half_is_measured(stage, precision):
+    """It adds nothing to the step; under ZeRO 3, whose ranks hold parts, there is no measurement."""
+    device = start_process()
+    run = run_of(Case(1, 1, False, stage, precision))
+    alone = run.parallel.model_copy(update={"train_micro_batch_size_per_gpu": 16})
+    run = run.model_copy(update={"parallel": alone})
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, run.shape.vocab_size, (16, run.shape.seq_length), generator=draw)
+    counted = torch.rand(tokens.shape, generator=draw) < 0.3
+    batch = Batch(tokens, torch.zeros_like(tokens, dtype=torch.uint8), counted)
+    steps = {}
+    for measured in (True, False):
+        engine = Engine(run, device)
+        steps[measured] = [engine.train_step(batch, 1e-3, measure_noise=measured) for _ in range(2)]
+        engine.close()
+    told = [[(each.loss, each.grad_norm) for each in results] for results in steps.values()]
+    assert told[0] == told[1]
+    if stage == 3:
+        assert steps[True][0].small_square is None
+        return
+    assert steps[True][0].small_batch == 8
+    model = build_model(run.shape, seed=run.seed, init_std=run.model.init_std, device=CPU)
+    model(tokens[:8], counted[:8]).mean().backward()
+    wanted = sum((p.grad.double() ** 2).sum().item() for p in model.parameters())
+    # fp32: as above; bf16 rounds each number by 2^-9, and a square twice, through some twenty operations
+    rounding = 2 * 8 * 192 * 64 * 2.0**-24 if precision == "fp32" else 20 * 2 * 2.0**-9
+    assert steps[True][0].small_square == pytest.approx(wanted, rel=rounding)
+
+
 def test_a_run_records_it(pictures, tmp_path):
     run = config(40, parallel={"train_micro_batch_size_per_gpu": 1})
     result = train_alone(run, pictures, tmp_path)
@@ -81,5 +113,6 @@ def test_a_run_records_it(pictures, tmp_path):
     np.testing.assert_allclose(result.noise["square_big"], result.train["grad_norm"][at] ** 2)
     assert (result.noise["square_small"] > result.noise["square_big"]).all(), "noise adds to a norm"
     whole = train_alone(config(40), pictures, tmp_path / "whole")
-    assert len(whole.noise) == 0, "one micro-batch: there is one batch size alone"
-    assert np.isnan(whole.noise_scale)
+    assert whole.noise["step"].tolist() == [1, 17, 33]
+    assert set(whole.noise["batch_small"]) == {2}, "one micro-batch is all: its half"
+    assert (whole.noise["square_small"] > whole.noise["square_big"]).all()

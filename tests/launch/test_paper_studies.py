@@ -14,7 +14,7 @@ from launch.study import expand, load_study
 STUDIES = Path(launch.__file__).parent / "studies"
 PAPERS = sorted(
     path.stem
-    for pattern in ("henighan-*.toml", "kaplan-*.toml")
+    for pattern in ("henighan-*.toml", "kaplan-*.toml", "porian-*.toml", "known-entropy-*.toml")
     for path in STUDIES.glob(pattern)
     if not path.stem.endswith("-small")
 )
@@ -45,6 +45,10 @@ def test_shapes_rates_batch_and_schedule_are_the_published_ones(row):
     table = TABLE_4 if "text" in row else TABLE_5
     found = runs(f"henighan-{row}")
     assert len(found) == len(table)
+    if "text" in row:  # section 2.1
+        assert {tuple(sorted(run.loss.weights.items())) for run in found} == {
+            (("pixel", 9.0), ("text", 1.0))
+        }
     for run, (params, rate) in zip(found, table.items(), strict=True):
         assert run.shape.params_non_embedding == pytest.approx(params, rel=5e-3)  # printed digits
         assert run.peak_learning_rate == pytest.approx(rate, rel=4e-3)
@@ -63,6 +67,61 @@ def test_the_shapes_of_one_size_are_of_one_size():
     for name, size, within in (("kaplan-shape", 2.5166e7, 0.02), ("kaplan-shape-small", 9.83e4, 0.03)):  # fmt: skip
         for run in runs(name):
             assert run.shape.params_non_embedding == pytest.approx(size, rel=within)
+
+
+INFORMATION = [name for name in PAPERS if name.endswith("-information")]
+
+
+@pytest.mark.parametrize("name", [*INFORMATION, *(f"{name}-small" for name in INFORMATION)])
+def test_what_fine_tunes_starts_from_models_of_its_sizes(name):
+    """Half of the pairs are blanked, in the part that comes first; 10^4 steps in the paper (section 4.1)."""
+    found = runs(name)
+    before = runs(found[0].start.study)
+    assert found[0].start.study == name.replace("-information", "")
+    assert [run.shape for run in found] == [run.shape for run in before]
+    assert {run.data.blanked.share for run in found} == {0.5}
+    first = {"t": "text", "i": "image", "k": "left"}[found[0].domain[0]]
+    assert {run.data.blanked.part for run in found} == {first}
+    assert {run.loss.model_dump_json() for run in (*found, *before)} == {
+        found[0].loss.model_dump_json()
+    }
+    if not name.endswith("-small"):
+        assert {run.train_steps for run in found} == {10_000}
+
+
+def test_l_n_d_is_trained_with_the_papers_dropout():
+    for name in ("kaplan-params-data", "kaplan-params-data-small"):
+        assert {run.model.dropout for run in runs(name)} == {0.1}
+    assert {run.model.dropout for run in runs("kaplan-params")} == {0.0}
+
+
+@pytest.mark.parametrize("name", ["porian-ladder", "porian-ladder-small"])
+def test_porians_corrections_come_one_after_another(name):
+    """Warm-up of N tokens; a cosine for each length; a constant rate with batch and rate by size. N has the head."""
+    by_variant: dict[str, list] = {}
+    for run in runs(name):
+        by_variant.setdefault(run.variant, []).append(run)
+    assert set(by_variant) == {"kaplan", "warm-up", "matched", "tuned"}
+    assert len({run.schedule.warmup_steps for run in by_variant["kaplan"]}) == 1
+    for variant in ("warm-up", "matched", "tuned"):
+        for run in by_variant[variant]:
+            assert run.warmup_tokens == run.shape.params_non_embedding_and_head
+    kinds = {variant: found[0].schedule.kind for variant, found in by_variant.items()}
+    assert kinds == {
+        "kaplan": "cosine",
+        "warm-up": "cosine",
+        "matched": "cosine",
+        "tuned": "constant",
+    }
+    assert len({run.tokens for run in by_variant["warm-up"]}) == 1
+    assert len({run.tokens for run in by_variant["matched"]}) > 2
+    for run in by_variant["tuned"]:
+        params = run.shape.params_non_embedding_and_head
+        # Rounded to whole rows
+        rows = 0.7576 * params**0.703 / run.shape.seq_length
+        assert abs(run.batch.train_batch_size - rows) <= 0.5
+        if name == "porian-ladder":
+            assert run.peak_learning_rate == pytest.approx(3.7 * params**-0.36)
 
 
 def test_schedules_have_the_same_summed_rate_after_the_warm_up():

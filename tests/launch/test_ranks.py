@@ -66,19 +66,20 @@ def test_torchrun_trains_both_runs_of_a_study(alone, pictures, tmp_path):
 
 
 SPREAD = [
-    ("fp32", {"zero_stage": 1}),
-    ("bf16", {"zero_stage": 0}),
-    ("bf16", {"zero_stage": 3, "tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    ("fp32", {"zero_stage": 1}, 0.1),
+    ("bf16", {"zero_stage": 0}, 0.0),
+    ("bf16", {"zero_stage": 3, "tensor_model_parallel_size": 2, "sequence_parallel": True}, 0.1),
 ]
 
 
-@pytest.mark.parametrize(("precision", "parallel"), SPREAD)
+@pytest.mark.parametrize(("precision", "parallel", "dropout"), SPREAD)
 def test_a_signal_to_one_rank_stops_both_and_they_resume_exactly(
-    precision, parallel, pictures, tmp_path
+    precision, parallel, dropout, pictures, tmp_path
 ):
     tables = {
         "precision": precision,
         "parallel": parallel,
+        "model": {"dropout": dropout},
         "checkpoint": {"interval_minutes": 0.0},
     }
     run = config(25, **tables)

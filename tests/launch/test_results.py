@@ -90,6 +90,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert result.config == {"seed": 3, "name": "é"}
     assert (result.counts, result.finished, is_finished(folder)) == (COUNTS, True, True)
     assert result.provenance == [{"start": 0}]
+    assert result.speed == {}, "nobody told it, as in files of older runs"
     assert read_progress(folder)[1]["step"].tolist() == list(range(1, 13))
     assert list(folder.iterdir()) == [folder / "metrics.h5"], "nothing else is left"
 

@@ -6,7 +6,7 @@ import pytest
 
 from launch.schedule import Schedule, cooldown_start, learning_rate, peak_learning_rate
 from megatron_ext.shape import shape_of
-from tests.launch.small import config
+from tests.launch.small import config, expanded
 
 WARMUP, TOTAL, PEAK = 1_000.0, 11_000.0, 2.0
 
@@ -148,3 +148,32 @@ def test_a_number_is_itself_and_a_rule_that_breaks_down_says_so():
         ValueError, match=r"optimizer.learning_rate = 'kaplan' gives -.* at N = 1e\+12"
     ):
         peak_learning_rate("kaplan", 10**12)
+
+
+def test_a_warm_up_may_follow_from_the_size():
+    """Porian et al. 2024: as many tokens as parameters, the head counted."""
+    (run,) = expanded(400, schedule={"warmup_tokens_per_param": 2.0}, batch={"train_batch_size": 8})
+    assert run.warmup_tokens == 2 * run.shape.params_non_embedding_and_head
+    assert run.schedule.warmup_tokens_per_param is None, "resolved, as it says in config.json"
+    plain = config(
+        400, schedule={"warmup_tokens": run.warmup_tokens}, batch={"train_batch_size": 8}
+    )
+    assert plain.run_id == run.run_id
+    with pytest.raises(ValueError, match="warmup_steps and warmup_tokens_per_param are both given"):
+        Schedule(warmup_steps=3, warmup_tokens_per_param=1.0)
+
+
+def test_porians_rules_count_the_head():
+    """Rate 3.7 N^-0.36, batch 0.7576 N^0.703 tokens, in whole rows and at least one."""
+    tables = {"optimizer": {"learning_rate": "porian"}, "batch": {"train_batch_size": "porian"}}
+    run = config(3000, **tables)
+    params = run.shape.params_non_embedding_and_head
+    assert run.peak_learning_rate == pytest.approx(3.7 * params**-0.36)
+    rows = 0.7576 * params**0.703 / run.shape.seq_length
+    assert run.batch.train_batch_size == round(rows) == 3
+    smallest = config(3000, **tables, ladder=[{"num_layers": 1, "hidden_size": 8}])
+    assert smallest.batch.train_batch_size == 1
+    with pytest.raises(
+        ValueError, match="batch.train_batch_size = 'large': Input should be 'porian'"
+    ):
+        config(batch={"train_batch_size": "large"})

@@ -89,7 +89,7 @@ def test_sizes_given_by_hand_replace_the_family():
 SIZES = [
     name
     for name in ModelShape.__dataclass_fields__
-    if name not in ("attention_window", "position_axes")
+    if name not in ("attention_window", "position_axes", "classes")
 ]
 
 
@@ -124,13 +124,13 @@ def test_axes_that_do_not_fold_the_row_are_refused(axes):
         ModelShape(1, 8, 8, 2, 2, 24, 7, position_axes=axes)
 
 
+@pytest.mark.parametrize("name", ["attention_window", "classes"])
 @pytest.mark.parametrize("value", [-1, 1.5, "2", None])
-def test_a_window_is_a_whole_number(value):
+def test_what_may_be_none_is_a_whole_number(name, value):
     with pytest.raises(
-        ValueError,
-        match=rf"shape.attention_window = {value!r}; wanted a whole number of at least 0",
+        ValueError, match=rf"shape.{name} = {value!r}; wanted a whole number of at least 0"
     ):
-        ModelShape(1, 8, 8, 2, 2, 24, 7, attention_window=value)
+        ModelShape(1, 8, 8, 2, 2, 24, 7, **{name: value})
 
 
 @pytest.mark.parametrize("name", SIZES)
