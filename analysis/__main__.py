@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from analysis.runs import Counting
 
 LAWS = (  # = separable.LAW_NAMES, without its imports (a test)
-    "power", "power-constant", "broken", "surface", "coupled", "surface-kaplan", "learning-curve",
-    "data-constrained", "isoflop", "frontier", "critical-batch",
+    "power", "power-constant", "logarithm", "broken", "surface", "coupled", "surface-kaplan",
+    "learning-curve", "data-constrained", "position", "isoflop", "frontier", "critical-batch",
 )  # fmt: skip
 X_NAMES = ("params", "tokens", "flops")
-INCLUDES = ("unfinished", "diverged", "spiking", "mid-schedule")  # = guards.INCLUDES (a test)
+INCLUDES = (
+    "unfinished",
+    "diverged",
+    "spiking",
+    "mid-schedule",
+    "repeated",
+)  # = guards.INCLUDES (a test)
 PARAM_COUNTS = ("non-embedding", "non-embedding-and-head", "total")
 FLOP_COUNTS = ("6nd", "exact")
 

@@ -1,14 +1,15 @@
 """Bootstrap draws of the parameters of a separable law.
 
-Rows that belong together (a run's curve, or rows of one (N, D) cell) form a cluster and are never
-torn apart. Three recipes, chosen by the points and named in the result:
+Rows that belong together (a run's curve, the runs of one trunk, or rows of one (N, D) cell) form a
+cluster and are never torn apart. Three recipes, chosen by the points and named in the result:
 
 `resampled cells`: clusters are drawn with replacement. Used where there are many for each parameter.
 `wild cluster`: with few clusters of several rows each. Each cluster's residuals, corrected for
     leverage, are multiplied by one of Webb's six weights (Cameron, Gelbach & Miller 2008; Webb 2023).
 `residual, scale drawn`: with few clusters of one row each. Normal noise is added to the fitted curve.
 The last two draw the scale of the noise too, from what the degrees of freedom say about it
-(chi-square), which widens percentile intervals as a t quantile would.
+(chi-square), which widens percentile intervals as a t quantile would: points less constants, or
+clusters less one (Cameron & Miller 2015, section VI.D).
 `sandwich`: beyond HUGE points refitting is waste: normal draws with the covariance to which resampled
     clusters tend (Huber 1967), one Newton step from the fit.
 """
@@ -30,6 +31,8 @@ HUGE = 20_000
 TOLERANCE = 1e-5
 """A draw scatters by far more than this share of itself."""
 GRID_STRIDE = 3
+WIDEST = 20.0
+"""Of the drawn scales: the 97.5% quantile of t with one degree of freedom is 12.7."""
 CHUNK_VALUES = 1_000_000
 """Draws x points handled at once: bounds the memory at about 100 MB."""
 WEBB = np.sqrt(np.array([1.5, 1.0, 0.5]))
@@ -46,9 +49,10 @@ class Draws:
 
 
 def clusters(points: LossPoints, law: Law) -> np.ndarray:
-    """The number of each point's cluster: its run where runs are named; for a law of several
+    """The number of each point's cluster: its run where runs are named, and for the `wsd` branches of
+    one trunk all of them, since they share the trunk's weights to the last bit; for a law of several
     inputs of unnamed rows, its cell of equal inputs."""
-    names, group = np.unique(points.group, return_inverse=True)
+    names, group = np.unique(points.trunk, return_inverse=True)
     named = len(names) < len(points) or bool(np.any(points.recipe != ""))
     if named or len(law.inputs) == 1:
         return group.reshape(-1)
@@ -137,9 +141,10 @@ def _noisy(
     residual, jacobian = solve.derivatives(law, data, theta[None])
     residual, weight, count = residual[0], data.weight[0], int(cluster.max()) + 1
     curve = data.log_loss[0] + residual
-    free = max(count - theta.size, 1)
-    drawn = np.sqrt(free / rng.chisquare(free, draws))[:, None]
-    if count == len(cluster):
+    alone = count == len(cluster)
+    free = max(count - (theta.size if alone else 1), 1)
+    drawn = np.minimum(np.sqrt(free / rng.chisquare(free, draws)), WIDEST)[:, None]
+    if alone:
         spread = robust_sd(residual, weight, free) / np.sqrt(weight)
         noise = spread * rng.standard_normal((draws, residual.size))
     else:

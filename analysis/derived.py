@@ -158,6 +158,29 @@ def crossing(
         return flops, (flops_law["scale"] / flops) ** flops_law["exponent"]
 
 
+def harmonic(count: int, exponent: Any) -> Any:
+    """H_n^(p) = sum of t^-p for t = 1..n, the generalised harmonic number."""
+    terms = np.arange(1, count + 1, dtype=float)
+    powers = terms ** -np.asarray(exponent, float)[..., None]
+    return powers.sum(axis=-1)
+
+
+def information_of_halves(length: int, irreducible: Any, amplitude: Any, exponent: Any) -> Any:
+    """What the first T tokens of a text say about the next T, in nats, from the loss by position L_t =
+    irreducible + amplitude t^-p: (2 H_T - H_2T) amplitude (Henighan et al. 2020, appendix E, where
+    irreducible is L(N) and amplitude is the unigram loss L_U less L(N)); T = `length`."""
+    first, both = harmonic(length, exponent), harmonic(2 * length, exponent)
+    return (2 * first - both) * amplitude
+
+
+def infogain_of_halves(length: int, irreducible: Any, amplitude: Any, exponent: Any) -> Any:
+    """The same as a share of the loss of the next T tokens, T L(N) + (H_2T - H_T) (L_U - L(N))
+    (Henighan et al. 2020, appendix E)."""
+    first, both = harmonic(length, exponent), harmonic(2 * length, exponent)
+    whole = length * irreducible + (both - first) * amplitude
+    return (2 * first - both) * amplitude / whole
+
+
 def reducible_per_sample(x: Any, scale: Any, exponent: Any, tokens_per_sample: int) -> Any:
     """Reducible loss in nats per image or clip: `tokens_per_sample` (scale/x)^exponent (Henighan et
     al. 2020, Table 3)."""

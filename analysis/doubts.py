@@ -79,12 +79,12 @@ def _constants(
     diagnostics: Mapping[str, Any],
 ) -> list[str]:
     said: list[str] = []
-    exponents = {each.name for each in law.shapes if each.is_exponent} | {"aN", "gamma", "aB"}
+    exponents = {each.name for each in law.shapes if each.is_exponent} | {"aN", "aB"}
     for name, each in (*parameters.items(), *derived.items()):
         if name == law.irreducible:
             said += irreducible_warning(points, each, diagnostics["profile"].get(name, []))
-        elif name == "exponent":
-            said += exponent_warning(each)
+        elif name == "exponent" and (reached := exponent_warning(each)):
+            said += reached
         elif name in SHARES and each.high - each.low > WIDEST_SHARE:
             said.append(_vague(name, each, f"is wider than {WIDEST_SHARE:g}"))
         elif name in AMPLITUDES and _factor(each) > WIDEST_SCALE:

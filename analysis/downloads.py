@@ -8,26 +8,28 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.estimate import draws_csv
-from analysis.guards import MID_SCHEDULE
+from analysis.guards import MID_SCHEDULE, REPEATED
 from analysis.runs import PARAM_COUNTS, Counting, StudyRuns, curve_points
 from analysis.study_fits import Attempt, Convention
 
 
 def with_mid_schedule(counting: Counting) -> Counting:
-    """The same counting, with evaluations on the way down of a decaying rate taken in."""
-    return replace(counting, include=tuple({*counting.include, MID_SCHEDULE}))
+    """The same counting, with evaluations on the way down of a decaying rate, and in later passes over
+    the data, taken in."""
+    return replace(counting, include=tuple(sorted({*counting.include, MID_SCHEDULE, REPEATED})))
 
 
 def points_csv(study: StudyRuns, counting: Counting) -> str:
     """Learning curves after the warm-up, in the columns that `fit` and `predict` read; what laws of
     learning curves leave out says so in `status`."""
     every = curve_points(study, with_mid_schedule(counting)).points
-    kept = set(curve_points(study, counting).points.label.tolist())
+    left_out = curve_points(study, counting).left_out
+    status = {each.point: each.reason.partition(":")[0] for each in left_out}
     names = ("params", "tokens", "flops", "loss", "steps", "batch")
     rows = zip(*(every.x(name).tolist() for name in names), every.group, every.label, strict=True)
     return _csv(
         (*names, "group", "status"),
-        ((*values, group, "" if label in kept else MID_SCHEDULE) for *values, group, label in rows),
+        ((*values, group, status.get(label, "")) for *values, group, label in rows),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import optimize, special
 
 from analysis import solve
 from analysis.bootstrap import HUGE, clusters, draw
@@ -70,14 +71,38 @@ def scatter(residual: np.ndarray, points: int, parameters: int) -> float:
 
 
 def aicc(residual: np.ndarray, weight: np.ndarray, delta: float, parameters: int) -> float:
-    """n log(2 objective/n) + 2 k + 2 k (k + 1)/(n - k - 1), k = parameters + 1 for the noise: the
-    small-sample criterion with Huber's objective for half the sum of squares (Burnham & Anderson
-    2002, section 2.4). Infinite where n does not exceed k + 1."""
+    """-2 log likelihood + 2 k + 2 k (k + 1)/(n - k - 1), k = parameters + 1 for the size of the noise
+    (Burnham & Anderson 2002, section 2.4). The likelihood is that of which the Huber objective is the
+    exponent, `log_likelihood`: normal for a large delta, of Laplace for a small one, so that the linear
+    part counts in full. Infinite where n does not exceed k + 1."""
     count, k = len(residual), parameters + 1
     if count <= k + 1:
         return float("inf")
-    loss = float(solve.objective(residual[None], weight[None], delta)[0])
-    return count * np.log(max(2 * loss / count, 1e-24)) + 2 * k + 2 * k * (k + 1) / (count - k - 1)
+    return -2 * log_likelihood(residual, weight, delta) + 2 * k + 2 * k * (k + 1) / (count - k - 1)
+
+
+LEAST_NOISE = 1e-12
+"""Of log losses: below it residuals are rounding."""
+
+
+def log_likelihood(residual: np.ndarray, weight: np.ndarray, delta: float) -> float:
+    """The greatest over s of sum_i log f(r_i), f = exp(-w huber_delta(r)/s^2)/Z, the density whose
+    maximum likelihood the robust fit is (Huber 1981, section 4.5). Inside delta/w it is normal, so
+    Z = (s/w^(1/2)) (2 pi)^(1/2) (2 Phi(z) - 1) + 2 s^2/(w delta) exp(-z^2/2), z = w^(1/2) delta/s."""
+    energy = float(solve.objective(residual[None], weight[None], delta)[0])
+    weights, times = np.unique(weight, return_counts=True)
+
+    def minus(log_s: float) -> float:
+        s = np.exp(log_s) / np.sqrt(weights)
+        z = delta / s
+        inside = np.log(2 * np.pi) / 2 + np.log(np.maximum(special.erf(z / np.sqrt(2)), 1e-300))
+        tail = np.log(2 / np.maximum(z, 1e-300)) - z**2 / 2
+        log_z = np.log(s) + np.logaddexp(inside, tail)
+        return energy / np.exp(2 * log_s) + float(times @ log_z)
+
+    spread = max(float(np.sqrt(np.mean(residual**2))), LEAST_NOISE)
+    ends = np.log(min(spread, np.sqrt(spread * delta))) - 3, np.log(max(spread, LEAST_NOISE)) + 3
+    return -float(optimize.minimize_scalar(minus, bounds=ends, method="bounded").fun)
 
 
 def thinned(found: PointSet) -> PointSet:

@@ -16,11 +16,16 @@ from analysis.points import LeftOut
 
 CONFIDENCE = 0.95
 QUANTILES = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+BEYOND = 1e300
+"""Stands for an infinite draw while quantiles are taken between draws, ..."""
+OPEN = 1e290
+"""... and from here on a quantile holds a share of one."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval; the interval is NaN where no bootstrap was asked for."""
+    """A value with its 95% interval; the interval is NaN where no bootstrap was asked for, and an end is
+    infinite where the draws leave it open."""
 
     value: float
     low: float
@@ -75,12 +80,17 @@ class Fit:
 
 
 def interval(value: float, draws: np.ndarray) -> Estimate:
-    """The value with the percentile interval of its bootstrap draws (NaN draws are skipped)."""
-    known = draws[np.isfinite(draws)]
-    if not len(known):
+    """The value with the percentile interval of its bootstrap draws. Infinite draws count as what they
+    are, and those that are no number as lying beyond both ends: more than 2.5% of them leave an end
+    open, which is then infinite. NaN without draws."""
+    if not len(draws):
         return Estimate(float(value), float("nan"), float("nan"))
-    low, high = np.quantile(known, QUANTILES)
-    return Estimate(float(value), float(low), float(high))
+    ends = []
+    for beyond, at in zip((-BEYOND, BEYOND), QUANTILES, strict=True):
+        ranked = np.nan_to_num(draws, nan=beyond, posinf=BEYOND, neginf=-BEYOND)
+        end = float(np.quantile(ranked, at))
+        ends.append(end if abs(end) < OPEN else math.copysign(math.inf, end))
+    return Estimate(float(value), *ends)
 
 
 def limits_reached(each: Estimate) -> tuple[bool, bool]:

@@ -200,18 +200,23 @@ def isoflop(known: Sequence[Budget], vertices: Sequence[float]) -> str:
         return svg(figure)
 
 
-def overfit(points: LossPoints, aN: float, aD: float, excess: np.ndarray, law: tuple) -> str:
+def overfit(
+    points: LossPoints, aN: float, aD: float, excess: np.ndarray, law: tuple, little: float
+) -> str:
     """Relative excess loss for want of data against N^(aN/aD)/D, in which Kaplan's law is one curve
-    (figure 9): marks by size, the law (x, excess) as a line."""
+    (figure 9): marks by size, the law (x, excess) as a line, what is `little` dashed."""
     with paper():
         figure, axes = subplots()
         x = points.params ** (aN / aD) / points.tokens
         axes.plot(*law, color=FIT, label="fitted law")
+        axes.axhline(little, linewidth=0.9, **DASHED)
         shown = excess > 0
         draw_sized(axes, x[shown], excess[shown], points.params[shown])
         plain_powers(axes, "N^(aN/aD) / D")
         power_axis(axes, "L(N, D) / L(N, ∞) - 1")
-        axes.legend()
+        figure.legend(
+            handles=axes.get_lines()[:1] + size_handles(axes, np.unique(points.params)), **BELOW
+        )
         return svg(figure)
 
 

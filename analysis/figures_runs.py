@@ -14,6 +14,8 @@ from analysis.figures import (
     LOSS_LABEL,
     Axes,
     Line2D,
+    MaxNLocator,
+    NullLocator,
     draw_sized,
     look_of,
     loss_axis,
@@ -140,20 +142,6 @@ def repeats(curves: LossPoints) -> str:
         return svg(figure)
 
 
-def shapes(rows: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> str:
-    """Loss at equal N against width over depth, in percent above the best: (N, d/L, loss)."""
-    with paper():
-        figure, axes = subplots()
-        for rank, (params, proportion, loss) in enumerate(rows):
-            off = 100 * (loss / loss.min() - 1)
-            axes.plot(proportion, off, label=f"N = {short(params)}", **look_of(rank, len(rows)))
-        axes.set_xscale("log")
-        axes.set_xlabel("hidden size / layers")
-        axes.set_ylabel("above the best shape [%]")
-        axes.legend()
-        return svg(figure)
-
-
 def counted(rows: Sequence[tuple[str, np.ndarray]], depth: np.ndarray, loss: np.ndarray) -> str:
     """Loss against N in each of two conventions, coloured by depth (Kaplan et al. 2020, figure 6)."""
     with paper({"figure.figsize": (4.9, 3.3)}):
@@ -174,19 +162,32 @@ def counted(rows: Sequence[tuple[str, np.ndarray]], depth: np.ndarray, loss: np.
 
 
 def batches(
-    loss: np.ndarray, scale: np.ndarray, params: np.ndarray, law: tuple | None, unit: str
+    loss: np.ndarray,
+    scale: np.ndarray,
+    params: np.ndarray,
+    measured: np.ndarray,
+    laws: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    unit: str,
 ) -> str:
-    """Gradient noise scale of each run against its loss, and B_crit(L) where it was fitted."""
+    """Gradient noise scale of each run against its loss, measured critical batches (rows of loss, batch), and
+    laws of them; the last law is a published one."""
     with paper():
         figure, axes = subplots()
         draw_sized(axes, loss, scale, params)
-        if law is not None:
-            axes.plot(*law, color=FIT, label="B_crit(L), fitted")
-            axes.legend()
+        handles = size_handles(axes, np.unique(params))
+        if len(measured):
+            look: dict[str, Any] = {"color": FIT, "markerfacecolor": "none", "markersize": 5}
+            name = "measured B_crit"
+            handles += axes.plot(*measured.T, "D", label=name, **look)
+        for rank, (name, x, y) in enumerate(laws):
+            style: dict[str, Any] = DASHED if rank == len(laws) - 1 else {"color": FIT}
+            handles += axes.plot(x, y, label=name, **style)
         plain_powers(axes, LOSS_LABEL)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         power_axis(axes, f"batch  [{unit}]")
-        figure.legend(handles=size_handles(axes, np.unique(params)), **BELOW)
+        figure.legend(handles=handles, **BELOW)
         return svg(figure)
 
 

@@ -2,30 +2,37 @@
 
 To reach a loss L at batch B takes S = S_min + E_min/B steps, which is the hyperbola (S/S_min -
 1)(E/E_min - 1) = 1 with E = B S (McCandlish et al. 2018, 1812.06162, eq 2.11; Kaplan et al. 2020,
-section 5.1). At each level of the loss S_min and E_min follow by non-negative least squares of relative
-errors; B_crit = E_min/S_min then falls as a power of the loss.
+section 5.1). A hyperbola is of one model size: for each and each level of the loss S_min and E_min follow
+by non-negative least squares of relative errors. B_crit = E_min/S_min then falls as a power of the loss,
+one law for all sizes (Kaplan et al. 2020, section 5.1), from which each size's offset is reported.
 """
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
 from analysis.bootstrap import WEBB
 from analysis.estimate import Fit, interval
+from analysis.laws import critical_batch
 from analysis.points import LossPoints, PointSet
 from analysis.separable import CRITICAL_BATCH
 
 FEWEST_BATCHES = 3
 LEVELS = 10
+SAME_BATCH = 1.1
+"""A size whose critical batches are within this factor of the common law is not said to differ."""
 FORMULA = "S = S_min + E_min/B at each loss; B_crit = E_min/S_min = B_star/L^(1/aB)"
 
 
 @dataclass(frozen=True)
 class Level:
-    """Steps to one loss at several batches; `run` numbers the run that each came from."""
+    """Steps to one loss at several batches, of models of one size (NaN where nobody says it); `run`
+    numbers the run that each came from."""
 
+    params: float
     loss: float
     batch: np.ndarray
     steps: np.ndarray
@@ -38,15 +45,18 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
     known = levels(found.points)
     if len(known) < 2:
         raise ValueError(
-            f"{found.source}: {len(known)} losses that {FEWEST_BATCHES} or more batch sizes reach; "
-            "wanted at least 2. Give the steps to the same losses at several batch sizes, or "
+            f"{found.source}: {len(known)} losses that {FEWEST_BATCHES} or more batch sizes of one model "
+            "size reach; wanted at least 2. Give the steps to the same losses at several batch sizes, or "
             "learning curves with a column group that names the run of each row."
         )
     ends = np.array([hyperbola(each.batch, each.steps) for each in known])
     loss = np.array([each.loss for each in known])
     best = _power(loss, ends)
-    drawn = _draws(known, ends, draws, seed)
+    samples = _samples(known, ends, draws, seed)
+    each_draw = [_power(loss, sample) for sample in samples]
+    drawn = {name: np.array([one[name] for one in each_draw]) for name in best}
     parameters = {name: interval(best[name], drawn[name]) for name in best}
+    sizes = _sizes(known, ends, best, samples, each_draw)
     relative = [_residual(each, end) for each, end in zip(known, ends, strict=True)]
     used = int(np.sum(np.all(ends > 0, axis=1)))
     return Fit(
@@ -62,41 +72,54 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
         points_left_out=found.left_out,
         bootstrap={"method": "wild cluster" if draws else "none", "draws": draws, "seed": seed},
         diagnostics={
-            "levels": [
-                {
-                    "loss": each.loss,
-                    "batches": len(each.batch),
-                    "min_steps": float(end[0]),
-                    "min_samples": float(end[1]),
-                    "critical_batch": float(end[1] / end[0]) if end[0] > 0 else None,
-                }
-                for each, end in zip(known, ends, strict=True)
-            ]
+            "levels": [_as_json(each, end) for each, end in zip(known, ends, strict=True)],
+            "sizes": sizes,
         },
-        warnings=(*found.remarks, *_warnings(known, used)),
+        warnings=(*found.remarks, *_warnings(known, used, sizes)),
         seconds=time.perf_counter() - began,
         draws=drawn,
     )
 
 
+def _as_json(level: Level, end: np.ndarray) -> dict[str, Any]:
+    return {
+        "params": level.params,
+        "loss": level.loss,
+        "batches": len(level.batch),
+        "batch": level.batch,
+        "steps": level.steps,
+        "min_steps": float(end[0]),
+        "min_samples": float(end[1]),
+        "critical_batch": float(end[1] / end[0]) if end[0] > 0 else None,
+    }
+
+
 def levels(points: LossPoints) -> list[Level]:
-    """Losses that rows of several batches share; else such levels cut from the learning curves."""
+    """Of every model size (all rows as of one, where nobody says it): losses that rows of several
+    batches share; else such levels cut from the learning curves."""
     _, run = np.unique(points.group, return_inverse=True)
     run = run.reshape(-1)
+    if not points.known("params"):
+        return _of_size(points, run, float("nan"))
+    sizes = [(n, points.params == n) for n in np.unique(points.params)]
+    return [each for n, own in sizes for each in _of_size(points.only(own), run[own], float(n))]
+
+
+def _of_size(points: LossPoints, run: np.ndarray, params: float) -> list[Level]:
     values, which = np.unique(points.loss, return_inverse=True)
     shared = [
-        Level(float(value), points.batch[rows], points.steps[rows], run[rows])
+        Level(params, float(value), points.batch[rows], points.steps[rows], run[rows])
         for value, rows in ((value, np.flatnonzero(which == i)) for i, value in enumerate(values))
         if len(np.unique(points.batch[rows])) >= FEWEST_BATCHES
     ] if len(values) <= len(points) // FEWEST_BATCHES else []  # fmt: skip
-    return shared if len(shared) >= 2 else _from_curves(points, run)
+    return shared if len(shared) >= 2 else _from_curves(points, run, params)
 
 
-def _from_curves(points: LossPoints, run: np.ndarray) -> list[Level]:
+def _from_curves(points: LossPoints, run: np.ndarray, params: float) -> list[Level]:
     """LEVELS losses, evenly in log, and the steps at which each run first reaches them (linear in
     log loss and log steps between evaluations)."""
     curves = []
-    for index in range(int(run.max()) + 1 if len(run) else 0):
+    for index in np.unique(run):
         rows = np.flatnonzero(run == index)
         rows = rows[np.argsort(points.steps[rows], kind="stable")]
         lowest = np.minimum.accumulate(points.loss[rows])
@@ -113,7 +136,8 @@ def _from_curves(points: LossPoints, run: np.ndarray) -> list[Level]:
         if len(np.unique(batch)) < FEWEST_BATCHES:
             continue
         steps = [np.exp(np.interp(-np.log(loss), -np.log(c[3]), np.log(c[2]))) for c in there]
-        found.append(Level(float(loss), batch, np.array(steps), np.array([c[0] for c in there])))
+        runs = np.array([c[0] for c in there])
+        found.append(Level(params, float(loss), batch, np.array(steps), runs))
     return found
 
 
@@ -144,17 +168,16 @@ def _power(loss: np.ndarray, ends: np.ndarray) -> dict[str, float]:
         }
 
 
-def _draws(known: list[Level], ends: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
-    """Each run's relative errors, at all levels together, times one of Webb's weights; their size is
-    drawn too (chi-square), since runs are few."""
+def _samples(known: list[Level], ends: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:
+    """S_min and E_min of every level in each draw [levels, 2]: each run's relative errors, at all levels
+    together, times one of Webb's weights; their size is drawn too (chi-square), since runs are few."""
     rng = np.random.default_rng(seed)
     runs = int(max(each.run.max() for each in known)) + 1
-    free = max(runs - 2, 1)
-    loss = np.array([each.loss for each in known])
+    free = max(len(np.unique(np.concatenate([each.run for each in known]))) - 2, 1)
     curve = [end[0] + end[1] / each.batch for each, end in zip(known, ends, strict=True)]
     grown = [_residual(e, end) * np.sqrt(len(e.batch) / max(len(e.batch) - 2, 1))
              for e, end in zip(known, ends, strict=True)]  # fmt: skip
-    found: dict[str, list[float]] = {"B_star": [], "aB": []}
+    found = []
     for _ in range(draws):
         weight = rng.choice(np.concatenate([WEBB, -WEBB]), runs)
         weight = weight * np.sqrt(free / rng.chisquare(free))
@@ -162,13 +185,39 @@ def _draws(known: list[Level], ends: np.ndarray, draws: int, seed: int) -> dict[
             hyperbola(each.batch, at * np.maximum(1 + weight[each.run] * error, 1e-3))
             for each, at, error in zip(known, curve, grown, strict=True)
         ]
-        for name, value in _power(loss, np.array(sample)).items():
-            found[name].append(value)
-    return {name: np.array(values) for name, values in found.items()}
+        found.append(np.array(sample))
+    return found
 
 
-def _warnings(known: list[Level], used: int) -> list[str]:
-    said = []
+def _sizes(
+    known: list[Level], ends: np.ndarray, best: dict[str, float], samples: list[np.ndarray],
+    each_draw: list[dict[str, float]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Of each model size its levels, its own B* and aB, and the mean of log B_crit less that of the
+    common law, with the 95% interval of the draws."""
+    params = np.array([each.params for each in known])
+    loss = np.array([each.loss for each in known])
+    found = []
+    for size in np.unique(params):
+        own = np.isnan(params) if np.isnan(size) else params == size
+
+        def offset(ends: np.ndarray, law: dict[str, float], own: np.ndarray = own) -> float:
+            usable = own & np.all(ends > 0, axis=1)
+            if not usable.any():
+                return float("nan")
+            crit = ends[usable, 1] / ends[usable, 0]
+            return float(np.mean(np.log(crit / critical_batch(loss[usable], **law))))
+
+        drawn = np.array([offset(s, law) for s, law in zip(samples, each_draw, strict=True)])
+        found.append(
+            {"params": float(size), "levels": int(own.sum()), **_power(loss[own], ends[own]),
+             "offset": vars(interval(offset(ends, best), drawn))}
+        )  # fmt: skip
+    return found
+
+
+def _warnings(known: list[Level], used: int, sizes: list[dict[str, Any]]) -> list[str]:
+    said = _about_sizes(sizes)
     if used < len(known):
         said.append(
             f"levels_not_identified: at {len(known) - used} of {len(known)} losses the batches lie all "
@@ -181,4 +230,36 @@ def _warnings(known: list[Level], used: int) -> list[str]:
         )
     if max(len(np.unique(each.batch)) for each in known) < 4:
         said.append("few_batches: three batch sizes; the hyperbola itself cannot be tested.")
+    return said
+
+
+def _about_sizes(sizes: list[dict[str, Any]]) -> list[str]:
+    """What is assumed of model sizes, and whether the points speak against it."""
+    if np.isnan(sizes[0]["params"]):
+        return [
+            "size_unknown: nobody says of which model size a row is (no column params), so all are taken "
+            "as of one; of several sizes the critical batch would be wrong."
+        ]
+    if len(sizes) == 1:
+        return []
+    alone = "; ".join(f"N = {each['params']:.3g}: aB = {each['aB']:.3g}" for each in sizes)
+    said = [
+        f"sizes_pooled: each hyperbola is of one size, and B_crit(L) of all {len(sizes)} sizes is one "
+        f"law, since it depends on the loss alone (Kaplan et al. 2020, section 5.1). Alone {alone}."
+    ]
+    off = [
+        each
+        for each in sizes
+        if (each["offset"]["low"] > 0 or each["offset"]["high"] < 0)
+        and abs(each["offset"]["value"]) > np.log(SAME_BATCH)
+    ]
+    if off:
+        named = ", ".join(
+            f"N = {each['params']:.3g} by a factor of {np.exp(each['offset']['value']):.2f}"
+            for each in off
+        )
+        said.append(
+            f"sizes_differ: the critical batch at one loss differs from that of the common law for {named} "
+            "(95%); quote it by size."
+        )
     return said

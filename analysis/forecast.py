@@ -13,20 +13,30 @@ import numpy as np
 
 from analysis.ensemble import Member, members, mixture, thinned
 from analysis.estimate import QUANTILES
-from analysis.holdout import Split, cost, predicted_log_loss, rolling_origin, rolling_width
+from analysis.holdout import (
+    Split,
+    cost,
+    decades_above_least,
+    decades_beyond,
+    measures,
+    predicted_log_loss,
+    reached,
+    rolling_origin,
+    rolling_width,
+)
 from analysis.points import LossPoints, PointSet
 from analysis.separable import Law
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Per target point [P]: the loss by the asked law, its 95% interval, the decades of compute
-    beyond the data, and whether hold-outs reach as far."""
+    """Per target point [P]: the loss by the asked law, its 95% interval, the decades beyond the data in
+    each of `holdout.measures`, and whether hold-outs say enough so far out."""
 
     loss: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    decades: np.ndarray
+    decades: dict[str, np.ndarray]
     calibrated: np.ndarray
 
 
@@ -47,18 +57,15 @@ class Forecaster:
         theta = first.solution.theta[None]
         value = predicted_log_loss(first.law, theta, first.units, targets)[0]
         low, high = self._mixed(targets, value)
-        decades = self.decades_beyond(targets)
-        widths = [rolling_width(self.splits, each) for each in decades]
-        half = np.array([width for width, _ in widths])
+        decades = decades_beyond(self.points, targets, self.law)
+        half = np.array([rolling_width(self.splits, each) for each in decades])
         low, high = np.fmin(low, value - half), np.fmax(high, value + half)
-        reached = np.array([reaches for _, reaches in widths], bool)
-        return Forecast(np.exp(value), np.exp(low), np.exp(high), decades, reached)
-
-    def decades_beyond(self, targets: LossPoints) -> np.ndarray:
-        """How far each target lies outside the range of cost of the points, in decades; 0 inside."""
-        known, wanted = cost(self.points, self.law), cost(targets, self.law)
-        above, below = np.log10(wanted / known.max()), np.log10(known.min() / wanted)
-        return np.maximum(np.maximum(above, below), 0.0)
+        spans = decades_above_least(self.points, targets, self.law)
+        enough = [
+            reached(self.splits, each, span) for each, span in zip(decades, spans, strict=True)
+        ]
+        named = dict(zip(measures(self.points, self.law), decades.T, strict=True))
+        return Forecast(np.exp(value), np.exp(low), np.exp(high), named, np.array(enough, bool))
 
     def _mixed(self, targets: LossPoints, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([self.seed, 2])

@@ -47,6 +47,31 @@ def power_named(constants: np.ndarray, shape: np.ndarray, units: tuple[float, ..
     return found | {"scale": scale, "exponent": exponent}
 
 
+def logarithm_terms(log_IP: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    return _with_one(np.broadcast_to(-log_IP[0], (len(shape), log_IP.shape[1])))
+
+
+def no_slopes(
+    log_IP: np.ndarray, shape: np.ndarray, constants: np.ndarray, terms: np.ndarray
+) -> np.ndarray:
+    return np.empty((len(constants), 0, log_IP.shape[1]))
+
+
+def logarithm_named(constants: np.ndarray, shape: np.ndarray, units: tuple[float, ...]) -> Columns:
+    level, slope = constants.T
+    with np.errstate(all="ignore"):
+        return {"scale": units[0] * np.exp(level / slope), "slope": slope}
+
+
+def position_named(constants: np.ndarray, shape: np.ndarray, units: tuple[float, ...]) -> Columns:
+    exponent = shape[:, 0]
+    return {
+        "irreducible": constants[:, 0],
+        "amplitude": constants[:, 1] * units[0] ** exponent,
+        "exponent": exponent,
+    }
+
+
 def broken_terms(log_IP: np.ndarray, shape: np.ndarray) -> np.ndarray:
     first, second, at, width = shape.T[:, :, None]
     width = np.exp(width)

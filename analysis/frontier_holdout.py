@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.estimate import Estimate
 from analysis.frontier import FEWEST_FRONTIER_POINTS, fit_below, trace
-from analysis.holdout import LEAST_SPAN, MOST_SPLITS, SPARE_POINTS, Split, rolling_width
+from analysis.holdout import LEAST_SPAN, MOST_SPLITS, SPARE_POINTS, Split, reached, rolling_width
 from analysis.points import LossPoints
 
 FEWEST_SIZES = 2
@@ -22,9 +22,10 @@ def frontier_splits(points: LossPoints) -> list[Split]:
     """Up to MOST_SPLITS cuts, from the lowest that leaves a frontier to fit below it."""
     frontier = trace(points).efficient
     cost, log_loss = points.flops[frontier], np.log(points.loss[frontier])
+    runs = points.group[frontier]
     if len(cost) < FEWEST_FRONTIER_POINTS + SPARE_POINTS:
         return []
-    tried = (_split(points, cut, cost, log_loss) for cut in _cuts(cost))
+    tried = (_split(points, cut, cost, log_loss, runs) for cut in _cuts(cost))
     found = [split for split in tried if split is not None]
     wanted = np.linspace(0, len(found) - 1, min(MOST_SPLITS, len(found)))
     return [found[round(index)] for index in wanted]
@@ -36,7 +37,9 @@ def _cuts(cost: np.ndarray) -> np.ndarray:
     return np.unique(cost[:-1][np.searchsorted(cost[:-1], wanted).clip(max=len(cost) - 2)])
 
 
-def _split(points: LossPoints, cut: float, cost: np.ndarray, log_loss: np.ndarray) -> Split | None:
+def _split(
+    points: LossPoints, cut: float, cost: np.ndarray, log_loss: np.ndarray, runs: np.ndarray
+) -> Split | None:
     """L(C) of all points up to the cut against the frontier above it; None where they carry none."""
     below = points.only(points.flops <= cut)
     frontier = trace(below)
@@ -51,15 +54,19 @@ def _split(points: LossPoints, cut: float, cost: np.ndarray, log_loss: np.ndarra
     above = cost > cut
     predicted = law.irreducible + (law.scale / cost[above]) ** law.exponent
     error = np.log(predicted) - log_loss[above]
-    return Split(float(cut), len(fitted), np.log10(cost[above] / cut), error)
+    decades = np.log10(cost[above] / cut)[:, None]
+    return Split(float(cut), len(fitted), decades, error, runs[above])
 
 
-def widened(loss: Estimate, splits: list[Split], decades: float) -> tuple[Estimate, bool]:
+def widened(
+    loss: Estimate, splits: list[Split], decades: float, span: float
+) -> tuple[Estimate, bool]:
     """A predicted loss with its interval widened to what hold-outs missed at most as far out as
-    `decades`, and whether any reaches so far."""
-    half, reached = rolling_width(splits, decades)
+    `decades`, and whether enough of them reach so far (`holdout.reached`)."""
+    beyond = np.array([decades])
+    half = rolling_width(splits, beyond)
     if not np.isfinite(half):
         return loss, False
     low = float(np.fmin(loss.low, loss.value * np.exp(-half)))
     high = float(np.fmax(loss.high, loss.value * np.exp(half)))
-    return replace(loss, low=low, high=high), reached
+    return replace(loss, low=low, high=high), reached(splits, beyond, span)

@@ -7,6 +7,9 @@ Kept out by default, and taken in only by name (`--include`):
     mid-schedule   measured at another stage of the learning rate than the rest: evaluations on the way
                    down of a decaying rate (in laws of learning curves), runs that were never cooled
                    down beside runs that were (in laws of final losses)
+    repeated       measured in a later pass over a subset of the data (in laws of learning curves)
+A run on a subset (`data.unique_tokens`) whose held-out loss rises while its training loss goes on falling
+is over-fitted by design, not diverged: it is used at its lowest loss.
 Damaged runs, and losses that are no positive number, are never taken in. Runs that were judged on
 different data are refused together: nothing could be left out that makes them comparable.
 """
@@ -22,7 +25,8 @@ from launch.results import RunResult
 from launch.schedule import Schedule, cooldown_start
 
 UNFINISHED, DIVERGED, SPIKING, MID_SCHEDULE = "unfinished", "diverged", "spiking", "mid-schedule"
-INCLUDES = (UNFINISHED, DIVERGED, SPIKING, MID_SCHEDULE)
+REPEATED = "repeated"
+INCLUDES = (UNFINISHED, DIVERGED, SPIKING, MID_SCHEDULE, REPEATED)
 """What `--include` takes."""
 
 DIVERGED_ABOVE_BEST = 0.05
@@ -33,6 +37,8 @@ DECAYING = ("linear", "cosine")
 """Schedules whose learning rate falls all the way, so that mid-way losses are not final ones."""
 
 MOST_STEPS = 5  # of the spikes that a reason names
+TAIL = 32
+"""Steps whose median training loss says where a run is."""
 
 
 def unusable(run: RunResult, split: str, include: Collection[str]) -> str | None:
@@ -58,7 +64,7 @@ def _doubts(run: RunResult, rows: np.ndarray) -> list[tuple[str, str]]:
         steps = int(run.train["step"][-1]) if len(run.train) else 0
         said.append((UNFINISHED, f"unfinished: stopped at step {steps}"))
     best, last = float(rows["loss"].min()), float(rows["loss"][-1])
-    if last > best * (1 + DIVERGED_ABOVE_BEST):
+    if last > best * (1 + DIVERGED_ABOVE_BEST) and not over_fitted(run, rows):
         above = f"{100 * (last / best - 1):.0f}% above its own best {best:.4f}"
         said.append(
             (DIVERGED, f"diverged or over-fitted: last held-out loss {last:.4f} is {above}")
@@ -69,6 +75,25 @@ def _doubts(run: RunResult, rows: np.ndarray) -> list[tuple[str, str]]:
         others = f" and {len(steps_of) - MOST_STEPS} others" if len(steps_of) > MOST_STEPS else ""
         said.append((SPIKING, f"spiking: the training loss jumped at step {shown}{others}"))
     return said
+
+
+def unique_tokens(run: RunResult) -> float:
+    """Tokens of the subset that a run was trained on, in whole rows; endless where it names none."""
+    wanted = (run.config.get("data") or {}).get("unique_tokens")
+    length = int(run.config.get("shape", {}).get("seq_length", 1))
+    return float(wanted // length * length) if wanted else float("inf")
+
+
+def over_fitted(run: RunResult, rows: np.ndarray) -> bool:
+    """Whether a run on a subset of the data ends above its lowest held-out loss, after more than one
+    pass, while its training loss is no higher than it was there."""
+    best = rows[int(np.argmin(rows["loss"]))]
+    subset = unique_tokens(run)
+    if not (rows["loss"][-1] > best["loss"] and rows["tokens"][-1] > subset):
+        return False
+    there = run.train["loss"][run.train["step"] <= best["step"]]
+    last = run.train["loss"][-TAIL:]
+    return bool(len(there) and np.median(last) <= np.median(there[-TAIL:]))
 
 
 def taken_in(runs: Collection[RunResult], split: str, include: Collection[str]) -> tuple[str, ...]:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from analysis import solve
+from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from analysis.points import LossPoints, distinct
 from analysis.separable import Law
 from analysis.solution import fitted_theta, scaled_data
 
+MEASURED = ("params", "tokens", "flops", "steps", "position")
 MOST_SPLITS = 5
 MOST_TRIED = 100
 """Cuts that are considered, evenly among the costs: no table is walked through once per point."""
@@ -26,14 +28,29 @@ LEAST_SPAN = 0.5
 """Decades of compute that the points below a cut must span."""
 
 
+FEWEST_HELD_OUT = 4
+"""A forecast is called checked by at least so many different held-out runs: of three normal errors the
+root mean square may be a quarter of the true one (chi-square, 95%), of one a thirtieth."""
+LEAST_BELOW = 2.0
+"""Decades of compute below the target that the points must reach down to, as in the published sets on
+which widening by hold-outs was found to cover."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """One cut: log predicted - log measured of the points above it, and how far above they are."""
+    """One cut: log predicted - log measured of the points above it, and how far each lies beyond
+    those below, in decades of each of `measures`, [points, measures]."""
 
     cut: float
     points_below: int
-    decades: np.ndarray  # log10(C/cut) of each point above
+    decades: np.ndarray
     error: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def farthest(self) -> np.ndarray:
+        """[points]: in the measure in which a point is farthest out."""
+        return self.decades.max(axis=1)
 
     def as_json(self) -> dict[str, Any]:
         """The split as the report shows it."""
@@ -41,19 +58,46 @@ class Split:
             "cut": self.cut,
             "points_below": self.points_below,
             "points_above": len(self.error),
-            "decades_above": float(self.decades.max()),
+            "decades_above": float(self.farthest.max()),
             "rms_error": float(np.sqrt(np.mean(self.error**2))),
             "mean_error": float(self.error.mean()),
         }
 
 
 def cost(points: LossPoints, law: Law) -> np.ndarray:
-    """What runs are ordered by: compute for a law of N and D, else the variable itself. [P]"""
+    """What runs are ordered by, [P]: C = 6 N D for a law of N and D, whatever convention a column of
+    compute may follow; else the variable itself."""
     if {"params", "tokens"} <= set(law.inputs):
-        return points.flops if points.known("flops") else 6 * points.params * points.tokens
+        return FLOPS_PER_PARAMETER_AND_TOKEN * points.params * points.tokens
     if len(law.inputs) == 1:
         return points.x(law.inputs[0])
     return points.params * points.x(law.inputs[1])
+
+
+def measures(points: LossPoints, law: Law) -> dict[str, np.ndarray]:
+    """In what a target can lie beyond the data, each [P]: every variable of the law, and C = 6 N D for
+    a law of N and D."""
+    found = {name: points.x(name) for name in law.inputs if name in MEASURED}
+    if {"params", "tokens"} <= set(found):
+        found["flops"] = cost(points, law)
+    return found
+
+
+def decades_beyond(known: LossPoints, targets: LossPoints, law: Law) -> np.ndarray:
+    """How far each target lies outside the range of the known points, [targets, measures]; 0 inside."""
+    inside, wanted = measures(known, law), measures(targets, law)
+    found = [
+        np.maximum(np.log10(wanted[name] / values.max()), np.log10(values.min() / wanted[name]))
+        for name, values in inside.items()
+    ]
+    return np.maximum(np.stack(found, axis=1), 0.0)
+
+
+def decades_above_least(known: LossPoints, targets: LossPoints, law: Law) -> np.ndarray:
+    """Decades of compute from the cheapest known point to each target, [targets]. A law of N or of D
+    alone: twice those of its variable, as C ~ N^2 ~ D^2 along the optimum."""
+    twice = 2.0 if law.inputs in (("params",), ("tokens",)) else 1.0
+    return twice * np.log10(cost(targets, law) / cost(known, law).min())
 
 
 def rolling_origin(points: LossPoints, law: Law, delta: float) -> list[Split]:
@@ -65,12 +109,14 @@ def rolling_origin(points: LossPoints, law: Law, delta: float) -> list[Split]:
         units, data = scaled_data(points.only(below), law)
         theta = fitted_theta(law, data, delta)
         predicted = predicted_log_loss(law, theta[None], units, points.only(~below))[0]
+        above = points.only(~below)
         found.append(
             Split(
                 cut=float(cut),
                 points_below=int(below.sum()),
-                decades=np.log10(order[~below] / cut),
-                error=predicted - np.log(points.loss[~below]),
+                decades=decades_beyond(points.only(below), above, law),
+                error=predicted - np.log(above.loss),
+                labels=above.label,
             )
         )
     return found
@@ -108,15 +154,24 @@ def predicted_log_loss(
     return solve.residuals(law, solve.Data(log_x, empty, empty), theta)
 
 
-def rolling_width(splits: Sequence[Split], decades: float) -> tuple[float, bool]:
-    """Half the width of a 95% interval of log loss by the errors of splits at most as far out as
-    `decades`, and whether any split reaches that far. NaN where there is no split. A split counts
-    by the points that it was fitted on: one of few points says little of a fit of all."""
+def rolling_width(splits: Sequence[Split], decades: np.ndarray) -> float:
+    """Half the width of a 95% interval of log loss by the errors of splits at most as far out as the
+    target's `decades` [measures]. NaN where there is no split. A split counts by the points that it was
+    fitted on: one of few points says little of a fit of all."""
     if not splits:
-        return float("nan"), False
-    reach = max(decades, NEAR, min(float(each.decades.min()) for each in splits))
-    near = [(each, each.error[each.decades <= reach]) for each in splits]
+        return float("nan")
+    nearest = min(float(each.farthest.min()) for each in splits)
+    reach = max(float(np.max(decades)), NEAR, nearest)
+    near = [(each, each.error[each.farthest <= reach]) for each in splits]
     squares = [(np.mean(error**2), split.points_below) for split, error in near if len(error)]
     mean_square, _ = np.average(squares, axis=0, weights=[count for _, count in squares])
-    farthest = max(float(each.decades.max()) for each in splits)
-    return 1.96 * float(np.sqrt(mean_square)), farthest >= decades
+    return 1.96 * float(np.sqrt(mean_square))
+
+
+def reached(splits: Sequence[Split], decades: np.ndarray, span: float) -> bool:
+    """Whether hold-outs say enough of a target at `decades` [measures] beyond the data, `span` decades
+    above their lowest compute: FEWEST_HELD_OUT different held-out runs, in splits that reach as far in
+    every measure, and LEAST_BELOW decades to learn from."""
+    far = [each for each in splits if np.all(each.decades.max(axis=0) >= decades - 1e-9)]
+    judged = {str(label) for each in far for label in each.labels}
+    return len(judged) >= FEWEST_HELD_OUT and span >= LEAST_BELOW - 1e-9

@@ -35,6 +35,24 @@ def power_constant(x: Any, irreducible: Any, scale: Any, exponent: Any) -> Any:
     return irreducible + power(x, scale, exponent)
 
 
+def logarithm(x: Any, scale: Any, slope: Any) -> Any:
+    """L = -slope log(x/scale), nats for each e-fold of x (Kaplan et al. 2020, figure 23, beside the
+    power law that it is worse than; there slope 0.25, scale 7.1e12 for N). Below zero beyond scale."""
+    return -slope * (np.log(np.asarray(x, float)) - np.log(scale))
+
+
+def mutual_information(params: Any, Nc: Any, rate: Any) -> Any:
+    """I(X, Y) = rate log(N/Nc), in nats per pair, and of the same form the share I/L(text) of it that
+    is known, `infogain` (Henighan et al. 2020, eq 4.1, lambda there). No law below Nc."""
+    return rate * (np.log(np.asarray(params, float)) - np.log(Nc))
+
+
+def by_position(position: Any, irreducible: Any, amplitude: Any, exponent: Any) -> Any:
+    """L_T = irreducible + amplitude T^-exponent, of the token at position T = 1, 2, ... of the context
+    (Kaplan et al. 2020, appendix D.5, figure 20: for example 2.3 + 5.4 T^-0.62)."""
+    return irreducible + amplitude * np.asarray(position, float) ** -np.asarray(exponent, float)
+
+
 def broken(
     x: Any,
     irreducible: Any,

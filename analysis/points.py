@@ -12,9 +12,10 @@ import numpy as np
 
 NUMBER_COLUMNS = (
     "params", "tokens", "flops", "loss", "steps", "batch", "unique_tokens", "unique_params",
+    "position",
 )  # fmt: skip
 X_NAMES = ("params", "tokens", "flops")
-X_SYMBOLS = {"params": "N", "tokens": "D", "flops": "C"}
+X_SYMBOLS = {"params": "N", "tokens": "D", "flops": "C", "position": "T"}
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class LeftOut:
 @dataclass(frozen=True)
 class LossPoints:
     """Columns of equal length. `loss` is in nats per token; `weight` multiplies a point's loss
-    term in the objective; `group` names the run; `label` says where a point came from; `recipe`
-    is equal for runs that differ in the seed alone ("" where nobody says: a CSV)."""
+    term in the objective; `group` names the run; `trunk` the run that its weights began as, itself
+    for most: what shares a trunk shares its luck; `label` says where a point came from; `recipe` is
+    equal for runs that differ in the seed alone ("" where nobody says: a CSV)."""
 
     params: np.ndarray
     tokens: np.ndarray
@@ -39,8 +41,10 @@ class LossPoints:
     batch: np.ndarray  # in samples or tokens, as the source counts
     unique_tokens: np.ndarray
     unique_params: np.ndarray  # compute-optimal parameters for the unique tokens
+    position: np.ndarray  # of the token in its context, from 1
     weight: np.ndarray
     group: np.ndarray
+    trunk: np.ndarray
     label: np.ndarray
     recipe: np.ndarray
 
@@ -53,9 +57,11 @@ class LossPoints:
 
     @classmethod
     def of(cls, group: np.ndarray, label: np.ndarray, **columns: np.ndarray) -> "LossPoints":
-        """Points of the named columns; the others are missing, weights are 1, recipes unknown."""
+        """Points of the named columns; the others are missing, weights are 1, recipes unknown, and each
+        run is its own trunk."""
         missing = {name: np.full(len(group), np.nan) for name in NUMBER_COLUMNS}
-        given = {"weight": np.ones(len(group)), "recipe": np.full(len(group), "")} | columns
+        own = {"weight": np.ones(len(group)), "recipe": np.full(len(group), ""), "trunk": group}
+        given = own | columns
         return cls(**(missing | given), group=group, label=label)
 
     def x(self, name: str) -> np.ndarray:

@@ -19,8 +19,10 @@ from analysis.derived import (
 )
 from analysis.ensemble import mixture
 from analysis.estimate import CONFIDENCE, Estimate, Fit, interval
+from analysis.fit_frontier import known_draws
 from analysis.forecast import Forecaster, forecaster
 from analysis.frontier_holdout import frontier_splits, widened
+from analysis.holdout import FEWEST_HELD_OUT, LEAST_BELOW
 from analysis.laws import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
     optimal_params,
@@ -32,8 +34,9 @@ from analysis.points import LossPoints, PointSet
 from analysis.separable import CURVE_LAWS, FRONTIER, SURFACE_LAWS, Law
 
 UNCALIBRATED = (
-    "uncalibrated: no rolling-origin hold-out reaches as far beyond the data as this target, so 95% "
-    "is nominal; real coverage is lower."
+    "uncalibrated: too few held-out runs reach as far beyond the data as this target (wanted "
+    f"{FEWEST_HELD_OUT}, and {LEAST_BELOW:g} decades of compute below it), so 95% is nominal; real "
+    "coverage is lower."
 )
 UNLIKELY = 0.05
 """AICc weight of the asked law below which its prediction carries a warning."""
@@ -64,7 +67,8 @@ def predict(
         {"law": each.law.name, "aicc": each.aicc, "weight": each.weight} for each in ready.members
     ]
     calibrated = bool(said.calibrated[0] and draws)
-    found_answer = _answer(fit, target, float(said.decades[0]), answer, calibrated)
+    decades = {name: float(each[0]) for name, each in said.decades.items()}
+    found_answer = _answer(fit, target, decades, answer, calibrated)
     if forms[0]["weight"] < UNLIKELY:
         best = max(forms, key=lambda each: each["weight"])
         found_answer["warnings"].insert(
@@ -147,18 +151,23 @@ def _ends(low: float, high: float, draws: int) -> tuple[float, float]:
 
 
 def _answer(
-    fit: Fit, target: Mapping[str, float], decades: float, found: dict[str, Any], calibrated: bool
+    fit: Fit,
+    target: Mapping[str, float],
+    decades: Mapping[str, float],
+    found: dict[str, Any],
+    calibrated: bool,
 ) -> dict[str, Any]:
     warnings = [] if calibrated else [UNCALIBRATED]
-    if decades > FAR:
-        what = fit.x or "flops"
+    what = max(decades, key=lambda name: decades[name])
+    if decades[what] > FAR:
         warnings.insert(
-            0, f"far_from_data: {decades:.1f} decades beyond the fitted range of {what}."
+            0, f"far_from_data: {decades[what]:.1f} decades beyond the fitted range of {what}."
         )
     return {
         "law": fit.law,
         "target": dict(target),
-        "decades_beyond_data": decades,
+        "decades_beyond_data": decades[what],
+        "decades_beyond": dict(decades),
         **found,
         "confidence": CONFIDENCE,
         "calibrated": calibrated,
@@ -202,7 +211,8 @@ def _frontier(found: PointSet, fit: Fit, at: float) -> dict[str, Any]:
     loss = interval(float(curve(fit, np.array(at))), drawn)
     calibrated = False
     if len(drawn):
-        loss, calibrated = widened(loss, frontier_splits(found.points), decades)
+        span = float(np.log10(at / low))
+        loss, calibrated = widened(loss, frontier_splits(found.points), decades, span)
     constants = (fit.value("params_scale"), fit.value("params_exponent"))
     known = np.isfinite(fit.parameters["params_exponent"].low)
     names = ("params_scale", "params_exponent")
@@ -211,5 +221,6 @@ def _frontier(found: PointSet, fit: Fit, at: float) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         for name, law in (("params", optimal_params), ("tokens", optimal_tokens)):
             value = float(law(np.array(at), *constants))
-            answer[f"optimal_{name}"] = interval(value, law(np.array(at), *draws)).as_json()
-    return _answer(fit, {"flops": at}, decades, answer, calibrated)
+            drawn = known_draws(law(np.array(at), *draws))
+            answer[f"optimal_{name}"] = interval(value, drawn).as_json()
+    return _answer(fit, {"flops": at}, {"flops": decades}, answer, calibrated)

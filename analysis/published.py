@@ -5,6 +5,7 @@ Henighan et al. 2020 (2010.14701), Table 1: `L = irreducible + (scale/x)^exponen
 Losses are nats per token. Kaplan et al. 2020 (2001.08361), Table 5 and eq 1.1 and Figure 14.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from analysis.laws import PF_DAY
@@ -41,6 +42,11 @@ _MATHEMATICS_CAUTION = (
     "The paper's row is its extrapolate test, up to 4e8 parameters, and its L(C) may be affected "
     "by weight decay."
 )
+_MULTIMODAL_CAUTION = (
+    "The paper's L(N) is that of the pixels alone, 96% of a row's tokens; that of the text stands "
+    "beside it by kind. Its L(C) and N_opt are of pixels and text together, in a normalisation that it does "
+    "not state."
+)
 
 
 def _row(
@@ -71,8 +77,21 @@ HENIGHAN = {
             (2.3e-12, 0.69),
             _MATHEMATICS_CAUTION,
         ),
+        _row("text-to-image", (2.0, 5.1e3, 0.16), (1.93, 1.5e-6, 0.15), (9.4e-13, 0.70),
+             _MULTIMODAL_CAUTION),
+        _row("image-to-text", (2.0, 5.5e3, 0.15), (1.97, 1.5e-6, 0.16), (3.3e-12, 0.72),
+             _MULTIMODAL_CAUTION),
     )
+}  # fmt: skip
+
+LOSS_OF_KIND = {
+    ("text-to-image", "text"): PublishedCurve(0.0, 5.6e8, 0.037),
+    ("text-to-image", "pixel"): PublishedCurve(2.0, 5.1e3, 0.16),
+    ("image-to-text", "text"): PublishedCurve(0.0, 7.0e8, 0.039),
+    ("image-to-text", "pixel"): PublishedCurve(2.0, 5.5e3, 0.15),
 }
+"""L(N) by kind of token (Henighan et al. 2020, Table 1). That of text is per text token, padding
+included."""
 
 KAPLAN = PublishedDomain(
     domain="text",
@@ -86,8 +105,23 @@ KAPLAN = PublishedDomain(
 
 
 def published(domain: str) -> PublishedDomain | None:
-    """The published row for a domain of ours, or None where neither paper has one."""
-    return KAPLAN if domain == "text" else HENIGHAN.get(domain)
+    """The published row for a domain of ours, or None where neither paper has one. `text-v8192` is text
+    in a vocabulary of its own, and its row says so."""
+    if domain == KAPLAN.domain:
+        return KAPLAN
+    if re.fullmatch(KAPLAN.domain + r"-v\d+", domain):
+        pieces = int(domain.rpartition("-v")[2])
+        caution = (
+            f"{KAPLAN.caution} Of 50,257 pieces, not {pieces:,}: losses of a token do not compare, "
+            "exponents do."
+        )
+        return replace(KAPLAN, caution=caution)
+    return HENIGHAN.get(domain)
+
+
+def published_of_kind(domain: str, kind: str) -> PublishedCurve | None:
+    """The published L(N) of one kind of token, where a paper gives it apart."""
+    return LOSS_OF_KIND.get((domain, kind))
 
 
 SURFACES = {"Hoffmann et al. 2022": (0.339, 0.285), "Besiroglu et al. 2024": (0.348, 0.366)}

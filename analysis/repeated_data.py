@@ -17,16 +17,22 @@ ONE_EPOCH = 1.001
 def with_unique_params(found: PointSet) -> PointSet:
     """U_N, the compute-optimal N for D = U: as the source gives it, else by the surface fitted to
     the runs of at most one epoch, else by the published ratio, with a remark. Raises `ValueError`
-    where nobody says how many tokens are unique."""
+    where nobody says how many tokens are unique, or no run met one twice."""
     points = found.points
     if not points.known("unique_tokens"):
         raise ValueError(
             f"{found.source}: no unique tokens; wanted for each run the tokens that it saw once or "
             "more, for the law 'data-constrained'. Give a CSV with a column unique_tokens."
         )
+    once = points.tokens <= ONE_EPOCH * points.unique_tokens
+    if once.all():
+        raise ValueError(
+            f"{found.source}: none of {len(points)} runs met a token twice; wanted runs of more tokens "
+            "than unique ones, for the law 'data-constrained'. Train on a subset (data.unique_tokens), "
+            "or fit the law surface."
+        )
     if points.known("unique_params"):
         return found
-    once = points.tokens <= ONE_EPOCH * points.unique_tokens
     single = replace(found, points=points.only(once))
     try:
         check_enough(single, SURFACE)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.results import METRICS_FILE
+from launch.saved import EVALUATIONS
 
 if TYPE_CHECKING:
     from analysis.findings import Finding
     from analysis.runs import Counting, StudyRuns
     from analysis.study_fits import Attempt, Convention, StudyFits
+    from analysis.variants import Correction
 
 REPORT, FITS, POINTS = "report.html", "fits.json", "points.csv"
 RUNS, CONSTANTS, CONVENTIONS = "runs.csv", "constants.csv", "conventions.csv"
@@ -47,6 +49,9 @@ def inputs_digest(results: Path, counting: "Counting", draws: int, seed: int) ->
         if metrics.is_file():
             digest.update(folder.name.encode())
             digest.update(hashlib.sha256(metrics.read_bytes()).digest())
+            for path in sorted((folder / EVALUATIONS).glob("*.h5")):
+                digest.update(path.name.encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
         elif (folder / "config.json").exists():
             digest.update(folder.name.encode())
     return digest.hexdigest()
@@ -75,21 +80,23 @@ def _build(
     from analysis.findings import findings
     from analysis.runs import read_runs
     from analysis.study_fits import by_convention, fit_study
+    from analysis.variants import corrections
     from analysis.views import sample_of
 
     study = read_runs(results, counting.split, counting.include)
     fits = fit_study(study, counting, draws, seed)
     conventions = by_convention(study, counting, fits, draws, seed)
     implied = findings(fits.tried, sample_of(study))
+    corrected = corrections(study, counting, draws, seed)
     summary = _summary(fits.tried, study)
     files = {
-        FITS: _fits_json(study, counting, fits, conventions, implied, summary, digest),
+        FITS: _fits_json(study, counting, fits, conventions, corrected, implied, summary, digest),
         POINTS: points_csv(study, counting),
         RUNS: runs_csv(study, counting),
         CONSTANTS: constants_csv(fits.tried),
         CONVENTIONS: conventions_csv(conventions),
     }
-    text = _html(study, fits, conventions, implied, counting, files)
+    text = _html(study, fits, conventions, corrected, implied, counting, files)
     out.mkdir(parents=True, exist_ok=True)
     tables = {name: content for name, content in files.items() if name != FITS}
     draws_files = draws_of(fits.tried)
@@ -106,6 +113,7 @@ def _fits_json(
     counting: "Counting",
     fits: "StudyFits",
     conventions: "list[Convention]",
+    corrected: "list[Correction]",
     implied: "list[Finding]",
     summary: list[str],
     digest: str,
@@ -134,6 +142,7 @@ def _fits_json(
             "routes": {name: each.as_json() for name, each in by_route},
             "routes_disagree": disagreements(by_route),
             "conventions": [each.as_json() for each in conventions],
+            "corrections": [each.as_json() for each in corrected],
             "ground_truth": ground_truth.as_json(study, counting, fits.tried),
         }
     )
@@ -165,20 +174,25 @@ def _html(
     study: "StudyRuns",
     fits: "StudyFits",
     conventions: "list[Convention]",
+    corrected: "list[Correction]",
     implied: "list[Finding]",
     counting: "Counting",
     files: dict[str, str],
 ) -> str:
-    from analysis import ground_truth, page, sections, tables, views
+    from analysis import ground_truth, page, sections, tables, views, views_schedule
+    from analysis.evaluations import evaluations_of
     from analysis.published import published
     from analysis.study_fits import study_noise
+    from analysis.views_evaluations import evaluation_pictures, unused_table
 
     tried = fits.tried
     config = study.runs[0].config if study.runs else {}
     name, domain = _study_name(study), str(config.get("domain", "?"))
     known, noise = published(domain), study_noise(tried)
     dark = views.dark_colours(study, tried)
-    drawn = views.pictures(study, tried, conventions, counting, known)
+    drawn = views.pictures(study, tried, conventions, counting, corrected, known)
+    evaluations = evaluations_of(study, counting)
+    drawn += evaluation_pictures(study, counting, evaluations)
     question = str(config.get("question") or f"What does the study {name} show?")
     parts = [
         f'<p class="eyebrow">Scaling study {page.safe(name)} · {page.safe(domain)} · '
@@ -195,6 +209,8 @@ def _html(
         f"<p>{page.safe(tables.published_note(known, domain))}</p>",
         sections.implied(implied, tried),
         sections.counted(conventions),
+        views_schedule.corrections_table(corrected),
+        views_schedule.schedule_table(study, counting),
         ground_truth.section(study, counting, tried),
         "<h2>What to distrust</h2>",
         sections.doubts(tried, fits.not_tried),
@@ -204,6 +220,7 @@ def _html(
         tables.runs_table(study, counting),
         "<h2>What was left out, and why</h2>",
         tables.left_out_table(tried, study),
+        unused_table(evaluations),
         "<h2>How it was measured and fitted</h2>",
         tables.method_list(study, counting, tried),
         "<h2>Every number</h2>",

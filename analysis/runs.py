@@ -5,7 +5,7 @@ Which runs count is decided in `analysis.guards`; every other one is listed with
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import numpy as np
 
 from analysis.guards import (
     MID_SCHEDULE,
+    REPEATED,
     full_rate_tokens,
     never_cooled,
     not_cooled,
+    over_fitted,
     refuse_mixtures,
     taken_in,
+    unique_tokens,
     unusable,
 )
 from analysis.points import (
@@ -44,6 +47,11 @@ IN_WARM_UP = "inside the learning-rate warm-up"
 RATE_FALLS = (
     "mid-schedule: its learning rate had begun to fall, so it is no loss of a run that was planned to "
     "end there (--include mid-schedule takes it in)"
+)
+
+LATER_PASS = (
+    "repeated: measured in a later pass over a subset of the data, so it is no loss of fresh data "
+    "(--include repeated takes it in)"
 )
 
 
@@ -103,7 +111,7 @@ def of_variant(study: StudyRuns, wanted: str | None) -> StudyRuns:
     """The runs of one variant of the study; all, if none is named. Raises `ValueError` for another name."""
     if wanted is None:
         return study
-    variants = _variants(study)
+    variants = variants_of(study)
     if wanted not in variants:
         raise ValueError(
             f"{study.path}: --variant {wanted}: no usable run of it; wanted one of: {', '.join(variants)}. "
@@ -116,23 +124,37 @@ def of_variant(study: StudyRuns, wanted: str | None) -> StudyRuns:
 def refuse_variants(study: StudyRuns, wanted: str | None) -> None:
     """Raise `ValueError` where a study has several variants and none is named: each is another way to
     train, and no law holds across them."""
-    variants = _variants(study)
-    if wanted is None and len(variants) > 1:
+    variants = variants_of(study)
+    if wanted is None and len(variants) > 1 and not only_data_varies(study):
         raise ValueError(
             f"{study.path}: runs of {len(variants)} variants in one law; wanted those of one of: "
             f"{', '.join(variants)}. Name it with --variant, for each is another way to train."
         )
 
 
-def _variants(study: StudyRuns) -> list[str]:
+def only_data_varies(study: StudyRuns) -> bool:
+    """Whether the variants of a study differ in the subset of the data and in length alone: then one
+    law holds across them, for they are points of L(D) and L(N, D) (Kaplan et al. 2020, section 4)."""
+    ways = {(_shape(run), _recipe(run, ("data",))) for run in study.runs}
+    limited = any(np.isfinite(unique_tokens(run)) for run in study.runs)
+    return limited and len(ways) == len({shape for shape, _ in ways})
+
+
+def _shape(run: RunResult) -> str:
+    return json.dumps(run.config.get("shape"), sort_keys=True)
+
+
+def variants_of(study: StudyRuns) -> list[str]:
     return sorted({str(run.config.get("variant", "")) for run in study.runs})
 
 
-def all_points(study: StudyRuns, counting: Counting) -> PointSet:
+def all_points(study: StudyRuns, counting: Counting, repeats: bool = False) -> PointSet:
     """One point for each run: its lowest held-out loss (Henighan et al. 2020 take L(N) at the step
-    of minimum test loss) for all that it was trained on."""
+    of minimum test loss) for all that it was trained on. Of a run on a subset D counts the subset
+    once, however often it was read: the early-stopped loss of so many tokens (Kaplan et al. 2020,
+    section 3.3). With `repeats` D is all that it read, up to the lowest loss where it over-fits."""
     warm = set() if MID_SCHEDULE in counting.include else never_cooled(study.runs)
-    rows = []
+    rows, beyond = [], []
     for run in study.runs:
         if run.run_id in warm:
             continue
@@ -140,10 +162,25 @@ def all_points(study: StudyRuns, counting: Counting) -> PointSet:
         best = table[int(np.argmin(table["loss"]))]
         final = table[[-1]].copy()  # its budget: repeats with another best step stay comparable
         final["loss"], final["step"] = best["loss"], best["step"]
+        if over_fitted(run, table):
+            beyond.append(run.run_id)
+            final["tokens"] = best["tokens"] if repeats else final["tokens"]
         rows.append((run, final))
     left_out = study.left_out + not_cooled(warm)
-    remarks = taken_in(study.runs, counting.split, counting.include)
-    return PointSet(str(study.path), _points(rows, counting), left_out, remarks)
+    remarks = taken_in(study.runs, counting.split, counting.include) + _early_stopped(beyond, rows)
+    points = _points(rows, counting)
+    if not repeats:
+        points = replace(points, tokens=np.minimum(points.tokens, points.unique_tokens))
+    return PointSet(str(study.path), points, left_out, remarks)
+
+
+def _early_stopped(beyond: Sequence[str], rows: Sequence[tuple]) -> tuple[str, ...]:
+    if not beyond:
+        return ()
+    return (
+        f"early_stopped: {len(beyond)} of {len(rows)} runs over-fit the subset that they were trained on; "
+        "they count at their lowest held-out loss.",
+    )
 
 
 def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
@@ -158,6 +195,7 @@ def curve_points(study: StudyRuns, counting: Counting) -> PointSet:
     """Learning curves, grouped by run: every held-out evaluation after the warm-up and before the
     learning rate falls (with `mid-schedule` taken in, every one after the warm-up)."""
     rows, left_out, falling = [], list(study.left_out), []
+    kept_out = {MID_SCHEDULE, REPEATED} - set(counting.include)
     present = {run.run_id for run in study.runs}
     for run in study.runs:
         table = run.eval_rows(counting.split)
@@ -168,12 +206,14 @@ def curve_points(study: StudyRuns, counting: Counting) -> PointSet:
         late = (table["tokens"] > full_rate_tokens(run)) & ~early
         if late.any():
             falling.append(run.run_id)
-        late &= MID_SCHEDULE not in counting.include
-        for which, reason in ((early, IN_WARM_UP), (late, RATE_FALLS)):
+        late &= MID_SCHEDULE in kept_out
+        again = (table["tokens"] > unique_tokens(run)) & ~early & ~late
+        again &= REPEATED in kept_out
+        for which, reason in ((early, IN_WARM_UP), (late, RATE_FALLS), (again, LATER_PASS)):
             left_out += [
                 LeftOut(f"{run.run_id} step {row['step']}", reason) for row in table[which]
             ]
-        rows.append((run, table[~early & ~late]))
+        rows.append((run, table[~early & ~late & ~again]))
     remarks = taken_in(study.runs, counting.split, counting.include)
     if falling and MID_SCHEDULE in counting.include:
         remarks += (
@@ -189,9 +229,13 @@ def warmup_tokens(config: dict[str, Any]) -> float:
     schedule = config.get("schedule", {})
     if schedule.get("warmup_tokens") is not None:
         return float(schedule["warmup_tokens"])
+    shape = config.get("shape", {})
+    if schedule.get("warmup_tokens_per_param") is not None:
+        attention = shape["num_attention_heads"] * shape["kv_channels"]
+        per_layer = 2 * shape["hidden_size"] * (2 * attention + shape["ffn_hidden_size"])
+        return float(schedule["warmup_tokens_per_param"]) * shape["num_layers"] * per_layer
     batch = config.get("batch", {}).get("train_batch_size", 0)
-    length = config.get("shape", {}).get("seq_length", 0)
-    return float(schedule.get("warmup_steps", 0) or 0) * batch * length
+    return float(schedule.get("warmup_steps", 0) or 0) * batch * shape.get("seq_length", 0)
 
 
 def _points(rows: list[tuple[RunResult, np.ndarray]], counting: Counting) -> LossPoints:
@@ -210,14 +254,26 @@ def _points(rows: list[tuple[RunResult, np.ndarray]], counting: Counting) -> Los
         label=np.array(
             [f"{run.run_id} step {row['step']}" for run, table in rows for row in table], dtype=str
         ),
+        trunk=np.array([_trunk(run) for run, table in rows for _ in table], dtype=str),
         recipe=np.array([_recipe(run) for run, table in rows for _ in table], dtype=str),
         params=column([np.full(len(t), n) for (_, t), n in zip(rows, sizes, strict=True)]),
         tokens=column([table["tokens"] for _, table in rows]),
         flops=column(flops),
         steps=column([table["step"] for _, table in rows]),
         batch=column([np.full(len(table), _batch(run)) for run, table in rows]),
+        unique_tokens=column([_unique(run, table) for run, table in rows]),
         loss=column([table["loss"] for _, table in rows]),
     )
+
+
+def _trunk(run: RunResult) -> str:
+    """The run whose weights a `wsd` branch began with; of every other run its own name."""
+    return str((run.config.get("trunk") or {}).get("run_id", run.run_id))
+
+
+def _unique(run: RunResult, table: np.ndarray) -> np.ndarray:
+    """Tokens met at least once: all where the configuration names no subset."""
+    return np.minimum(unique_tokens(run), table["tokens"])
 
 
 def _batch(run: RunResult) -> float:
@@ -225,8 +281,8 @@ def _batch(run: RunResult) -> float:
     return float(run.config.get("batch", {}).get("train_batch_size", np.nan))
 
 
-def _recipe(run: RunResult) -> str:
-    """A digest of the configuration less its seed, its length and what changes no loss."""
+def _recipe(run: RunResult, but: Collection[str] = ()) -> str:
+    """A digest of the configuration less its seed, its length, what changes no loss, and `but`."""
     left_out = {
         "seed",
         "tokens",
@@ -238,6 +294,7 @@ def _recipe(run: RunResult) -> str:
         "trunk",
         "keep_steps",
         "variant",
+        *but,
     }
     recipe = _stated({name: value for name, value in run.config.items() if name not in left_out})
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
@@ -245,17 +302,21 @@ def _recipe(run: RunResult) -> str:
 
 # Choices that older runs did not have, and what they then did.
 _ALWAYS_WERE = {
-    "blend": [], "attention": "dense", "positions": "plain", "attention_window": 0,
-    "position_axes": [], "data": {"unique_tokens": None},
+    "blend": [], "attention": "dense", "positions": "plain", "attention_window": 0, "position_axes": [],
+    "unique_tokens": None, "blanked": None, "dropout": 0.0, "weights": {}, "start": None, "classes": None,
 }  # fmt: skip
 
 
 def _stated(table: dict) -> dict:
-    """A configuration without the choices that say what older runs did unasked."""
+    """A configuration without the choices that say what older runs did unasked, and without tables that
+    held nothing else."""
+    kept = {
+        name: _stated(value) if isinstance(value, dict) else value for name, value in table.items()
+    }
     return {
-        name: _stated(value) if isinstance(value, dict) else value
-        for name, value in table.items()
-        if name not in _ALWAYS_WERE or _ALWAYS_WERE[name] != value
+        name: value
+        for name, value in kept.items()
+        if not (name in _ALWAYS_WERE and _ALWAYS_WERE[name] == value) and value != {}
     }
 
 

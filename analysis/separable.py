@@ -85,6 +85,20 @@ POWER_CONSTANT = Law(
     forms.power_constant_terms, forms.power_slopes, forms.power_named, "irreducible",
 )  # fmt: skip
 
+LOGARITHM = Law(
+    "logarithm", "L = -slope log(x/scale)", "Kaplan et al. 2020 (2001.08361), figure 23",
+    laws.logarithm, ("x",), ("x",), ("level", "slope"), (),
+    forms.logarithm_terms, forms.no_slopes, forms.logarithm_named,
+)  # fmt: skip
+
+BY_POSITION = Law(
+    "position", "L_T = irreducible + amplitude T^-exponent",
+    "Kaplan et al. 2020 (2001.08361), appendix D.5", laws.by_position, ("position",), ("position",),
+    ("irreducible", "fall"), (_exponent("exponent", 0.005, 4, 160),),
+    forms.power_constant_terms, forms.power_slopes, forms.position_named, "irreducible",
+)  # fmt: skip
+"""`POWER_CONSTANT` of the place in the context, in the constants that Kaplan et al. print."""
+
 BROKEN = Law(
     "broken",
     "L = irreducible + (scale/x)^exponent (1 + (x/break_at)^(1/width))^(-width (exponent_after - "
@@ -151,14 +165,14 @@ DATA_CONSTRAINED = Law(
     forms.repeated_terms, forms.repeated_slopes, forms.repeated_named, "E",
 )  # fmt: skip
 
-CURVE_LAWS = {law.name: law for law in (POWER, POWER_CONSTANT, BROKEN)}
+CURVE_LAWS = {law.name: law for law in (POWER, POWER_CONSTANT, LOGARITHM, BROKEN)}
 """Laws of one variable."""
 
 SURFACE_LAWS = {law.name: law for law in (SURFACE, COUPLED, SURFACE_KAPLAN)}
 """Laws of N and D."""
 
 SEPARABLE_LAWS = CURVE_LAWS | SURFACE_LAWS | {
-    law.name: law for law in (LEARNING_CURVE, DATA_CONSTRAINED)
+    law.name: law for law in (LEARNING_CURVE, DATA_CONSTRAINED, BY_POSITION)
 }  # fmt: skip
 
 FRONTIER, ISOFLOP, CRITICAL_BATCH = "frontier", "isoflop", "critical-batch"

@@ -13,6 +13,7 @@ from analysis.fit_frontier import fit_frontier
 from analysis.fit_isoflop import fit_isoflop
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from analysis.points import PointSet
+from analysis.positions import largest_run, positions_of
 from analysis.repeated_data import with_unique_params
 from analysis.runs import (
     Counting,
@@ -25,6 +26,7 @@ from analysis.runs import (
     refuse_variants,
 )
 from analysis.separable import (
+    BY_POSITION,
     CRITICAL_BATCH,
     CURVE_LAWS,
     DATA_CONSTRAINED,
@@ -42,6 +44,7 @@ COLUMNS = {
     ISOFLOP: ("params", "flops", "loss"),
     CRITICAL_BATCH: ("batch", "steps", "loss"),
     DATA_CONSTRAINED.name: ("params", "tokens", "unique_tokens", "loss"),
+    BY_POSITION.name: ("position", "loss"),
 }
 COMPARES_VARIANTS = (CRITICAL_BATCH,)  # of a study: batch sizes
 CURVE_NEEDERS = (FRONTIER, LEARNING_CURVE.name, CRITICAL_BATCH)
@@ -74,13 +77,16 @@ def _columns(source: Path, law: str, x: str) -> tuple[str, ...]:
 
 
 def study_points(study: StudyRuns, law: str, x: str, counting: Counting) -> PointSet:
-    """Learning curves for the laws of them, one point for each run for the other laws."""
+    """Learning curves for the laws of them, the places of the largest run's context for the law of them,
+    one point for each run for the other laws."""
     study = of_variant(study, counting.variant)
+    if law == BY_POSITION.name:
+        return positions_of(largest_run(study, counting), counting.split)
     if law in CURVE_NEEDERS:
         return _prepared(curve_points(study, counting), law)
     if law in CURVE_LAWS:
         return final_points(study, counting, x)
-    return _prepared(all_points(study, counting), law)
+    return _prepared(all_points(study, counting, repeats=law == DATA_CONSTRAINED.name), law)
 
 
 def _prepared(found: PointSet, law: str) -> PointSet:

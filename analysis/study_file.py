@@ -30,8 +30,8 @@ PROPORTION: dict[Family, float] = {"henighan": 8.0, "henighan-multimodal": 64.0,
 """Width over depth. Henighan et al. 2020, Table 5: exactly 8; Table 4: 32 to 160; Kaplan et al. 2020,
 section 3.1: flat over a factor of 40 in it, (48, 1600) among their shapes."""
 
-KEPT = ("blend", "batch", "schedule", "model", "precision", "evaluation")
-"""Parts of a run's configuration that the new study takes over."""
+KEPT = ("blend", "batch", "schedule", "model", "loss", "data", "start", "precision", "evaluation")
+"""Parts of a run's configuration that the new study takes over: all that changes a loss."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,9 @@ def _value(value: Any) -> str:
         return f'"{escaped}"'
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        inside = (f"{key} = {_value(each)}" for key, each in value.items() if each is not None)
+        return f"{{ {', '.join(inside)} }}"
     return repr(value)
 
 

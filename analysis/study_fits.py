@@ -9,16 +9,22 @@ from analysis.estimate import Fit
 from analysis.fit_critical_batch import FEWEST_BATCHES
 from analysis.isoflop import budgets
 from analysis.points import LossPoints, PointSet, SeedNoise, distinct, seed_noise
+from analysis.repeated_data import ONE_EPOCH
 from analysis.runs import FLOP_COUNTS, PARAM_COUNTS, Counting, StudyRuns, refuse_variants
 from analysis.separable import (
+    BROKEN,
+    COUPLED,
     CRITICAL_BATCH,
+    DATA_CONSTRAINED,
     FRONTIER,
     ISOFLOP,
     LEARNING_CURVE,
+    LOGARITHM,
     POWER,
     POWER_CONSTANT,
     SURFACE,
     SURFACE_KAPLAN,
+    Law,
 )
 from analysis.sources import COMPARES_VARIANTS, fit_law, study_points
 
@@ -59,6 +65,36 @@ def _for_surface(points: LossPoints) -> str:
     )
 
 
+def _for_coupled(points: LossPoints) -> str:
+    cells = len(distinct(points.params, points.tokens)[0])
+    if cells < FEWEST_FOR_COUPLED:
+        return f"{cells} pairs of size and tokens; wanted at least {FEWEST_FOR_COUPLED} for the outer exponent"
+    return _for_surface(points)
+
+
+def _for_form(law: Law) -> Callable[[LossPoints], str]:
+    """A form of L(N) beside the power laws: enough sizes to tell it from them."""
+
+    def allows(points: LossPoints) -> str:
+        sizes, wanted = len(np.unique(points.params)), len(law.parameters) + SPARE_SIZES
+        return "" if sizes >= wanted else f"{sizes} sizes; wanted at least {wanted}"
+
+    return allows
+
+
+def _for_repeats(points: LossPoints) -> str:
+    repeated = int(np.sum(points.tokens > ONE_EPOCH * points.unique_tokens))
+    subsets = len(np.unique(points.unique_tokens))
+    runs = len(distinct(points.params, points.tokens, points.unique_tokens)[0])
+    wanted = len(DATA_CONSTRAINED.parameters) + SPARE_SIZES
+    if repeated >= 3 and subsets >= 3 and runs >= wanted:
+        return _for_surface(points)
+    return (
+        f"{repeated} of {runs} different runs met tokens twice, {subsets} amounts of unique tokens; "
+        f"wanted at least 3 of {wanted}, and 3"
+    )
+
+
 def _for_isoflop(points: LossPoints) -> str:
     count = sum(len(each.log_params) >= 3 for each in budgets(points)) if len(points) else 0
     wanted = "wanted at least 2 compute budgets with 3 or more sizes each"
@@ -87,12 +123,31 @@ def _for_batches(points: LossPoints) -> str:
     )
 
 
+FEWEST_FOR_COUPLED = 12
+SPARE_SIZES = 3  # more than constants, so that the form can be tested (`few_points`)
+
 TRIALS = (
     Trial("loss-by-params", "L(N)", POWER_CONSTANT.name, "params"),
     Trial("loss-by-params-pure", "L(N), no constant", POWER.name, "params"),
+    Trial(
+        "loss-by-params-logarithm",
+        "L(N), a logarithm",
+        LOGARITHM.name,
+        "params",
+        _for_form(LOGARITHM),
+    ),
+    Trial("loss-by-params-broken", "L(N) with a break", BROKEN.name, "params", _for_form(BROKEN)),
     Trial("loss-by-tokens", "L(D)", POWER_CONSTANT.name, "tokens", _for_tokens),
     Trial("surface", "L(N, D)", SURFACE.name, "params", _for_surface),
     Trial("surface-kaplan", "L(N, D) of Kaplan", SURFACE_KAPLAN.name, "params", _for_surface),
+    Trial("coupled", "L(N, D), coupled", COUPLED.name, "params", _for_coupled),
+    Trial(
+        "data-constrained",
+        "L(N, D) of repeated data",
+        DATA_CONSTRAINED.name,
+        "params",
+        _for_repeats,
+    ),
     Trial("isoflop", "isoFLOP", ISOFLOP, "flops", _for_isoflop),
     Trial("frontier", "frontier", FRONTIER, "flops"),
     Trial("learning-curve", "L(N, S)", LEARNING_CURVE.name, "steps", _for_curves),
@@ -113,8 +168,11 @@ def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> St
     tried: dict[str, Attempt] = {}
     not_tried: dict[str, str] = {}
     for trial in TRIALS:
-        found = study_points(study, trial.law, trial.x, counting)
-        missing = trial.allows(found.points)
+        try:
+            found = study_points(study, trial.law, trial.x, counting)
+            missing = trial.allows(found.points)
+        except ValueError as error:  # these runs are no points of this law
+            missing = str(error).removeprefix(f"{study.path}: ")
         if missing:
             not_tried[trial.title] = missing
         else:

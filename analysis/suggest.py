@@ -22,7 +22,7 @@ from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from analysis.points import LossPoints, PointSet, seed_noise
 from analysis.predict import complete_target
 from analysis.profiles import LINEAR
-from analysis.runs import PARAM_COUNTS, Counting, read_runs
+from analysis.runs import PARAM_COUNTS, Counting, of_variant, read_runs
 from analysis.separable import CURVE_LAWS, SURFACE_LAWS, Law
 from analysis.sources import law_of, read_points
 from analysis.study_file import (
@@ -120,8 +120,8 @@ def _template(
     """What the study will say beside shapes and tokens, and the attribute of a shape that N counts."""
     count = PARAM_COUNTS[counting.params]
     if source.is_dir():
-        runs = read_runs(source, counting.split, counting.include).runs
-        return template_of_runs(runs, source.resolve().name, rate), count
+        study = of_variant(read_runs(source, counting.split, counting.include), counting.variant)
+        return template_of_runs(study.runs, source.resolve().name, rate), count
     if domain is None:
         raise ValueError(
             f"{source}: a table does not say of which domain its runs are; wanted --domain NAME for "

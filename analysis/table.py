@@ -8,6 +8,7 @@ read in pieces, so that memory is that of the numbers and not of the text.
 import csv
 import difflib
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,7 +32,8 @@ ROWS_AT_ONCE = 50_000
 
 def read_table(path: Path, needs: Sequence[str], include: Collection[str] = ()) -> PointSet:
     """Points of a CSV. `needs` names the columns that the law uses; `weight`, `group`, `status` and
-    those of ONE_VALUE are read if present; every other column is ignored. Raises `ValueError` that
+    those of ONE_VALUE are read if present; other known columns too, and with a remark none of one that
+    does not hold a positive number in every row; unknown columns are ignored. Raises `ValueError` that
     names file and row."""
     header = read_header(path)
     _check_header(path, header, needs)
@@ -61,7 +63,11 @@ def read_table(path: Path, needs: Sequence[str], include: Collection[str] = ()) 
     for name in numbers:
         if name in needed:
             found = _drop_unusable(found, name)
-    return _drop_duplicates(found, needs, "group" in header)
+    found = _drop_duplicates(found, needs, "group" in header)
+    for name in numbers:
+        if name not in needed:
+            found = _without_column(found, name)
+    return found
 
 
 def read_header(path: Path) -> list[str]:
@@ -171,6 +177,7 @@ def _numbers(path: Path, name: str, cells: Sequence[str], needed: bool, first: i
 
 
 def _drop_by_status(found: PointSet, status: np.ndarray, include: Collection[str]) -> PointSet:
+    status = np.char.lower(status)
     drop = np.isin(status, [name for name in INCLUDES if name not in include])
     reasons = [f"{name}: as its column status says" for name in status[drop]]
     return found.without(drop, reasons)
@@ -182,6 +189,22 @@ def _drop_unusable(found: PointSet, name: str) -> PointSet:
     return found.without(
         drop, [f"{name} = {value:g}: not a positive number" for value in values[drop]]
     )
+
+
+def _without_column(found: PointSet, name: str) -> PointSet:
+    """A column that the law does not need is used (for compute, residuals, distances) only if every row
+    has it; else none of it is, and a remark says so."""
+    values = getattr(found.points, name)
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if not len(bad):
+        return found
+    points = replace(found.points, **{name: np.full(len(values), np.nan)})
+    remark = (
+        f"column_ignored: {name} is no positive number in {len(bad)} of {len(values)} rows (first "
+        f"{found.points.label[bad[0]]}: {values[bad[0]]:g}); this law does not need it, and none of "
+        "it is used."
+    )
+    return replace(found, points=points, remarks=(*found.remarks, remark))
 
 
 def _drop_duplicates(found: PointSet, needs: Sequence[str], has_group: bool) -> PointSet:

@@ -15,8 +15,13 @@ from analysis.points import LossPoints
 from analysis.published import PublishedCurve, PublishedDomain
 from analysis.runs import Counting, StudyRuns, curve_points
 from analysis.study_fits import Attempt, Convention
+from analysis.variants import Correction
+from analysis.views_batch import batch_pictures
+from analysis.views_data import data_pictures
 from analysis.views_laws import law_pictures
 from analysis.views_runs import run_pictures
+from analysis.views_schedule import schedule_pictures
+from analysis.views_shape import shape_pictures
 from analysis.words import (
     has_warning,
     law_with_numbers,
@@ -32,6 +37,7 @@ def pictures(
     tried: dict[str, Attempt],
     conventions: Sequence[Convention],
     counting: Counting,
+    corrected: Sequence[Correction],
     known: PublishedDomain | None,
 ) -> list[Picture]:
     """All figures, in the order of the argument: curves, size, compute, optimum, other laws, then inside."""
@@ -43,7 +49,10 @@ def pictures(
     shown += _loss_by_x(tried, "loss-by-params", known) + _loss_by_x(tried, "loss-by-tokens", known)
     shown += _optimum(tried, known)
     shown += law_pictures(tried, conventions, known, sample_of(study))
-    return shown + run_pictures(study, counting, tried, curves)
+    shown += data_pictures(study, counting, tried)
+    shown += schedule_pictures(study, counting, corrected)
+    shown += shape_pictures(study, counting) + batch_pictures(study, counting, tried)
+    return shown + run_pictures(study, counting, curves)
 
 
 def sample_of(study: StudyRuns) -> Sample:

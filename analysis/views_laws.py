@@ -6,7 +6,12 @@ import numpy as np
 
 from analysis import figures_laws
 from analysis.consequences import contradiction
-from analysis.derived import excess_compute, excess_compute_of_surface, overfitting
+from analysis.derived import (
+    excess_compute,
+    excess_compute_of_surface,
+    overfitting,
+    tokens_against_overfitting,
+)
 from analysis.estimate import QUANTILES, Estimate, Fit
 from analysis.findings import INNER, KAPLAN_CURVE, Sample, optimum_fit, routes
 from analysis.frontier import trace
@@ -16,7 +21,7 @@ from analysis.page import Picture, safe
 from analysis.points import LossPoints
 from analysis.published import SURFACES, PublishedDomain
 from analysis.study_fits import Attempt, Convention
-from analysis.words import has_warning, value_with_interval
+from analysis.words import has_warning, short, value_with_interval
 
 FARTHEST = 1e8
 """A crossing farther than this from the data is a number without meaning, and is not drawn."""
@@ -102,6 +107,10 @@ def _surface(tried: Mapping[str, Attempt]) -> list[Picture]:
     return found
 
 
+LITTLE = 0.02
+"""Over-fitting that Kaplan et al. 2020 (eq 4.4) take as little: the scatter between their seeds."""
+
+
 def _overfit(tried: Mapping[str, Attempt]) -> list[Picture]:
     """Kaplan et al. 2020, figure 9: only where data limit the loss visibly."""
     fit = _fits(tried).get("surface-kaplan")
@@ -117,14 +126,23 @@ def _overfit(tried: Mapping[str, Attempt]) -> list[Picture]:
     line = np.geomspace(x.min(), x.max(), 80)
     # along x the law depends on N and D through N^(aN/aD)/D alone: take N = 1, D = 1/x
     law = overfitting(1.0, 1 / line, **c)
+    ratio = c["aN"] / c["aD"]
+    factor = float(tokens_against_overfitting(1.0, LITTLE, **c))
     return [
         Picture(
             "overfit",
-            figures_laws.overfit(points, c["aN"], c["aD"], excess, (line, law)),
+            figures_laws.overfit(points, c["aN"], c["aD"], excess, (line, law), LITTLE),
             "<b>What too few tokens cost</b>, relative to the law's loss for endless data: in Kaplan's "
-            "law one curve for all sizes.",
+            f"law one curve for all sizes. {_rule(fit, ratio, factor)} Kaplan et al. 2020: below {LITTLE:g} "
+            "(dashed) where D > 5e3 N^0.74.",
         )
     ]
+
+
+def _rule(fit: Fit, ratio: float, factor: float) -> str:
+    if has_warning(fit, "at_bound"):
+        return "Constants of this fit end at a limit of the search, so it gives no rule."
+    return f"By this fit below {LITTLE:g} where D > {short(factor)} N^{ratio:.2f}."
 
 
 def _learning_curve(tried: Mapping[str, Attempt]) -> list[Picture]:

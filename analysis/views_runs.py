@@ -1,33 +1,25 @@
-"""The figures of what is inside the runs: by position, pixel, kind and split, by shape and by counting,
-the noise of gradients and of seeds; each with its caption."""
+"""The figures of what is inside the runs: by position, pixel, kind and split, and the noise of
+seeds; each with its caption."""
 
 import math
 
 import numpy as np
 
 from analysis import figures_runs
-from analysis.laws import critical_batch
 from analysis.page import Picture
 from analysis.points import LossPoints, cells
 from analysis.runs import Counting, StudyRuns
-from analysis.study_fits import Attempt
 from analysis.words import short
 from data_prep.domain import domain, domain_names
 from launch.results import RunResult
 
-SAME_SIZE = 1.1
-"""Shapes whose N differ by at most this factor are compared with one another (Kaplan et al. 2020, figure
-5, hold N as it is)."""
 MOST_POSITIONS = 6
 
 
-def run_pictures(
-    study: StudyRuns, counting: Counting, tried: dict[str, Attempt], curves: LossPoints
-) -> list[Picture]:
+def run_pictures(study: StudyRuns, counting: Counting, curves: LossPoints) -> list[Picture]:
     """All of them that these runs allow."""
     shown = _by_position(study, counting) + _by_kind(study, counting) + _by_split(study, counting)
-    shown += _shapes(study, counting) + _counted(study, counting) + _tokens_to_reach(curves)
-    return shown + _batches(study, counting, tried) + _repeats(curves)
+    return shown + _tokens_to_reach(curves) + _repeats(curves)
 
 
 def _by_split(study: StudyRuns, counting: Counting) -> list[Picture]:
@@ -45,48 +37,6 @@ def _by_split(study: StudyRuns, counting: Counting) -> list[Picture]:
         "<b>Held-out loss on each split</b> at the end of training, for one run of every size."
     )
     return [Picture("splits", figures_runs.by_kind(rows), caption)]
-
-
-def _shapes(study: StudyRuns, counting: Counting) -> list[Picture]:
-    """Henighan et al. 2020, figure 4; Kaplan et al. 2020, figure 5: sizes that were trained in several
-    proportions on equal tokens."""
-    known: dict[tuple[int, float], dict[float, list[float]]] = {}
-    for run in study.runs:
-        shape = run.config["shape"]
-        rows = run.eval_rows(counting.split)
-        step = round(math.log(run.counts["params_non_embedding"]) / math.log(SAME_SIZE))
-        cell = known.setdefault((step, float(rows["tokens"][-1])), {})
-        proportion = shape["hidden_size"] / shape["num_layers"]
-        cell.setdefault(proportion, []).append(float(rows["loss"].min()))
-    rows_shown = []
-    for (step, _), cell in sorted(known.items()):
-        if len(cell) >= 3:
-            at = np.array(sorted(cell))
-            rows_shown.append((SAME_SIZE**step, at, np.array([np.mean(cell[x]) for x in at])))
-    if not rows_shown:
-        return []
-    caption = (
-        "<b>Shape at equal size.</b> Lowest loss against width over depth; both papers found it flat "
-        "over a wide range."
-    )
-    return [Picture("shapes", figures_runs.shapes(rows_shown), caption)]
-
-
-def _counted(study: StudyRuns, counting: Counting) -> list[Picture]:
-    """Kaplan et al. 2020, figure 6: where runs of several depths were trained."""
-    depth = np.array([int(run.config["shape"]["num_layers"]) for run in study.runs])
-    if len(np.unique(depth)) < 2:
-        return []
-    loss = np.array([run.eval_rows(counting.split)["loss"].min() for run in study.runs])
-    names = {"total N": "params_total", "N without embeddings": "params_non_embedding"}
-    rows = [
-        (name, np.array([run.counts[key] for run in study.runs])) for name, key in names.items()
-    ]
-    caption = (
-        "<b>What N counts.</b> Lowest loss of each run against all parameters and against those "
-        "without embeddings, by depth: Kaplan et al. found one curve only without."
-    )
-    return [Picture("counted", figures_runs.counted(rows, depth, loss), caption)]
 
 
 LOSS_LEVELS = 5
@@ -120,27 +70,6 @@ def _tokens_to_reach(curves: LossPoints) -> list[Picture]:
         return []
     caption = "<b>Tokens to reach a loss</b>, by model size: larger models learn more from a token."
     return [Picture("tokens-to-reach", figures_runs.tokens_to_reach(shown), caption)]
-
-
-def _batches(study: StudyRuns, counting: Counting, tried: dict[str, Attempt]) -> list[Picture]:
-    """Kaplan et al. 2020, figures 10 and 18: the gradient noise scale, and the fitted B_crit(L)."""
-    known = [(run, scale) for run in study.runs if math.isfinite(scale := run.noise_scale)]
-    attempt = tried.get("critical-batch")
-    fit = attempt.fit if attempt is not None else None
-    if not known:
-        return []
-    loss = np.array([float(run.eval_rows(counting.split)["loss"][-1]) for run, _ in known])
-    params = np.array([counting.of(run) for run, _ in known])
-    law = None
-    if fit is not None and math.isfinite(fit.value("B_star")):
-        line = np.geomspace(loss.min(), loss.max() * 1.2, 40)
-        law = (line, critical_batch(line, fit.value("B_star"), fit.value("aB")))
-    svg = figures_runs.batches(loss, np.array([s for _, s in known]), params, law, "rows")
-    caption = (
-        "<b>Gradient noise scale</b> over the second half of each run, in rows, against its last loss: "
-        "batches far above it buy few steps (McCandlish et al. 2018)."
-    )
-    return [Picture("noise-scale", svg, caption)]
 
 
 def _by_position(study: StudyRuns, counting: Counting) -> list[Picture]:

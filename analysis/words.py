@@ -26,10 +26,13 @@ def scientific(value: float) -> str:
 
 
 def value_with_interval(each: Estimate) -> str:
-    """`0.312 [0.284, 0.341]`; the interval only where there is one."""
-    if not (math.isfinite(each.low) and math.isfinite(each.high)):
+    """`0.312 [0.284, 0.341]`, `0.312 [0.284, ∞)` where the draws leave an end open; the interval only
+    where there is one."""
+    if math.isnan(each.low) or math.isnan(each.high):
         return _shown(each.value)
-    return f"{_shown(each.value)} [{_shown(each.low)}, {_shown(each.high)}]"
+    low = f"[{_shown(each.low)}" if math.isfinite(each.low) else "(-∞"
+    high = f"{_shown(each.high)}]" if math.isfinite(each.high) else "∞)"
+    return f"{_shown(each.value)} {low}, {high}"
 
 
 def _shown(number: float) -> str:

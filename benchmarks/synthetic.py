@@ -40,9 +40,15 @@ def run_of(
 def batch_of(
     run: RunConfig, device: torch.device, *, data_parallel: int = 1, counted: float = 1.0
 ) -> Batch:
-    """Random tokens [rows of a rank, S], of which a share counts in the loss. The same every time."""
-    size = (run.batch.train_batch_size // data_parallel, run.shape.seq_length)
+    """Random tokens [rows of a rank, S], of which a share counts in the loss; a classifier's classes alone. The same
+    every time."""
+    size = (run.batch.train_batch_size // data_parallel, run.shape.row_length)
     draw = torch.Generator(device).manual_seed(0)
     tokens = torch.randint(0, run.shape.vocab_size, size, device=device, generator=draw)
     counts = torch.rand(size, device=device, generator=draw) < counted if counted < 1 else None
+    if run.shape.classes:
+        classes = torch.arange(size[0], device=device) % run.shape.classes
+        tokens[:, -2], tokens[:, -1] = classes % 256, classes // 256
+        counts = torch.zeros(size, dtype=torch.bool, device=device)
+        counts[:, -2] = True
     return Batch(tokens, torch.zeros(size, dtype=torch.uint8, device=device), counts)

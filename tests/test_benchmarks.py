@@ -19,6 +19,10 @@ COMMANDS = {
         ["--case", "mathematics L2 H32", "--rounds", "1", "--seconds", "0.1"],
         r"\| mathematics L2 H32 \| 6,144 \|",
     ),
+    "generation": (
+        ["--case", "12 k", "--rounds", "1", "--questions", "8"],
+        r"\| 12 k parameters \| [\d,]+ \| [\d,]+ \| [\d.]+ \([\d.]+-[\d.]+\) \| 5x \|",
+    ),
     "sparse_step": (
         ["--case", "16x16", "--rounds", "1", "--seconds", "0.1"],
         r"\| image-16x16 L4 H64 \|",

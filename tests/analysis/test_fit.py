@@ -264,3 +264,24 @@ def test_seed_noise_is_pooled_within_cells():
     assert (
         seed_noise(point_set(loss[[0, 2]], params=params[[0, 2]], tokens=np.ones(2)).points) is None
     )
+
+
+def test_an_exponent_known_within_more_than_a_factor_of_three_is_called_not_identified():
+    """The rule of docs/laws.md holds for laws of one variable too, not at the search's limits alone."""
+    vague = fit_curve(planted(noise=0.05, seed=3), POWER_CONSTANT, "params", 100, 0)
+    each = vague.parameters["exponent"]
+    assert each.high / each.low > 3
+    assert has_warning(vague, "exponent_not_identified") or has_warning(vague, "exponent_at_bound")
+    fits = [
+        fit_curve(planted(noise=0.02, seed=s), POWER_CONSTANT, "params", 60, 0) for s in range(8)
+    ]
+    within = [
+        fit
+        for fit in fits
+        if fit.parameters["exponent"].high > 3 * fit.parameters["exponent"].low
+        and not has_warning(fit, "exponent_at_bound")
+    ]
+    assert within
+    assert all(has_warning(fit, "exponent_not_identified") for fit in within)
+    sure = fit_curve(planted(noise=0.001), POWER_CONSTANT, "params", 60, 0)
+    assert not has_warning(sure, "exponent_not_identified")

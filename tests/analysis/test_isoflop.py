@@ -145,6 +145,37 @@ def test_learning_curves_at_several_batches_are_cut_at_common_losses():
     assert fit.value("B_star") == pytest.approx(2.1e8, rel=0.05)
 
 
+def at_sizes(shift, noise=0.01, seed=0):
+    """Two sizes, the larger one faster to every loss, its critical batch `shift` times that of the law."""
+    rng = np.random.default_rng(seed)
+    rows = [(n, loss, b) for n in (1e6, 1e8) for loss in (4.0, 3.5, 3.0, 2.7) for b in BATCHES]
+    params, loss, batch = np.array(rows).T
+    crit = laws.critical_batch(loss, **KAPLAN) * np.where(params > 1e7, shift, 1.0)
+    least = 1e3 * (4 / loss) ** 5 * np.where(params > 1e7, 0.1, 1.0)
+    steps = laws.steps_at_batch(batch, least, crit) * np.exp(noise * rng.standard_normal(len(loss)))
+    group = np.array([f"{n:g} {b:g}" for n, _, b in rows])
+    return point_set(loss, params=params, batch=batch, steps=steps, group=group)
+
+
+def test_a_hyperbola_is_of_one_model_size():
+    """Sizes reach a loss in a tenth of the steps: as one hyperbola they would have no critical batch."""
+    fit = fit_critical_batch(at_sizes(shift=1.0, noise=0.0), 0, 0)
+    assert fit.value("aB") == pytest.approx(KAPLAN["aB"], rel=1e-6)
+    assert fit.value("B_star") == pytest.approx(KAPLAN["B_star"], rel=1e-5)
+    assert [each["params"] for each in fit.diagnostics["levels"]] == [1e6] * 4 + [1e8] * 4
+    assert [each["aB"] for each in fit.diagnostics["sizes"]] == pytest.approx([0.21, 0.21])
+    assert has_warning(fit, "sizes_pooled")
+    assert has_warning(fit_critical_batch(at_levels(), 0, 0), "size_unknown")
+
+
+def test_sizes_that_contradict_one_law_of_the_critical_batch_are_named():
+    same, other = (fit_critical_batch(at_sizes(shift), 100, 0) for shift in (1.0, 4.0))
+    assert not has_warning(same, "sizes_differ")
+    assert has_warning(other, "sizes_differ")
+    offsets = [each["offset"]["value"] for each in other.diagnostics["sizes"]]
+    assert offsets[1] - offsets[0] == pytest.approx(np.log(4), rel=0.1)
+
+
 def test_batches_all_above_the_critical_one_are_flagged():
     batch, loss = np.tile([1e9, 2e9, 4e9], 2), np.repeat([3.0, 4.0], 3)
     steps = np.where(loss == 3, 2e3, 1e3) * np.tile([1.0, 1.001, 1.002], 2)  # rising: E_min = 0

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as command
-from analysis import solve
+from analysis import laws, solve
 from analysis.estimate import Estimate, plain
+from analysis.fit import fit_curve
 from analysis.laws import PF_DAY, optimal_params, power, power_constant
 from analysis.points import X_NAMES
-from analysis.published import HENIGHAN, published
+from analysis.published import HENIGHAN, published, published_of_kind
 from analysis.runs import FLOP_COUNTS, PARAM_COUNTS
-from analysis.separable import LAW_NAMES, SEPARABLE_LAWS
+from analysis.separable import LAW_NAMES, LOGARITHM, SEPARABLE_LAWS
 from analysis.words import short, value_with_interval
 from data_prep.domain import domain_names
+from tests.analysis.planted import point_set
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,43 @@ def test_published_rows_are_of_domains_that_exist_or_will():
     assert {"mathematics", "image-8x8"} <= set(HENIGHAN) & set(domain_names())
 
 
+def test_text_in_another_vocabulary_is_text_with_a_caution():
+    row, own = published("text"), published("text-v8192")
+    assert own is not None
+    assert own.loss_by_params == row.loss_by_params
+    assert own.domain == "text"
+    assert "not 8,192" in own.caution
+    assert published("text-vast") is None
+
+
+@pytest.mark.parametrize(
+    ("domain", "kind", "loss"),
+    [("text-to-image", "text", (5.6e8 / 1e9) ** 0.037), ("image-to-text", "text", 0.7**0.039),
+     ("text-to-image", "pixel", 2.0 + (5.1e3 / 1e9) ** 0.16),
+     ("image-to-text", "pixel", 2.0 + (5.5e3 / 1e9) ** 0.15)],
+)  # fmt: skip
+def test_pairs_have_a_published_law_of_each_kind_of_token(domain, kind, loss):
+    row = published_of_kind(domain, kind)
+    assert power_constant(1e9, row.irreducible, row.scale, row.exponent) == pytest.approx(loss)
+    whole = published(domain)
+    assert "pixels alone" in whole.caution
+    assert optimal_params(1.0, whole.params_scale, whole.params_exponent) == pytest.approx(
+        {"text-to-image": 2.6e8, "image-to-text": 1.9e8}[domain], rel=0.05
+    )
+    assert published_of_kind(domain, "padding") is None
+
+
+def test_a_logarithm_of_size_beside_the_power_law_of_kaplan():
+    """Their figure 23: both describe 1e6 to 1e9, and part beyond it."""
+    sizes = np.geomspace(1e6, 1e9, 4)
+    both = laws.logarithm(sizes, 7.1e12, 0.25), power(sizes, 8.8e13, 0.076)
+    assert np.abs(both[0] / both[1] - 1).max() < 0.07
+    assert laws.logarithm(7.1e12, 7.1e12, 0.25) == pytest.approx(0)
+    fit = fit_curve(point_set(both[0], params=sizes), LOGARITHM, "params", 0, 0)
+    assert fit.value("scale") == pytest.approx(7.1e12, rel=1e-5)
+    assert fit.value("slope") == pytest.approx(0.25, rel=1e-6)
+
+
 def test_a_petaflop_day():
     assert PF_DAY == 1e15 * 24 * 3600
 
@@ -75,6 +114,8 @@ def example(law):
     log_x = rng.normal(size=(len(law.inputs), 7))
     if law.name == "data-constrained":  # unique amounts below the whole ones
         log_x[1::2] = log_x[::2] - rng.uniform(0, 2, (2, 7))
+    if law.name == "logarithm":  # inputs below the scale, where the loss is positive
+        log_x /= 10
     shape = np.array([[0.5 * each.grid[len(each.grid) // 2] + 0.3 for each in law.shapes]])
     constants = rng.uniform(0.5, 1, (1, len(law.constants)))
     return log_x, np.concatenate([constants, shape], axis=1)

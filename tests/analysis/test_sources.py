@@ -13,7 +13,7 @@ from analysis.__main__ import main
 from analysis.consequences import contradiction, for_reducible
 from analysis.derived import crossing, optimal_allocation, optimal_flops_of_tokens
 from analysis.estimate import Estimate
-from analysis.holdout import rolling_origin, rolling_width
+from analysis.holdout import reached, rolling_origin, rolling_width
 from analysis.runs import Counting
 from analysis.separable import LAW_NAMES, SURFACE, SURFACE_LAWS
 from analysis.sources import fit_law, read_points
@@ -171,13 +171,51 @@ def test_rolling_widths_grow_no_narrower_than_the_errors_seen():
     points = planted(noise=0.01).points
     splits = rolling_origin(points, SURFACE, 1e-3)
     assert all(split.points_below >= 8 for split in splits)
-    half, reached = rolling_width(splits, 0.5)
-    errors = np.concatenate([each.error[each.decades <= 0.5] for each in splits])
-    assert reached
+    beyond = np.array([0.2, 0.2, 0.5])  # decades of N, D and C
+    half = rolling_width(splits, beyond)
+    errors = np.concatenate([each.error[each.farthest <= 0.5] for each in splits])
     # between noise alone and twice the worst error, whatever the weights
     assert 0.01 < half < 1.96 * np.abs(errors).max() * 1.01
-    assert rolling_width(splits, 30.0)[1] is False
-    assert np.isnan(rolling_width([], 1.0)[0])
+    assert np.isnan(rolling_width([], beyond))
+
+
+def test_a_forecast_is_checked_only_by_enough_held_out_runs_in_every_measure():
+    splits = rolling_origin(planted(noise=0.01).points, SURFACE, 1e-3)
+    near = np.array([0.2, 0.2, 0.5])
+    assert reached(splits, near, span=3.0)
+    assert not reached(splits, near, span=1.9)  # two decades below the target are wanted
+    assert not reached(splits, np.array([0.0, 0.0, 30.0]), span=33.0)
+    # no split is so far out in D, although some are in C
+    farthest = np.max([each.decades.max(axis=0) for each in splits], axis=0)
+    assert not reached(splits, np.array([0.0, farthest[1] + 0.1, 0.5]), span=3.0)
+    one = replace(splits[0], labels=np.full(len(splits[0].labels), "the only run"))
+    assert not reached([one], near, span=3.0)
+    three = replace(splits[0], labels=splits[0].labels[:3])
+    assert not reached([three], near, span=3.0)
+
+
+def test_a_larger_model_on_fewer_tokens_is_beyond_the_data_although_its_compute_is_not(
+    tmp_path, capsys
+):
+    """And the compute of the data is 6 N D, whatever a column flops counts."""
+    points = planted(noise=0.003).points
+    columns = {"params": points.params, "tokens": points.tokens, "loss": points.loss}
+    plain = write(tmp_path / "plain.csv", **columns)
+    exact = write(tmp_path / "exact.csv", **columns, flops=20 * points.params * points.tokens)
+    size, tokens = 100 * points.params.max(), points.tokens.min()
+    target = ["--params", f"{size:g}", "--tokens", f"{tokens:g}", "--bootstrap", "60"]
+    one, other = (
+        run(capsys, "predict", path, "--law", "surface", *target) for path in (plain, exact)
+    )
+    assert one["decades_beyond"]["params"] == pytest.approx(2, abs=1e-5)
+    assert one["decades_beyond"]["tokens"] == 0
+    assert one["decades_beyond_data"] == one["decades_beyond"]["params"]
+    assert one["calibrated"] is False
+    assert one["warnings"][0].startswith(
+        "far_from_data: 2.0 decades beyond the fitted range of params"
+    )
+    for name in ("loss", "decades_beyond", "calibrated"):
+        assert other[name] == one[name]
 
 
 def test_learning_curves_take_steps_or_else_tokens(tmp_path, capsys):
@@ -229,9 +267,9 @@ def small_study(tmp_path_factory):
 
 REFUSED = {
     "broken": "4 usable points at 4 different params",
-    "data-constrained": "no unique tokens; wanted for each run",
+    "data-constrained": "none of 12 runs met a token twice",
     "isoflop": "0 compute budgets with 3 or more sizes",
-    "critical-batch": "0 losses that 3 or more batch sizes reach",
+    "critical-batch": "0 losses that 3 or more batch sizes of one model size reach",
 }
 
 

@@ -1,6 +1,7 @@
 """The next runs: a study file that is taken, and intervals that shrink as was said."""
 
 import json
+import tomllib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from analysis.__main__ import main
 from analysis.design import Candidates, best_design
 from analysis.fit import fit_separable
 from analysis.separable import SURFACE
-from analysis.study_file import _common_rate
+from analysis.study_file import _common_rate, _toml, template_of_runs
 from launch.study import expand, load_study
 from tests.analysis.planted import Surface, ladder, point_set, write_study
 
@@ -98,6 +99,29 @@ def test_a_results_folder_gives_its_own_recipe(tmp_path, capsys):
     assert study.optimizer.learning_rate == "henighan"
     assert study.batch.train_batch_size == 4
     assert len(expand(study, out)) == len(answer["runs"]) <= 4
+
+
+def test_a_next_study_takes_over_all_that_changes_a_loss():
+    """A study on a subset, from weights of another study, with weights of kinds: so are its next runs."""
+    parts = {
+        "data": {"unique_tokens": 30_000, "blanked": {"part": "text", "share": 0.5}},
+        "start": {"study": "before", "variant": None},
+        "loss": {"weights": {"image": 9.0, "text": 1.0}},
+    }
+    shape = {"num_layers": 4, "hidden_size": 32}
+    config = {
+        "domain": "mathematics",
+        "shape": shape,
+        "optimizer": {"learning_rate": 1e-3},
+        **parts,
+    }
+    run = SimpleNamespace(config=config, counts={"params_non_embedding": 12288})
+    template = template_of_runs([run], "old", None)
+    assert {name: template.parts[name] for name in parts} == parts
+    written = tomllib.loads(_toml(parts))
+    assert written["loss"] == parts["loss"]
+    assert written["data"] == parts["data"]
+    assert written["start"] == {"study": "before"}
 
 
 def test_the_best_run_of_a_known_problem_is_chosen():

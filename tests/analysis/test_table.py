@@ -122,3 +122,25 @@ def test_rows_are_counted_across_pieces(tmp_path, monkeypatch):
         assert message in str(error.value)
     with pytest.raises(ValueError, match="row 5"):
         table(tmp_path, "params,loss,tokenizer\n" + "1,2,a\n" * 3 + "1,2,b\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"), [("0", "0"), ("-5", "-5"), ("nan", "nan"), ("soon", "nan")]
+)
+def test_a_column_that_the_law_does_not_need_is_used_whole_or_not_at_all(tmp_path, cell, shown):
+    """A compute of 0 or -5 in one row must not enter distances or residuals, nor cost the row."""
+    found = table(tmp_path, f"params,loss,flops,tokens\n1e4,3,1e9,1e5\n2e4,2,{cell},2e5\n")
+    assert len(found.points) == 2
+    assert not found.points.known("flops")
+    assert np.all(np.isnan(found.points.flops))
+    assert list(found.points.tokens) == [1e5, 2e5]
+    assert len(found.remarks) == 1
+    assert found.remarks[0].startswith("column_ignored: flops is no positive number in 1 of 2 rows")
+    assert f"points.csv row 3: {shown})" in found.remarks[0]
+
+
+@pytest.mark.parametrize("said", ["unfinished", "Unfinished", " DIVERGED "])
+def test_a_status_keeps_a_row_out_however_it_is_written(tmp_path, said):
+    found = table(tmp_path, f"params,loss,status\n1e4,3,\n2e4,2,{said}\n3e4,2,Finished\n")
+    assert list(found.points.params) == [1e4, 3e4]
+    assert found.left_out[0].reason == f"{said.strip().lower()}: as its column status says"

@@ -10,8 +10,10 @@ from analysis.findings import Sample, disagreements, findings
 from analysis.laws import PF_DAY
 from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.study_fits import Attempt
+from analysis.views_batch import noise_scale
 from analysis.views_laws import _crossing
-from analysis.views_runs import _batches, _by_split, _shapes, _tokens_to_reach
+from analysis.views_runs import _by_split, _tokens_to_reach
+from analysis.views_shape import shapes as shapes_of
 from launch.results import NOISE_COLUMNS
 from tests.analysis.planted import PlantedRun, Surface, curves, point_set, write_study
 
@@ -34,9 +36,9 @@ def shapes(tmp_path_factory):
 
 
 def test_shapes_of_one_size_are_compared(shapes):
-    (picture,) = _shapes(shapes, Counting())
+    (picture,) = shapes_of(shapes, Counting())
     assert "Shape at equal size" in picture.caption
-    assert _shapes(StudyRuns(shapes.path, shapes.runs[:2], ()), Counting()) == []
+    assert shapes_of(StudyRuns(shapes.path, shapes.runs[:2], ()), Counting()) == []
 
 
 def test_splits_are_drawn_where_there_are_several(shapes):
@@ -50,14 +52,14 @@ def test_splits_are_drawn_where_there_are_several(shapes):
 
 
 def test_the_noise_scale_is_drawn_where_it_was_measured(shapes):
-    assert _batches(shapes, Counting(), {}) == []
+    assert noise_scale(shapes, Counting(), None) == []
     rows = np.zeros(8, NOISE_COLUMNS)
     # |G|^2 = 1 and tr S = 100 (McCandlish et al. 2018): a noise scale of 100 rows
     rows["batch_small"], rows["batch_big"] = 4, 8
     rows["square_small"], rows["square_big"] = 1 + 100 / 4, 1 + 100 / 8
     runs = tuple(replace(run, noise=rows) for run in shapes.runs)
     assert runs[0].noise_scale == pytest.approx(100)
-    (picture,) = _batches(StudyRuns(shapes.path, runs, ()), Counting(), {})
+    (picture,) = noise_scale(StudyRuns(shapes.path, runs, ()), Counting(), None)
     assert "Gradient noise scale" in picture.caption
 
 

@@ -1,0 +1,176 @@
+"""Figures of what was measured on saved checkpoints, one function each: SVG text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.figures import (
+    BELOW,
+    DASHED,
+    FIT,
+    LOSS_LABEL,
+    Axes,
+    look_of,
+    loss_axis,
+    paper,
+    plain_powers,
+    size_handles,
+    subplots,
+    svg,
+    x_axis,
+)
+
+Rows = Sequence[tuple[str, np.ndarray, np.ndarray]]
+"""(name, x, y) of each line."""
+WIDE = {"figure.figsize": (9.2, 3.5)}
+
+
+def information(
+    params: np.ndarray,
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    laws: Sequence[tuple[np.ndarray, ...] | None],
+    exact: Sequence[float | None],
+) -> str:
+    """Mutual information and information gain against N, linear upwards: (label, value, standard error) of each panel.
+
+    `laws`: N, the fitted line, the low and the high end of its band, or None; `exact`: a known value, or None.
+    """
+    with paper(WIDE):
+        figure, axes = subplots(1, len(panels), squeeze=False, layout="constrained")
+        for panel, (label, value, error), law, truth in zip(
+            axes[0], panels, laws, exact, strict=True
+        ):
+            panel.errorbar(params, value, 2 * error, fmt="o", label="measured, ± 2 standard errors",
+                           **{"color": look_of(0, 2)["color"]})  # fmt: skip
+            if law is not None:
+                line, middle, low, high = law
+                panel.fill_between(line, low, high, color=FIT, alpha=0.14, linewidth=0)
+                panel.plot(line, middle, color=FIT, label="rate log(N/Nc)")
+            if truth is not None:
+                panel.axhline(truth, label="exact", **DASHED)
+            x_axis(panel, "params", params)
+            panel.set_ylabel(label)
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, **BELOW)
+        return svg(figure)
+
+
+def information_curves(
+    rows: Sequence[tuple[float, np.ndarray, np.ndarray]], exact: float | None
+) -> str:
+    """Mutual information against the step of fine-tuning, one line for each size (N, step, nats)."""
+    with paper():
+        figure, axes = subplots()
+        for rank, (_, step, value) in enumerate(rows):
+            axes.plot(step, value, **look_of(rank, len(rows)))
+        handles = size_handles(axes, np.array([params for params, *_ in rows]))
+        if exact is not None:
+            handles.append(axes.axhline(exact, label="exact", **DASHED))
+        axes.set_xlabel("step")
+        axes.set_ylabel("mutual information  [nats per pair]")
+        figure.legend(handles=handles, **BELOW)
+        return svg(figure)
+
+
+def transfer(by_size: Rows, along: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> str:
+    """Loss on other datasets: against N, and against the loss on one's own data.
+
+    `by_size`: (dataset, N, loss) of last checkpoints. `along`: (dataset, own loss, loss, whether it is the last
+    checkpoint of its run); earlier ones are small.
+    """
+    with paper(WIDE):
+        figure, (left, right) = subplots(1, 2, layout="constrained")
+        _lines(left, by_size)
+        for rank, (_, own, loss, last) in enumerate(along):
+            look = look_of(rank, len(along)) | {"linestyle": "none"}
+            right.plot(own[last], loss[last], **look)
+            right.plot(own[~last], loss[~last], **(look | {"markersize": 2, "alpha": 0.5}))
+        own = np.concatenate([each[1] for each in along])
+        ends = np.array([own.min(), own.max()])
+        same = right.plot(ends, ends, label="as on its own data", **DASHED)
+        loss_axis(right, np.concatenate([*(each[2] for each in along), ends]))
+        right.set_xlabel("loss on its own held-out rows  [nats per token]")
+        x_axis(left, "params", np.concatenate([x for _, x, _ in by_size]))
+        handles, names = left.get_legend_handles_labels()
+        figure.legend([*handles, *same], [*names, "as on its own data"], **BELOW)
+        return svg(figure)
+
+
+def against_size(rows: Rows, laws: Rows, label: str = LOSS_LABEL) -> str:
+    """A line of marks for each name against N; `laws` are drawn without marks, in the same colours by name."""
+    with paper():
+        figure, axes = subplots()
+        drawn = {name: (x, y) for name, x, y in laws}
+        for rank, (name, params, value) in enumerate(rows):
+            look = look_of(rank, len(rows))
+            style = {"linestyle": "none"} if name in drawn else {}
+            axes.plot(params, value, label=name, **(look | style))
+            if name in drawn:
+                axes.plot(*drawn[name], color=look["color"])
+        loss_axis(axes, np.concatenate([value for _, _, value in rows]))
+        axes.set_ylabel(label)
+        x_axis(axes, "params", np.concatenate([params for _, params, _ in rows]))
+        figure.legend(**BELOW)
+        return svg(figure)
+
+
+def by_place(place: np.ndarray, loss: np.ndarray, law: np.ndarray) -> str:
+    """Loss by place in the context, measured and by its law."""
+    with paper():
+        figure, axes = subplots()
+        look = look_of(0, 2) | {"linestyle": "none", "markersize": 2.5}
+        axes.plot(place, loss, label="measured", **look)
+        axes.plot(place, law, color=FIT, label="law")
+        loss_axis(axes, np.concatenate([loss, law]))
+        plain_powers(axes, "place T in the context")
+        figure.legend(**BELOW)
+        return svg(figure)
+
+
+def by_level(accuracy: Rows, loss: Rows) -> str:
+    """Accuracy and loss against the level of difficulty, one line for each size."""
+    with paper(WIDE):
+        figure, (left, right) = subplots(1, 2, layout="constrained")
+        _lines(left, accuracy)
+        left.set_ylabel("answers that are right  [%]")
+        _lines(right, loss)
+        loss_axis(right, np.concatenate([y for _, _, y in loss]))
+        for axes in (left, right):
+            axes.set_xlabel("level s")
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, **BELOW)
+        return svg(figure)
+
+
+def collapse(accuracy: Rows, loss: Rows) -> str:
+    """Accuracy and loss on each set against the training loss, all sizes and steps together."""
+    with paper(WIDE):
+        figure, (left, right) = subplots(1, 2, layout="constrained")
+        for axes, rows in ((left, accuracy), (right, loss)):
+            for rank, (name, x, y) in enumerate(rows):
+                axes.plot(x, y, label=name, **(look_of(rank, len(rows)) | {"linestyle": "none"}))
+            axes.set_xlabel("training loss  [nats per token]")
+        left.set_ylabel("answers that are right  [%]")
+        loss_axis(right, np.concatenate([y for _, _, y in loss]))
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, **BELOW)
+        return svg(figure)
+
+
+def by_module(rows: Rows) -> str:
+    """Accuracy by module, one row of marks for each size: (name, place of the module, per cent)."""
+    with paper(WIDE):
+        figure, axes = subplots()
+        for rank, (name, place, value) in enumerate(rows):
+            axes.plot(
+                place, value, label=name, **(look_of(rank, len(rows)) | {"linestyle": "none"})
+            )
+        axes.set_xlabel("module, the easiest for the largest model first")
+        axes.set_ylabel("answers that are right  [%]")
+        figure.legend(**BELOW)
+        return svg(figure)
+
+
+def _lines(axes: Axes, rows: Rows) -> None:
+    for rank, (name, x, y) in enumerate(rows):
+        axes.plot(x, y, label=name, **look_of(rank, len(rows)))

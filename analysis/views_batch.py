@@ -1,0 +1,143 @@
+"""The figures of batch size: steps and examples to given losses, B_crit(L) and the gradient noise scale, and
+learning curves for the least compute.
+
+McCandlish et al. 2018 (1812.06162); Kaplan et al. 2020 (2001.08361), sections 5.1 and 6.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from analysis import figures_runs
+from analysis.estimate import Fit
+from analysis.figures_variants import adjusted, hyperbolas
+from analysis.laws import critical_batch, minimum_flops
+from analysis.page import Picture
+from analysis.points import LossPoints, pareto
+from analysis.runs import Counting, StudyRuns
+from analysis.study_fits import Attempt
+from analysis.words import short, value_with_interval
+
+KAPLAN_B_STAR, KAPLAN_AB = 2.1e8, 0.21  # tokens; Kaplan et al. 2020, eq 5.3
+KAPLAN_NAIVE, KAPLAN_ADJUSTED = 0.057, 0.050  # exponents of L(C), L(C_min): eqs 1.1, 1.3
+LEVELS_SHOWN = 5
+"""Losses of one size that a figure of hyperbolas shows."""
+
+
+def batch_pictures(
+    study: StudyRuns, counting: Counting, tried: Mapping[str, Attempt]
+) -> list[Picture]:
+    """All of them that these runs allow."""
+    attempt = tried.get("critical-batch")
+    fit = attempt.fit if attempt is not None else None
+    shown = [] if fit is None else _hyperbolas(fit)
+    shown += noise_scale(study, counting, fit)
+    if attempt is not None and fit is not None:
+        shown += _adjusted(attempt.found.points, fit)
+    return shown
+
+
+def _hyperbolas(fit: Fit) -> list[Picture]:
+    """Kaplan et al. 2020, figure 18."""
+    levels = list(fit.diagnostics["levels"])
+    shown = []
+    for params in sorted({each["params"] for each in levels}):
+        own = [each for each in levels if each["params"] == params]
+        chosen = np.unique(np.linspace(0, len(own) - 1, LEVELS_SHOWN).astype(int))
+        shown += [own[index] for index in chosen]
+    known = sum(each["critical_batch"] is not None for each in levels)
+    return [
+        Picture(
+            "batch-hyperbolas",
+            hyperbolas(shown, "rows"),
+            "<b>Steps and examples to the same losses.</b> Each mark is a batch size; lines: (S/S_min - 1)"
+            f"(E/E_min - 1) = 1 (McCandlish et al. 2018), through {known} of {len(levels)} losses. Where the "
+            "marks go straight up or straight across, every batch is on one side of the critical one.",
+        )
+    ]
+
+
+def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[Picture]:
+    """Kaplan et al. 2020, figure 10: the gradient noise scale, measured critical batches, the fitted
+    B_crit(L)."""
+    runs = [(run, rows) for run in study.runs if math.isfinite(rows := run.noise_scale)]
+    levels = [] if fit is None else [e for e in fit.diagnostics["levels"] if e["critical_batch"]]
+    if not runs and not levels:
+        return []
+    loss = np.array([float(run.eval_rows(counting.split)["loss"][-1]) for run, _ in runs])
+    params = np.array([counting.of(run) for run, _ in runs])
+    scale = np.array([each for _, each in runs])
+    ends = np.array([*loss, *(each["loss"] for each in levels)])
+    line = np.geomspace(ends.min() / 1.03, ends.max() * 1.03, 40)
+    laws = []
+    length = float(study.runs[0].config.get("shape", {}).get("seq_length", np.nan))
+    if fit is not None and math.isfinite(fit.value("B_star")):
+        laws.append(
+            ("B_crit(L), fitted", line, critical_batch(line, fit.value("B_star"), fit.value("aB")))
+        )
+    laws.append(
+        ("Kaplan et al. 2020", line, critical_batch(line, KAPLAN_B_STAR / length, KAPLAN_AB))
+    )
+    measured = np.array([(each["loss"], each["critical_batch"]) for each in levels]).reshape(-1, 2)
+    caption = (
+        "<b>Gradient noise scale and critical batch</b>, in rows. "
+        + (
+            "Marks by size: noise scale over the second half of each run, at its last loss: batches far above "
+            "it buy few steps (McCandlish et al. 2018). "
+            if runs
+            else "No run recorded the noise scale: it needs more than one micro-batch a step. "
+        )
+        + ("Diamonds: E_min/S_min of each loss. " if levels else "")
+    )
+    if fit is not None and math.isfinite(fit.value("B_star")):
+        caption += f"Fitted exponent aB {value_with_interval(fit.parameters['aB'])}; "
+    caption += (
+        "published aB 0.21 and B* 2.1e8 tokens, for which the noise scale matched only roughly."
+    )
+    return [
+        Picture(
+            "noise-scale",
+            figures_runs.batches(loss, scale, params, measured, laws, "rows"),
+            caption,
+        )
+    ]
+
+
+def _adjusted(points: LossPoints, fit: Fit) -> list[Picture]:
+    """Kaplan et al. 2020, figure 13: L(C) beside L(C_min)."""
+    if not (math.isfinite(fit.value("B_star")) and math.isfinite(fit.value("aB"))):
+        return []
+    crit = critical_batch(points.loss, fit.value("B_star"), fit.value("aB"))
+    least = minimum_flops(points.flops, points.batch, crit)
+    naive, best, lines, said = [], [], [], []
+    sizes = np.unique(points.params)
+    for run in np.unique(points.group):
+        mine = np.flatnonzero(points.group == run)
+        mine = mine[np.argsort(points.flops[mine], kind="stable")]
+        naive.append((str(run), points.flops[mine], points.loss[mine]))
+    for params in sizes:
+        mine = np.flatnonzero(points.params == params)
+        mine = mine[pareto(least[mine], points.loss[mine])]
+        best.append((f"C_min, N = {short(params)}", least[mine], points.loss[mine]))
+    for name, cost, published in (
+        ("L(C)", points.flops, KAPLAN_NAIVE),
+        ("L(C_min)", least, KAPLAN_ADJUSTED),
+    ):
+        on = pareto(cost, points.loss)
+        if len(on) < 3:
+            return []
+        slope, height = np.polyfit(np.log(cost[on]), np.log(points.loss[on]), 1)
+        line = np.geomspace(cost[on].min(), cost[on].max(), 40)
+        shown = np.exp(height + slope * np.log(line))
+        lines.append((f"{name} ∝ C^{slope:.3f}", line, shown, name == "L(C_min)"))
+        said.append(f"{name} ∝ C^{slope:.3f} (published -{published:.3f})")
+    return [
+        Picture(
+            "least-compute",
+            adjusted(naive, best, lines),
+            "<b>Compute as spent and the least compute.</b> C_min = C/(1 + B/B_crit(L)) is what each loss would "
+            "have cost at a batch far below the critical one; grey: every run as it was. Power laws through the "
+            f"lowest losses of both: {'; '.join(said)}. They describe these sizes and hold no constant.",
+        )
+    ]
