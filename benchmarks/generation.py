@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep.mathematics_generator import choose_modules, sample, seed_everything
-from launch.answers import prompt
+from launch.answers import batches, prompt
 from launch.engine import start_process
 from megatron_ext.generation import Rows, generate, hidden_states
 from megatron_ext.model import LanguageModel, build_model
@@ -35,12 +35,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=1024)
-    parser.add_argument("--together", type=int, default=64, help="questions in a batch")
     parser.add_argument("--case", action="append", help="only cases whose name holds this")
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
     device = start_process()
-    batches = _batches(_questions(options.questions), options.together, device)
+    asked = _batches(_questions(options.questions), device)
     print("| model | prefix again, answers/s | cache, answers/s | ratio (spread) | bar |")
     print("|---|---:|---:|---:|---:|")
     for name, (layers, width) in SHAPES.items():
@@ -52,8 +51,8 @@ def main(words: list[str] | None = None) -> None:
         model = build_model(shape, seed=0, init_std=0.02, device=device).eval()
         slow, fast = [], []
         for _ in range(options.rounds):
-            slow.append(_seconds(prefix_again, model, batches))
-            fast.append(_seconds(with_cache, model, batches))
+            slow.append(_seconds(prefix_again, model, asked))
+            fast.append(_seconds(with_cache, model, asked))
         ratios = sorted(a / b for a, b in zip(slow, fast, strict=True))
         rates = [options.questions / statistics.median(each) for each in (slow, fast)]
         print(
@@ -87,10 +86,10 @@ def prefix_again(model: LanguageModel, rows: Rows) -> Tensor:
     return tokens
 
 
-def _seconds(way: Callable, model: LanguageModel, batches: Sequence[Rows]) -> float:
-    clock = time.perf_counter if batches[0].tokens.is_cuda else time.process_time
+def _seconds(way: Callable, model: LanguageModel, asked: Sequence[Rows]) -> float:
+    clock = time.perf_counter if asked[0].tokens.is_cuda else time.process_time
     began = clock()
-    for rows in batches:
+    for rows in asked:
         way(model, rows).sum().item()
     return clock() - began
 
@@ -104,17 +103,15 @@ def _questions(count: int) -> list[tuple[bytes, bytes]]:
     return sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
 
 
-def _batches(
-    pairs: Sequence[tuple[bytes, bytes]], together: int, device: torch.device
-) -> list[Rows]:
-    batches = []
-    for first in range(0, len(pairs), together):
-        batch = pairs[first : first + together]
+def _batches(pairs: Sequence[tuple[bytes, bytes]], device: torch.device) -> list[Rows]:
+    found = []
+    for where in batches([len(given) for given, _ in pairs]):
+        batch = pairs[where]
         until = [len(given) + len(answer) for given, answer in batch]
         text = [list((given + answer).ljust(max(until), b"\n")) for given, answer in batch]
         given = [len(each) for each, _ in batch]
-        batches.append(Rows(torch.tensor(text, device=device), given, until, range(len(batch))))
-    return batches
+        found.append(Rows(torch.tensor(text, device=device), given, until, range(len(batch))))
+    return found
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 from data_prep.questions import Questions, read_questions
 from launch.console import say
-from launch.engine import MICRO_BATCH_TOKENS, start_process
+from launch.engine import start_process
 from launch.evaluation_file import ANSWERS, writing
 from launch.results import read_result
 from launch.saved import EVALUATIONS, Saved, find_saved, refuse_several_ranks
@@ -35,6 +35,8 @@ ANSWER_COLUMNS = np.dtype(
     ]
 )
 DOMAIN = "mathematics"
+MOST_TOGETHER = 256  # prompts in a batch: a step of one position each is still little work
+LENGTHS_TOGETHER = 32  # by how many positions their lengths differ
 _NEWLINE = ord("\n")
 _BYTES = range(256)
 _RECENT = 32  # steps: one alone says little
@@ -175,15 +177,24 @@ def _asked(model: TrainedModel, files: Sequence[Questions]) -> np.ndarray:
         for question, answer in file.pairs
     ]
     every.sort(key=lambda each: (len(each[1]), len(each[2])))
-    longest = max(len(given) + len(answer) for _, given, answer in every)
-    together = max(1, MICRO_BATCH_TOKENS[model.device.type] // longest)
-    for start in range(0, len(every), together):
-        batch = every[start : start + together]
+    for where in batches([len(given) for _, given, _ in every]):
+        batch = every[where]
         correct, losses = answer_batch(model, [(given, answer) for _, given, answer in batch])
         numbers = [number for number, *_ in batch]
         np.add.at(table["correct"], numbers, correct)
         np.add.at(table["loss_sum"], numbers, losses)
     return table
+
+
+def batches(lengths: Sequence[int]) -> Iterator[slice]:
+    """Prompts of these rising lengths in batches: many, since a step of one position each costs little, and of nearly
+    one length, since the rows of a batch start from the shortest together."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        ends = stop == len(lengths) or stop - start == MOST_TOGETHER
+        if ends or lengths[stop] > lengths[start] + LENGTHS_TOGETHER:
+            yield slice(start, stop)
+            start = stop
 
 
 def answer_batch(
