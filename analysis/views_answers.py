@@ -4,6 +4,7 @@ caption (Henighan et al. 2020, figures 13 and 23 to 27)."""
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,8 +23,23 @@ def mathematics_pictures(evaluations: Evaluations) -> list[Picture]:
     if not asked:
         return []
     shown = _collapse(asked)
-    rows = one_of_each_size(asked)
+    rows = one_of_each_size(joined(asked))
     return shown + _levels(rows) + _modules(rows)
+
+
+def joined(asked: Sequence[Evaluation]) -> list[Evaluation]:
+    """The answers of one checkpoint to several folders of questions, as one."""
+    together: dict[tuple[str, int], list[Evaluation]] = {}
+    for each in asked:
+        together.setdefault((each.run.run_id, each.step), []).append(each)
+    return [
+        replace(
+            every[0],
+            content=every[0].content
+            | {"answers": np.concatenate([each.content["answers"] for each in every])},
+        )
+        for every in together.values()
+    ]
 
 
 def _of_set(each: Evaluation, name: bytes) -> tuple[float, float]:

@@ -44,7 +44,9 @@ class Classes:
     def number(self, label: Label) -> int:
         """The class that a picture's label means; ValueError says why it has none."""
         if isinstance(label, int):
-            return label
+            return self._numbers[
+                str(label)
+            ]  # the first split may have numbered folders of such names
         if self.numbered:
             raise ValueError("a picture without a class: no .cls beside it, as others have")
         if not label:

@@ -108,8 +108,10 @@ def set_names(levels: str | None, sets: str | None) -> list[str]:
     """
     if levels is None and sets is None:
         levels, sets = f"{LEVELS[0]}-{LEVELS[-1]}", ",".join(PUBLISHED)
-    names = [f"level-{level:02}" for level in _levels(levels)] + [NO_LEVEL] if levels else []
-    for name in dict.fromkeys(sets.split(",") if sets else ()):
+    names = []
+    if levels is not None:
+        names = [*(f"level-{level:02}" for level in _levels(levels)), NO_LEVEL]
+    for name in dict.fromkeys([] if sets is None else sets.split(",")):
         if name not in PUBLISHED:
             raise ValueError(
                 f"--sets {sets}: {name!r} is no set; wanted some of {', '.join(PUBLISHED)}. "

@@ -9,7 +9,8 @@ a = attention size, f = feed-forward size on this rank, a dense layer keeps
     2 f    before and after the non-linearity
 
 and, in fp32 whatever the precision, two numbers for each norm and one for each head's soft-max.
-Nothing is kept twice: there is no dropout, and views share their memory.
+Nothing is kept twice: views share their memory. What dropout keeps is not counted: on a GPU two masks of a byte an
+element and layer, on a CPU the probabilities of attention too.
 """
 
 from dataclasses import dataclass

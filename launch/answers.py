@@ -59,7 +59,7 @@ def answer_all(
         add = opened.enter_context(writing(out)) if out else None
         for saved, table in _tables(checkpoints, files):
             content = {"attributes": _attributes(saved, folder, table), "answers": table}
-            target = out or saved.run / EVALUATIONS / _file_name(saved, folder)
+            target = out or saved.run / EVALUATIONS / _file_name(saved, folder, per_module)
             if add:
                 add(saved.name, content)
             else:
@@ -112,8 +112,9 @@ def prompt(question: bytes) -> bytes:
     return b"\n" + question + b"\n"
 
 
-def _file_name(saved: Saved, folder: Path) -> str:
-    return f"{saved.path.name}-{ANSWERS}-{folder.resolve().name}.h5"
+def _file_name(saved: Saved, folder: Path, per_module: int | None) -> str:
+    first = "" if per_module is None else f"-first{per_module}"
+    return f"{saved.path.name}-{ANSWERS}-{folder.resolve().name}{first}.h5"
 
 
 def _attributes(saved: Saved, folder: Path, table: np.ndarray) -> dict[str, Any]:

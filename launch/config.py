@@ -82,7 +82,7 @@ class Checkpoint(Strict):
 
 
 class Parallel(Strict):
-    """How a run is spread over devices; changes rounding at most, so it is not in the digest.
+    """How a run is spread over devices; changes rounding at most (with dropout, masks), so it is not in the digest.
 
     The ranks that are left after tensor parallelism are data parallel. ZeRO spreads over these the
     optimizer (1), the gradients too (2), the weights too (3) (Rajbhandari et al. 2020).

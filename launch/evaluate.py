@@ -92,7 +92,7 @@ def evaluate_all(
             before = before or content  # of the others nothing is kept
             if saved is last is not first:
                 content["improved"] = compared = _compare(before, content)
-            target = out or _own_file(saved, dataset)
+            target = out or _own_file(saved, dataset, rows, told)
             if first_rank():
                 _write(add, target, saved.name, content)
             found = [_line(saved, content, len(chosen), split, target)]
@@ -155,9 +155,10 @@ def _content(saved: Saved, model: TrainedModel, asked: Asked) -> dict[str, Any]:
     content["attributes"]["data"] = asked.data.resolve().name
     if direct:
         table, loss, count = information(model, dataset, rows, direct, given)
+        blanked = saved.config.data.blanked
         content["information"] = table
         content["attributes"] |= known_information(asked.data) | {
-            "trained_on_blanks": saved.config.data.blanked is not None
+            "trained_on_blanks": blanked is not None and blanked.part == direct.blanked
         }
         if direct.gain_of == "text":
             told = float(table["mutual_information"][0])
@@ -206,9 +207,10 @@ def _bytes(value: Any) -> Any:
     return value.encode() if isinstance(value, str) else value
 
 
-def _own_file(saved: Saved, dataset: TokenDataset) -> Path:
-    """In the run's folder, by what was evaluated on what."""
-    name = f"{saved.path.name}-{dataset.domain.name}-{dataset.split}-{dataset.identity[:8]}.h5"
+def _own_file(saved: Saved, dataset: TokenDataset, rows: int | None, told: bool) -> Path:
+    """In the run's folder, by what was evaluated on what, and how."""
+    name = f"{saved.path.name}-{dataset.domain.name}-{dataset.split}-{dataset.identity[:8]}"
+    name += ("" if rows is None else f"-rows{rows}") + ("-information" if told else "") + ".h5"
     return saved.run / EVALUATIONS / name
 
 

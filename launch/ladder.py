@@ -32,6 +32,10 @@ class Rung(Strict):
             raise ValueError("wanted exactly one of hidden_size, params")
         if self.ffn_hidden_size is not None and self.ffn_ratio is not None:
             raise ValueError("wanted at most one of ffn_hidden_size, ffn_ratio")
+        if self.params is not None and self.kv_channels is not None:
+            raise ValueError(
+                "kv_channels with params; wanted num_attention_heads alone, as the width is solved"
+            )
         if self.params is not None and self.ffn_hidden_size is not None:
             raise ValueError(
                 "ffn_hidden_size with params; wanted ffn_ratio, as the width is solved"

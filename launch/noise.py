@@ -19,10 +19,18 @@ def squared_gradient(
     loss: Tensor, parameters: Sequence[torch.nn.Parameter], counts_shared: bool
 ) -> Tensor:
     """The squared norm of the gradient of `loss`, which is added to nothing; see `SquaredGradient`. Not under ZeRO 3,
-    which holds parts of the parameters."""
-    counted = [p for p in parameters if counts_shared or is_split(p)]
-    found = torch.autograd.grad(loss, counted, allow_unused=True)
-    return torch.stack([each.float().square().sum() for each in found if each is not None]).sum()
+    which holds parts of the parameters.
+
+    Of all parameters on every rank, whichever count: with sequence parallelism the backward pass of those that are not
+    split is a collective.
+    """
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    squares = [
+        gradient.float().square().sum()
+        for parameter, gradient in zip(parameters, found, strict=True)
+        if gradient is not None and (counts_shared or is_split(parameter))
+    ]
+    return torch.stack(squares).sum()
 
 
 class SquaredGradient:

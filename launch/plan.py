@@ -50,12 +50,14 @@ def print_plan(
         f"{sum(run.flops_exact for run in runs):.2e} exact, "
         f"{total:.3g} {hours} on {gpus} {device.name}"
     )
-    if start := runs[0].start:
-        variant = f", variant '{start.variant}'" if start.variant else ""
-        print(
-            f"every run starts from the weights of the run of its sizes in study '{start.study}'{variant}, below the "
-            "same --results: train that first"
-        )
+    for start in dict.fromkeys(run.start for run in runs):
+        if start is not None:
+            begun = sum(run.start == start for run in runs)
+            variant = f", variant '{start.variant}'" if start.variant else ""
+            print(
+                f"{begun} of {len(runs)} runs start from the weights of the run of their sizes in study "
+                f"'{start.study}'{variant}, below the same --results: train that first"
+            )
     if refusals:
         raise ValueError("\n".join(dict.fromkeys(refusals)))
 

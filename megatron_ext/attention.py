@@ -120,7 +120,7 @@ def local_attention(
     if not dropout and query_SBHD.device.type == "cuda":
         from megatron_ext import flex_attention  # compiles: nothing that a CPU should load
 
-        if flex_attention.usable(query_SBHD.device, blocked_local_attention):
+        if flex_attention.usable(query_SBHD, blocked_local_attention):
             return flex_attention.flex_local_attention(
                 query_SBHD, key_SBHD, value_SBHD, window, scale
             )

@@ -1,9 +1,9 @@
 """A model of pictures as a classifier (Henighan et al. 2020, Figure 11).
 
-The same trunk, without the output matrix: the activations of the last layer are averaged over all pixels, and a new
+The same trunk, without the output matrix: the activations of the last layer are averaged over all positions, and a new
 linear layer gives the classes. All weights are trained. A row is a picture and, behind it, the number of its class in
-two bytes, the low one first (`data_prep/domains/image_classes.py`); the model reads the pixels behind the start token,
-as in pretraining.
+two bytes, the low one first (`data_prep/domains/image_classes.py`); the model reads the start token and all
+colour values but the last, as in pretraining.
 
 Not stated in the paper, and our choice: that the new layer has a bias, begun at 0, and that its weights are drawn as
 all others are; that the average comes after the last norm.
