@@ -30,9 +30,17 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+# The tests on a private Slurm mostly wait, so they run beside the others and are shown after them.
 test: install
 	@$(MAKE) --silent browser slurm-programs
-	$(PY) -m pytest
+	@$(MAKE) --silent --keep-going --jobs 2 test-on-slurm test-without-slurm
+
+.PHONY: test-on-slurm test-without-slurm
+test-on-slurm:
+	@log=$$(mktemp); $(PY) -m pytest tests/slurm > $$log 2>&1; status=$$?; cat $$log; rm $$log; exit $$status
+
+test-without-slurm:
+	$(PY) -m pytest --ignore tests/slurm
 
 test-long: install
 	@$(MAKE) --silent browser slurm-programs

@@ -8,8 +8,7 @@ cluster and are never torn apart. Three recipes, chosen by the points and named 
     leverage, are multiplied by one of Webb's six weights (Cameron, Gelbach & Miller 2008; Webb 2023).
 `residual, scale drawn`: with few clusters of one row each. Normal noise is added to the fitted curve.
 The last two draw the scale of the noise too, from what the degrees of freedom say about it
-(chi-square), which widens percentile intervals as a t quantile would: points less constants, or
-clusters less one (Cameron & Miller 2015, section VI.D).
+(chi-square), which widens percentile intervals as a t quantile would (`degrees_of_freedom`).
 `sandwich`: beyond HUGE points refitting is waste: normal draws with the covariance to which resampled
     clusters tend (Huber 1967), one Newton step from the fit.
 """
@@ -26,7 +25,9 @@ from analysis.separable import Law
 MANY_CLUSTERS = 20
 """For each parameter. With fewer, resampled pairs give intervals that are too narrow."""
 FEW_CLUSTERS = 12
-"""Below these even wild weights are rough (Webb 2023)."""
+"""Below these even wild weights are rough (Webb 2023), ..."""
+CLUSTERS_PER_PARAMETER = 3
+"""... and below so many for each parameter the fit takes up much of what they scatter."""
 HUGE = 20_000
 TOLERANCE = 1e-5
 """A draw scatters by far more than this share of itself."""
@@ -69,6 +70,12 @@ def recipe(cluster: np.ndarray, law: Law) -> str:
     return "wild cluster" if count < len(cluster) else "residual, scale drawn"
 
 
+def degrees_of_freedom(cluster: np.ndarray, parameters: int) -> int:
+    """Of the noise: clusters less one (Cameron & Miller 2015, section VI.D), but never more than points
+    less constants, which is fewer where most clusters are single points; at least 1."""
+    return max(min(int(cluster.max()), len(cluster) - parameters), 1)
+
+
 def draw(
     cluster: np.ndarray,
     law: Law,
@@ -89,7 +96,8 @@ def draw(
         every = _refitted(law, data, theta, delta, cluster, draws, rng)
     low, high = solve.limits(law)
     bound = np.any((every <= low * 1.001) | (every >= high * 0.999), axis=1)
-    few = count < FEW_CLUSTERS and method == "wild cluster"
+    enough = max(FEW_CLUSTERS, CLUSTERS_PER_PARAMETER * theta.size)
+    few = count < enough and method == "wild cluster"
     said = f"few_groups: {count} runs for {len(theta)} parameters; the intervals are rough."
     return Draws(method, every, float(bound.mean()), (said,) if few else ())
 
@@ -142,7 +150,7 @@ def _noisy(
     residual, weight, count = residual[0], data.weight[0], int(cluster.max()) + 1
     curve = data.log_loss[0] + residual
     alone = count == len(cluster)
-    free = max(count - (theta.size if alone else 1), 1)
+    free = degrees_of_freedom(cluster, theta.size)
     drawn = np.minimum(np.sqrt(free / rng.chisquare(free, draws)), WIDEST)[:, None]
     if alone:
         spread = robust_sd(residual, weight, free) / np.sqrt(weight)

@@ -17,6 +17,7 @@ from analysis.points import PointSet
 from analysis.separable import (
     BROKEN,
     COUPLED,
+    LOGARITHM,
     POWER,
     POWER_CONSTANT,
     SURFACE,
@@ -28,6 +29,7 @@ from analysis.solution import Solution, best_solution, check_enough, named, scal
 BESIDE = {
     POWER.name: (POWER_CONSTANT,),
     POWER_CONSTANT.name: (POWER,),
+    LOGARITHM.name: (POWER, POWER_CONSTANT),
     BROKEN.name: (POWER_CONSTANT,),
     SURFACE.name: (COUPLED,),
     COUPLED.name: (SURFACE,),

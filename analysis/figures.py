@@ -7,6 +7,7 @@ token. This is the only module that imports matplotlib; the figures themselves a
 """
 
 import io
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,6 +30,7 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
+from analysis.estimate import Estimate
 from analysis.laws import PF_DAY
 from analysis.words import short
 
@@ -78,6 +80,24 @@ def draw_sized(axes: Axes, x: np.ndarray, y: np.ndarray, params: np.ndarray) -> 
     for rank, size in enumerate(sizes):
         look = look_of(rank, len(sizes)) | {"markersize": 5.5, "linestyle": "none"}
         axes.plot(x[params == size], y[params == size], **look)
+
+
+def interval_bars(axes: Axes, rows: Sequence[tuple[float, Estimate, str]]) -> None:
+    """Intervals (height, estimate, colour) along x; an open end goes to the edge of the axis, with an arrow. To be
+    called when all else is drawn, for it fixes the edges."""
+    for height, each, _ in rows:
+        ends = [end for end in (each.low, each.high) if np.isfinite(end)]
+        axes.plot(ends, [height] * len(ends), linestyle="none")  # the axis holds them
+    edges = axes.get_xlim()
+    axes.set_xlim(*edges)
+    for height, each, colour in rows:
+        if np.isnan(each.low) or np.isnan(each.high):
+            continue
+        bar = [max(each.low, edges[0]), min(each.high, edges[1])]
+        axes.plot(bar, [height, height], color=colour, marker="None", linewidth=1.2)
+        for end, edge, arrow in ((each.low, edges[0], "<"), (each.high, edges[1], ">")):
+            if np.isinf(end):
+                axes.plot(edge, height, color=colour, marker=arrow, clip_on=False)
 
 
 def size_handles(axes: Axes, sizes: np.ndarray, line: bool = False) -> list[Line2D]:

@@ -14,6 +14,7 @@ from analysis.figures import (
     X_LABELS,
     Axes,
     draw_sized,
+    interval_bars,
     look_of,
     loss_axis,
     paper,
@@ -251,7 +252,7 @@ def crossing(line: np.ndarray, by_flops: np.ndarray, by_tokens: np.ndarray, at: 
         axes.plot(
             line, by_tokens[1], label="L(D) at the best tokens, ±5% of N_opt's exponent", **DASHED
         )
-        if np.isfinite(at.low):
+        if not np.isnan([at.low, at.high]).any():  # an open end is the edge
             ends = np.clip([at.low, at.high], line[0], line[-1])
             axes.axvspan(*ends, color=FIT, alpha=0.1, linewidth=0)
         if np.isfinite(at.value):
@@ -269,14 +270,13 @@ def dots(rows: Sequence[tuple[str, Estimate]], label: str, marks: Mapping[str, f
         figure, axes = subplots()
         for index, (_, each) in enumerate(rows):
             known = np.isfinite([each.low, each.high]).all()
-            if known:
-                axes.plot([each.low, each.high], [index, index], color=FIT, linewidth=1.6)
             if np.isfinite(each.value):
                 axes.plot(
                     each.value, index, "o", color=FIT, markerfacecolor=FIT if known else "none"
                 )
         for style, (name, value) in zip(((0, (4, 3)), ":", "-."), marks.items(), strict=False):
             axes.axvline(value, color=FAINT, linestyle=style, linewidth=1.0, label=name)
+        interval_bars(axes, [(index, each, FIT) for index, (_, each) in enumerate(rows)])
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.invert_yaxis()
         axes.set_xlabel(label)

@@ -166,11 +166,11 @@ def batches(
     scale: np.ndarray,
     params: np.ndarray,
     measured: np.ndarray,
-    laws: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    laws: Sequence[tuple[str, np.ndarray, np.ndarray, bool]],
     unit: str,
 ) -> str:
     """Gradient noise scale of each run against its loss, measured critical batches (rows of loss, batch), and
-    laws of them; the last law is a published one."""
+    laws of them (name, loss, batch, whether it was fitted here)."""
     with paper():
         figure, axes = subplots()
         draw_sized(axes, loss, scale, params)
@@ -179,8 +179,8 @@ def batches(
             look: dict[str, Any] = {"color": FIT, "markerfacecolor": "none", "markersize": 5}
             name = "measured B_crit"
             handles += axes.plot(*measured.T, "D", label=name, **look)
-        for rank, (name, x, y) in enumerate(laws):
-            style: dict[str, Any] = DASHED if rank == len(laws) - 1 else {"color": FIT}
+        for name, x, y, fitted in laws:
+            style: dict[str, Any] = {"color": FIT} if fitted else DASHED
             handles += axes.plot(x, y, label=name, **style)
         plain_powers(axes, LOSS_LABEL)
         axes.xaxis.set_major_locator(MaxNLocator(5))

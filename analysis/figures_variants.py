@@ -13,6 +13,7 @@ from analysis.figures import (
     FIT,
     LOSS_LABEL,
     draw_sized,
+    interval_bars,
     look_of,
     loss_axis,
     paper,
@@ -138,19 +139,18 @@ def ladder(
             *((n, e, True) for n, e in ours.items()),
             *((n, e, False) for n, e in published.items()),
         ]
+        bars: list[tuple[float, Estimate, str]] = []
         for rank, (name, values, own) in enumerate(series):
             place = np.arange(len(steps)) + 0.13 * (rank - (len(series) - 1) / 2)
             known = np.array([np.isfinite(each.value) for each in values])
             middle = np.array([each.value for each in values])
-            reach = np.array([[each.value - each.low, each.high - each.value] for each in values]).T
             look: dict[str, Any] = look_of(rank, len(series)) | {"linestyle": "none"}
             look |= {} if own else {"markerfacecolor": "none", "color": FAINT}
-            bars = np.where(np.isfinite(reach), np.maximum(reach, 0), 0)[:, known]
-            axes.errorbar(
-                middle[known], place[known], xerr=bars, label=name, elinewidth=1.0, **look
-            )
+            axes.plot(middle[known], place[known], label=name, **look)
+            bars += [(place[k], values[k], look["color"]) for k in map(int, np.flatnonzero(known))]
         for value in (0.5, 0.73):
             axes.axvline(value, linewidth=0.9, **DASHED)
+        interval_bars(axes, bars)
         axes.set_yticks(range(len(steps)), steps)
         axes.invert_yaxis()
         axes.set_xlabel("a of N_opt ∝ C^a   (dashed: 0.50 Hoffmann, 0.73 Kaplan)")

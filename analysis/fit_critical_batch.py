@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from analysis.bootstrap import WEBB
-from analysis.estimate import Fit, interval
+from analysis.estimate import Estimate, Fit, interval
 from analysis.laws import critical_batch
 from analysis.points import LossPoints, PointSet
 from analysis.separable import CRITICAL_BATCH
@@ -55,7 +55,8 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
     samples = _samples(known, ends, draws, seed)
     each_draw = [_power(loss, sample) for sample in samples]
     drawn = {name: np.array([one[name] for one in each_draw]) for name in best}
-    parameters = {name: interval(best[name], drawn[name]) for name in best}
+    inverse = interval(1 / best["aB"], 1 / drawn["aB"])
+    parameters = {"B_star": interval(best["B_star"], drawn["B_star"]), "aB": _inverted(inverse)}
     sizes = _sizes(known, ends, best, samples, each_draw)
     relative = [_residual(each, end) for each, end in zip(known, ends, strict=True)]
     used = int(np.sum(np.all(ends > 0, axis=1)))
@@ -75,7 +76,7 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
             "levels": [_as_json(each, end) for each, end in zip(known, ends, strict=True)],
             "sizes": sizes,
         },
-        warnings=(*found.remarks, *_warnings(known, used, sizes)),
+        warnings=(*found.remarks, *_about_exponent(inverse), *_warnings(known, used, sizes)),
         seconds=time.perf_counter() - began,
         draws=drawn,
     )
@@ -166,6 +167,29 @@ def _power(loss: np.ndarray, ends: np.ndarray) -> dict[str, float]:
             "B_star": float(np.exp(y.mean() - slope * x.mean())),
             "aB": -1 / slope if slope else float("nan"),
         }
+
+
+def _inverted(inverse: Estimate) -> Estimate:
+    """aB from 1/aB, which the fit finds: an interval of it that holds 0 has no inverse, so that the
+    percentiles of aB itself would run through a pole. aB is open where 1/aB is not known to be positive."""
+    if np.isnan(inverse.low):
+        ends = np.nan, np.nan
+    elif inverse.low > 0:
+        ends = 1 / inverse.high, 1 / inverse.low
+    else:
+        ends = -np.inf, np.inf
+    return Estimate(1 / inverse.value, *ends)
+
+
+def _about_exponent(inverse: Estimate) -> list[str]:
+    least = inverse.value if np.isnan(inverse.low) else inverse.low
+    if not least <= 0:
+        return []
+    return [
+        f"aB_not_identified: the 95% interval of 1/aB = {inverse.value:.3g} [{inverse.low:.3g}, "
+        f"{inverse.high:.3g}] reaches 0: these runs do not say whether the critical batch grows as the "
+        "loss falls."
+    ]
 
 
 def _samples(known: list[Level], ends: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:

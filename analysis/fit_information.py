@@ -68,11 +68,20 @@ def fit_information(
         points_used=len(params), points_left_out=(),
         bootstrap={"method": "t distribution" if draws else "none", "draws": draws, "seed": seed},
         diagnostics={"degrees_of_freedom": free, "noise_over_standard_error": float(np.sqrt(noise)),
-                     "x_range": [float(params.min()), largest]},
+                     "x_range": [float(params.min()), largest], "log_middle": middle, "level": float(line[0])},
         warnings=tuple(said), seconds=time.perf_counter() - began,
         derived={"information_at_largest": interval(float(at_largest), drawn_there)},
-        draws=columns | {"information_at_largest": drawn_there},
+        draws=columns | {"level": drawn[:, 0], "information_at_largest": drawn_there},
     )  # fmt: skip
+
+
+def information_line(fit: Fit, params: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The fitted I at sizes [P], and the ends of its 95% band, by the level in the middle of the sizes: Nc
+    itself overflows where the information hardly grows."""
+    away = np.log(params) - fit.diagnostics["log_middle"]
+    drawn = fit.draws["level"][:, None] + fit.draws["rate"][:, None] * away
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return fit.diagnostics["level"] + fit.value("rate") * away, low, high
 
 
 def _onset(level: np.ndarray, rate: np.ndarray, middle: float) -> np.ndarray:

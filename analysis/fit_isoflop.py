@@ -31,10 +31,11 @@ def fit_isoflop(found: PointSet, draws: int, seed: int) -> Fit:
     began = time.perf_counter()
     known = [each for each in budgets(found.points) if len(each.log_params) >= 3]
     _check(found, known)
-    sd, free = _noise(known)
+    trunk = np.unique(found.points.trunk, return_inverse=True)[1].reshape(-1)
+    sd, free = _noise(known, trunk)
     value, drawn = {}, {}
     log_flops = np.log([each.flops for each in known])
-    samples = _samples(known, sd, free, draws, seed)
+    samples = _samples(known, trunk, (sd, free), draws, seed)
     vertices = {}
     for method in METHODS:
         own = [_bracketed(each, method, each.log_loss[None]) for each in known]
@@ -81,8 +82,9 @@ def _bracketed(budget: Budget, method: str, log_loss: np.ndarray) -> np.ndarray:
     return minima(budget, method, log_loss) if budget.is_bracketed else np.full(1, np.nan)
 
 
-def _noise(known: list[Budget]) -> tuple[float, int]:
-    """Pooled scatter of log loss about the parabolas, and its degrees of freedom."""
+def _noise(known: list[Budget], trunk: np.ndarray) -> tuple[float, int]:
+    """Pooled scatter of log loss about the parabolas, and its degrees of freedom; trunks less three, the
+    constants of a parabola, where the same ones are measured at many budgets."""
     squares, free = 0.0, 0
     for each in known:
         z = each.log_params - each.log_params.mean()
@@ -90,16 +92,24 @@ def _noise(known: list[Budget]) -> tuple[float, int]:
         rest = each.log_loss - design @ np.linalg.lstsq(design, each.log_loss, rcond=None)[0]
         squares += float(each.runs @ rest**2)
         free += max(len(z) - 3, 0)
-    return (float(np.sqrt(squares / free)), free) if free else (0.0, 0)
+    if not free:
+        return 0.0, 0
+    trunks = len(np.unique(trunk[np.concatenate([each.rows for each in known])]))
+    return float(np.sqrt(squares / free)), min(free, max(trunks - 3, 1))
 
 
-def _samples(known: list[Budget], sd: float, free: int, draws: int, seed: int) -> list[np.ndarray]:
-    """Losses with new noise of the pooled size, which is itself drawn, [draws, sizes] a budget."""
+def _samples(
+    known: list[Budget], trunk: np.ndarray, noise: tuple[float, int], draws: int, seed: int
+) -> list[np.ndarray]:
+    """Losses with new noise of the pooled size, which is itself drawn, [draws, sizes] a budget. A trunk has
+    one draw at all its budgets: a run that is lucky at one is lucky at the next."""
     rng = np.random.default_rng(seed)
+    sd, free = noise
     spread = sd * np.sqrt(free / rng.chisquare(free, draws)) if free else np.zeros(draws)
+    luck = spread[:, None] * rng.standard_normal((draws, int(trunk.max()) + 1))
     return [
         each.log_loss
-        + spread[:, None] * rng.standard_normal((draws, len(each.runs))) / np.sqrt(each.runs)
+        + luck[:, trunk[each.rows]] @ np.eye(len(each.runs))[each.size_of_row] / each.runs
         for each in known
     ]
 
@@ -137,7 +147,7 @@ def _other_routes(found: PointSet, draws: int, seed: int) -> dict[str, Estimate]
 
 
 def _envelope(points: LossPoints, draws: int, seed: int) -> Estimate:
-    """The slope through the convex hull of the lowest losses; runs are resampled."""
+    """The slope through the convex hull of the lowest losses; trunks are resampled."""
 
     def slope(chosen: np.ndarray) -> float:
         flops, params, loss = (each[chosen] for each in (points.flops, points.params, points.loss))
@@ -147,9 +157,11 @@ def _envelope(points: LossPoints, draws: int, seed: int) -> Estimate:
         return fit_optimum(flops[hull], params[hull])[1] if enough else float("nan")
 
     rng = np.random.default_rng([seed, 3])
-    count = len(points)
+    names, trunk = np.unique(points.trunk, return_inverse=True)
+    count = len(names)
     samples = [rng.integers(count, size=count) for _ in range(min(draws, ENVELOPE_DRAWS))]
-    return interval(slope(np.arange(count)), np.array([slope(np.unique(s)) for s in samples]))
+    rows = [np.flatnonzero(np.isin(trunk.reshape(-1), sample)) for sample in samples]
+    return interval(slope(np.arange(len(points))), np.array([slope(each) for each in rows]))
 
 
 def _diagnostics(

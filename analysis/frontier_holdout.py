@@ -22,7 +22,7 @@ def frontier_splits(points: LossPoints) -> list[Split]:
     """Up to MOST_SPLITS cuts, from the lowest that leaves a frontier to fit below it."""
     frontier = trace(points).efficient
     cost, log_loss = points.flops[frontier], np.log(points.loss[frontier])
-    runs = points.group[frontier]
+    runs = np.unique(points.trunk[frontier], return_inverse=True)[1].reshape(-1, 1)
     if len(cost) < FEWEST_FRONTIER_POINTS + SPARE_POINTS:
         return []
     tried = (_split(points, cut, cost, log_loss, runs) for cut in _cuts(cost))

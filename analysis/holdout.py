@@ -38,14 +38,15 @@ which widening by hold-outs was found to cover."""
 
 @dataclass(frozen=True)
 class Split:
-    """One cut: log predicted - log measured of the points above it, and how far each lies beyond
-    those below, in decades of each of `measures`, [points, measures]."""
+    """One cut: log predicted - log measured of the points above it [points], how far each lies beyond
+    those below, in decades of each of `measures` [points, measures], and numbers of what it shares its
+    error with, the same in every split [points, kinds]: its trunk, and the points of equal inputs."""
 
     cut: float
     points_below: int
     decades: np.ndarray
     error: np.ndarray
-    labels: np.ndarray
+    shared: np.ndarray
 
     @property
     def farthest(self) -> np.ndarray:
@@ -103,6 +104,9 @@ def decades_above_least(known: LossPoints, targets: LossPoints, law: Law) -> np.
 def rolling_origin(points: LossPoints, law: Law, delta: float) -> list[Split]:
     """Up to MOST_SPLITS cuts, from the lowest that leaves enough points below to half the range."""
     order = cost(points, law)
+    trunk = np.unique(points.trunk, return_inverse=True)[1].reshape(-1)
+    cell = distinct(*(points.x(name) for name in law.inputs))[1]
+    shared = np.stack([trunk, cell], axis=1)
     found = []
     for cut in _cuts(points, law, order):
         below = order <= cut * (1 + 1e-9)
@@ -116,7 +120,7 @@ def rolling_origin(points: LossPoints, law: Law, delta: float) -> list[Split]:
                 points_below=int(below.sum()),
                 decades=decades_beyond(points.only(below), above, law),
                 error=predicted - np.log(above.loss),
-                labels=above.label,
+                shared=shared[~below],
             )
         )
     return found
@@ -170,8 +174,11 @@ def rolling_width(splits: Sequence[Split], decades: np.ndarray) -> float:
 
 def reached(splits: Sequence[Split], decades: np.ndarray, span: float) -> bool:
     """Whether hold-outs say enough of a target at `decades` [measures] beyond the data, `span` decades
-    above their lowest compute: FEWEST_HELD_OUT different held-out runs, in splits that reach as far in
-    every measure, and LEAST_BELOW decades to learn from."""
-    far = [each for each in splits if np.all(each.decades.max(axis=0) >= decades - 1e-9)]
-    judged = {str(label) for each in far for label in each.labels}
-    return len(judged) >= FEWEST_HELD_OUT and span >= LEAST_BELOW - 1e-9
+    above their lowest compute: FEWEST_HELD_OUT held-out points that lie as far beyond a cut in every
+    measure, of different trunks and different inputs (rows of one curve, or seeds of one cell, are one),
+    and LEAST_BELOW decades to learn from."""
+    if not splits or span < LEAST_BELOW - 1e-9:
+        return False
+    far = [each.shared[np.all(each.decades >= decades - 1e-9, axis=1)] for each in splits]
+    judged = np.concatenate(far)
+    return min(len(np.unique(kind)) for kind in judged.T) >= FEWEST_HELD_OUT

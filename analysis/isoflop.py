@@ -22,12 +22,15 @@ FINE = 400
 
 @dataclass(frozen=True)
 class Budget:
-    """The sizes of one budget, rising: log N and mean log loss, and how many runs each mean has."""
+    """The sizes of one budget, rising: log N and mean log loss, and how many runs each mean has; of each
+    run its row among the points and which of the sizes it is."""
 
     flops: float
     log_params: np.ndarray
     log_loss: np.ndarray
     runs: np.ndarray
+    rows: np.ndarray
+    size_of_row: np.ndarray
 
     @property
     def is_bracketed(self) -> bool:
@@ -45,9 +48,10 @@ def budgets(points: LossPoints) -> list[Budget]:
         params, which, runs = np.unique(
             points.params[rows], return_inverse=True, return_counts=True
         )
-        mean = np.bincount(which.reshape(-1), np.log(points.loss[rows])) / runs
+        which = which.reshape(-1)
+        mean = np.bincount(which, np.log(points.loss[rows])) / runs
         middle = float(np.exp(np.mean(np.log(points.flops[rows]))))
-        found.append(Budget(middle, np.log(params), mean, runs))
+        found.append(Budget(middle, np.log(params), mean, runs, rows, which))
     return found
 
 

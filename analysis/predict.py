@@ -31,7 +31,7 @@ from analysis.laws import (
     power_constant,
 )
 from analysis.points import LossPoints, PointSet
-from analysis.separable import CURVE_LAWS, FRONTIER, SURFACE_LAWS, Law
+from analysis.separable import CURVE_LAWS, FRONTIER, LOGARITHM, SURFACE_LAWS, Law
 
 UNCALIBRATED = (
     "uncalibrated: too few held-out runs reach as far beyond the data as this target (wanted "
@@ -54,6 +54,8 @@ def predict(
         return _frontier(found, fit, wanted["flops"])
     ready = forecaster(found, law, draws, seed)
     target = complete_target(law, ready, wanted)
+    if law.name == LOGARITHM.name:
+        _check_positive(fit, target)
     row = LossPoints.of(
         np.array(["target"]), np.array(["target"]), **{k: np.array([v]) for k, v in target.items()}
     )
@@ -104,9 +106,21 @@ def check_target(law: str, wanted: Mapping[str, float]) -> None:
     if law not in CURVE_LAWS and law not in SURFACE_LAWS and law != FRONTIER:
         raise ValueError(
             f"predict with --law {law}: this law says nothing of a run by its size, data and compute "
-            "alone; wanted power, power-constant, broken, surface, coupled, surface-kaplan or "
+            "alone; wanted power, power-constant, logarithm, broken, surface, coupled, surface-kaplan or "
             "frontier. Choose one of these."
         )
+
+
+def _check_positive(fit: Fit, target: Mapping[str, float]) -> None:
+    """Raise `ValueError` for a target at which a logarithm has fallen to zero."""
+    scale = fit.value("scale")
+    for name, at in target.items():
+        if at >= scale:
+            raise ValueError(
+                f"--{name} = {at:g} with --law {fit.law}: the fitted loss is zero at {scale:.3g} and negative "
+                "beyond; wanted a target below it. Give a smaller one, or choose the law power or "
+                "power-constant."
+            )
 
 
 def complete_target(law: Law, ready: Forecaster, wanted: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,14 @@ from analysis.fit_critical_batch import FEWEST_BATCHES
 from analysis.isoflop import budgets
 from analysis.points import LossPoints, PointSet, SeedNoise, distinct, seed_noise
 from analysis.repeated_data import ONE_EPOCH
-from analysis.runs import FLOP_COUNTS, PARAM_COUNTS, Counting, StudyRuns, refuse_variants
+from analysis.runs import (
+    FLOP_COUNTS,
+    PARAM_COUNTS,
+    Counting,
+    StudyRuns,
+    of_variant,
+    refuse_variants,
+)
 from analysis.separable import (
     BROKEN,
     COUPLED,
@@ -164,7 +171,8 @@ class StudyFits:
 
 
 def fit_study(study: StudyRuns, counting: Counting, draws: int, seed: int) -> StudyFits:
-    """Try each law of `TRIALS` that the design allows."""
+    """Try each law of `TRIALS` that the design allows. Raises `ValueError` for a variant that has no run."""
+    of_variant(study, counting.variant)  # a wrong name is no law that the design does not allow
     tried: dict[str, Attempt] = {}
     not_tried: dict[str, str] = {}
     for trial in TRIALS:
@@ -210,8 +218,9 @@ def attempt(
 
 
 def study_noise(tried: dict[str, Attempt]) -> SeedNoise | None:
-    """Seed noise of the lowest losses, None where no run was repeated."""
-    return seed_noise(tried["loss-by-params"].found.points)
+    """Seed noise of the lowest losses, None where no run was repeated or none is usable for L(N)."""
+    by_params = tried.get("loss-by-params")
+    return None if by_params is None else seed_noise(by_params.found.points)
 
 
 # --- the same fits in every counting convention ---

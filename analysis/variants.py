@@ -38,10 +38,14 @@ COUNTINGS = {
 }
 """What is counted -> `Counting.params`, `Counting.flops`: Kaplan's, Porian's, and with attention too."""
 
+WARM_UP, HORIZON, CONSTANT = "warm-up by size", "rate to horizon", "constant rate"
+"""What a correction is called, in the order in which Porian et al. make them."""
+
 PLAIN, HEAD, EXACT = COUNTINGS
 PUBLISHED: dict[tuple[str, str], Estimate] = {
     ("", PLAIN): Estimate(0.835, 0.824, 0.846),
     ("", HEAD): Estimate(0.706, 0.691, 0.717),
+    ("", EXACT): Estimate(0.717, np.nan, np.nan),
     ("warm-up by size", HEAD): Estimate(0.602, 0.591, 0.617),
     ("warm-up by size", EXACT): Estimate(0.622, np.nan, np.nan),
     ("warm-up by size, rate to horizon", HEAD): Estimate(0.571, 0.560, 0.589),
@@ -136,8 +140,8 @@ def in_words(run: RunResult) -> str:
 
 
 def corrections(study: StudyRuns, counting: Counting, draws: int, seed: int) -> list[Correction]:
-    """N_opt's exponent of each variant of a ladder of at least four sizes, in each way of counting; none
-    where the variants are no ways to train."""
+    """N_opt's exponent of each variant of a ladder of at least four sizes, in each way of counting, the
+    least corrected first; none where the variants are no ways to train."""
     if counting.variant is not None or len(variants_of(study)) < 2 or only_data_varies(study):
         return []
     found = []
@@ -153,19 +157,25 @@ def corrections(study: StudyRuns, counting: Counting, draws: int, seed: int) -> 
         }
         found.append(Correction(name, _how(runs), exponents))
     measured = any(np.isfinite(e.value) for each in found for e in each.exponents.values())
-    return found if measured else []
+    return sorted(found, key=_place) if measured else []
+
+
+def _place(each: Correction) -> tuple[int, bool, str]:
+    """Where a variant stands in the ladder: by the number of its corrections, a constant rate last."""
+    made = each.how.split(", ") if each.how else []
+    return len(made), CONSTANT in made, each.variant
 
 
 def _how(runs: Sequence[RunResult]) -> str:
     """How a variant was trained, in the words of `PUBLISHED`."""
     sizes = {run.counts["params_non_embedding"] for run in runs}
     warm = {(run.counts["params_non_embedding"], warmup_tokens(run.config)) for run in runs}
-    said = ["warm-up by size"] if len({tokens for _, tokens in warm}) >= len(sizes) else []
+    said = [WARM_UP] if len({tokens for _, tokens in warm}) >= len(sizes) else []
     kinds = {schedule_kind(run) for run in runs}
     if kinds <= {"constant", "wsd"}:
-        said.append("constant rate")
+        said.append(CONSTANT)
     elif _planned_for_lengths(runs):
-        said.append("rate to horizon")
+        said.append(HORIZON)
     return ", ".join(said)
 
 
@@ -193,9 +203,10 @@ def _exponent(study: StudyRuns, counting: Counting, draws: int, seed: int) -> Es
 
 def at_equal_compute(found: PointSet, curve: np.ndarray) -> PointSet:
     """The loss of each curve [rows of `found`] at budgets a factor 2 apart, where at least four sizes
-    were measured on both sides of the budget."""
+    were measured on both sides of the budget. What is of one curve shares its luck: it is of one group."""
     points = found.points
     columns: dict[str, list[np.ndarray]] = {"params": [], "flops": [], "loss": []}
+    curves = []
     if not len(points):
         return replace(found, points=points)
     grid = np.arange(np.log(points.flops.min()), np.log(points.flops.max()), np.log(2.0))
@@ -208,12 +219,13 @@ def at_equal_compute(found: PointSet, curve: np.ndarray) -> PointSet:
         columns["flops"].append(np.exp(inside))
         columns["loss"].append(np.exp(np.interp(inside, cost, np.log(lowest))))
         columns["params"].append(np.full(len(inside), own.params[0]))
+        curves.append(np.full(len(inside), str(name)))
     made = {name: np.concatenate(values) for name, values in columns.items()}
     labels = np.array(
         [f"{n:.3g} at {c:.3g}" for n, c in zip(made["params"], made["flops"], strict=True)]
     )
     tokens = made["flops"] / (6 * made["params"])
-    every = LossPoints.of(labels, labels, tokens=tokens, **made)
+    every = LossPoints.of(np.concatenate(curves), labels, tokens=tokens, **made)
     budget = np.round(np.log(made["flops"]), 6)
     enough = [
         at

@@ -69,7 +69,7 @@ def _collapse(asked: Sequence[Evaluation]) -> list[Picture]:
         right, lost = _two([_of_set(each, name) for each in having])
         accuracy.append((name.decode(), train, right))
         loss.append((name.decode(), train, lost))
-    if not np.isfinite(np.concatenate([x for _, x, _ in accuracy])).any():
+    if not (_any_loss(loss) and np.isfinite(np.concatenate([x for _, x, _ in accuracy])).any()):
         return []
     caption = (
         "<b>Answers against training loss</b>, every checkpoint of every size. Henighan et al. 2020 (figures 13 and "
@@ -77,6 +77,11 @@ def _collapse(asked: Sequence[Evaluation]) -> list[Picture]:
         "on one line, whatever their size."
     )
     return [Picture("mathematics-collapse", figures.collapse(accuracy, loss), caption)]
+
+
+def _any_loss(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bool:
+    """Whether a logarithmic axis of losses has anything to show."""
+    return any(np.any(np.isfinite(loss) & (loss > 0)) for _, _, loss in rows)
 
 
 def _levels(rows: Sequence[Evaluation]) -> list[Picture]:
@@ -92,7 +97,7 @@ def _levels(rows: Sequence[Evaluation]) -> list[Picture]:
         right, lost = _two([_of_set(each, name) for _, name in sorted(levels)])
         accuracy.append((f"N = {short(each.params)}", at, right))
         loss.append((f"N = {short(each.params)}", at, lost))
-    if not accuracy:
+    if not _any_loss(loss):
         return []
     caption = (
         "<b>Answers by level of difficulty.</b> Training problems have levels of 3 to 10; the paper found a kink at 10 "

@@ -21,6 +21,7 @@ from analysis.words import short, value_with_interval
 
 KAPLAN_B_STAR, KAPLAN_AB = 2.1e8, 0.21  # tokens; Kaplan et al. 2020, eq 5.3
 KAPLAN_NAIVE, KAPLAN_ADJUSTED = 0.057, 0.050  # exponents of L(C), L(C_min): eqs 1.1, 1.3
+KAPLAN_VOCABULARY = 50257
 LEVELS_SHOWN = 5
 """Losses of one size that a figure of hyperbolas shows."""
 
@@ -46,13 +47,13 @@ def _hyperbolas(fit: Fit) -> list[Picture]:
         own = [each for each in levels if each["params"] == params]
         chosen = np.unique(np.linspace(0, len(own) - 1, LEVELS_SHOWN).astype(int))
         shown += [own[index] for index in chosen]
-    known = sum(each["critical_batch"] is not None for each in levels)
+    known = sum(each["critical_batch"] is not None for each in shown)
     return [
         Picture(
             "batch-hyperbolas",
             hyperbolas(shown, "rows"),
             "<b>Steps and examples to the same losses.</b> Each mark is a batch size; lines: (S/S_min - 1)"
-            f"(E/E_min - 1) = 1 (McCandlish et al. 2018), through {known} of {len(levels)} losses. Where the "
+            f"(E/E_min - 1) = 1 (McCandlish et al. 2018), through {known} of the {len(shown)} losses shown, of {len(levels)}. Where the "
             "marks go straight up or straight across, every batch is on one side of the critical one.",
         )
     ]
@@ -70,15 +71,10 @@ def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[P
     scale = np.array([each for _, each in runs])
     ends = np.array([*loss, *(each["loss"] for each in levels)])
     line = np.geomspace(ends.min() / 1.03, ends.max() * 1.03, 40)
-    laws = []
-    length = float(study.runs[0].config.get("shape", {}).get("seq_length", np.nan))
+    laws, published = _published_batch(study, line)
     if fit is not None and math.isfinite(fit.value("B_star")):
-        laws.append(
-            ("B_crit(L), fitted", line, critical_batch(line, fit.value("B_star"), fit.value("aB")))
-        )
-    laws.append(
-        ("Kaplan et al. 2020", line, critical_batch(line, KAPLAN_B_STAR / length, KAPLAN_AB))
-    )
+        fitted = critical_batch(line, fit.value("B_star"), fit.value("aB"))
+        laws.append(("B_crit(L), fitted", line, fitted, True))
     measured = np.array([(each["loss"], each["critical_batch"]) for each in levels]).reshape(-1, 2)
     caption = (
         "<b>Gradient noise scale and critical batch</b>, in rows. "
@@ -91,10 +87,8 @@ def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[P
         + ("Diamonds: E_min/S_min of each loss. " if levels else "")
     )
     if fit is not None and math.isfinite(fit.value("B_star")):
-        caption += f"Fitted exponent aB {value_with_interval(fit.parameters['aB'])}; "
-    caption += (
-        "published aB 0.21 and B* 2.1e8 tokens, for which the noise scale matched only roughly."
-    )
+        caption += f"Fitted exponent aB {value_with_interval(fit.parameters['aB'])}. "
+    caption += published
     return [
         Picture(
             "noise-scale",
@@ -102,6 +96,22 @@ def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[P
             caption,
         )
     ]
+
+
+def _published_batch(
+    study: StudyRuns, line: np.ndarray
+) -> tuple[list[tuple[str, np.ndarray, np.ndarray, bool]], str]:
+    """Kaplan's curve and its caption; nothing for other data than text, whose losses are other ones."""
+    config = study.runs[0].config
+    if not str(config.get("domain")).startswith("text"):
+        return [], ""
+    shape = config.get("shape", {})
+    length = float(shape.get("seq_length", np.nan))
+    curve = critical_batch(line, KAPLAN_B_STAR / length, KAPLAN_AB)
+    return [("Kaplan et al. 2020", line, curve, False)], (
+        "Published: aB 0.21 and B* 2.1e8 tokens, for which the noise scale matched only roughly; of losses per token "
+        f"of a vocabulary of {KAPLAN_VOCABULARY}, here of {shape.get('vocab_size', 'another')}."
+    )
 
 
 def _adjusted(points: LossPoints, fit: Fit) -> list[Picture]:
@@ -138,6 +148,7 @@ def _adjusted(points: LossPoints, fit: Fit) -> list[Picture]:
             adjusted(naive, best, lines),
             "<b>Compute as spent and the least compute.</b> C_min = C/(1 + B/B_crit(L)) is what each loss would "
             "have cost at a batch far below the critical one; grey: every run as it was. Power laws through the "
-            f"lowest losses of both: {'; '.join(said)}. They describe these sizes and hold no constant.",
+            f"lowest losses of both: {'; '.join(said)}. L(C) here is the frontier over all batch sizes, the published one "
+            "at one fixed batch. They describe these sizes and hold no constant.",
         )
     ]

@@ -14,6 +14,7 @@ from analysis.points import LossPoints, PointSet
 from analysis.runs import Counting, StudyRuns
 from analysis.separable import POWER
 from analysis.words import value_with_interval
+from launch.results import RunResult
 
 SUFFIX = "-classes"
 ERROR = "error"
@@ -44,7 +45,7 @@ def class_pictures(study: StudyRuns, counting: Counting) -> list[Picture]:
             said.append(f"{start}: {words}")
         if lines:
             caption = f"<b>{what} against model size</b>, the lowest of each run. Pure power laws: "
-            caption += f"{safe('; '.join(said))}.{PUBLISHED}"
+            caption += f"{safe('; '.join(said))}.{_none_wrong(study, counting, name)}{PUBLISHED}"
             svg = figures.against_size(lines, laws, label)
             shown.append(Picture(f"classes-{name}", svg, caption))
     return shown
@@ -54,8 +55,7 @@ def _points(study: StudyRuns, counting: Counting, kind: str) -> dict[str, PointS
     """The lowest value of each run, which pretrained and which not."""
     rows: dict[str, list[tuple[str, float, float]]] = {}
     for run in study.runs:
-        table = run.eval_rows(counting.split, kind)
-        lowest = float(table["loss"].min()) if len(table) else math.nan
+        lowest = _lowest(run, counting, kind)
         if lowest > 0:  # of no wrong picture among so few there is no logarithm
             start = PRETRAINED if run.config.get("start") else SCRATCH
             rows.setdefault(start, []).append((run.run_id, counting.of(run), lowest))
@@ -67,6 +67,22 @@ def _points(study: StudyRuns, counting: Counting, kind: str) -> dict[str, PointS
             f"{study.path}, {start}", LossPoints.of(label, label, params=params, loss=value), ()
         )
     return found
+
+
+def _lowest(run: RunResult, counting: Counting, kind: str) -> float:
+    """NaN where it was not measured."""
+    table = run.eval_rows(counting.split, kind)
+    return float(table["loss"].min()) if len(table) else math.nan
+
+
+def _none_wrong(study: StudyRuns, counting: Counting, kind: str) -> str:
+    none = sum(_lowest(run, counting, kind) == 0 for run in study.runs)
+    if not none:
+        return ""
+    return (
+        f" {none} of {len(study.runs)} runs reached 0, which has no logarithm: they are in neither marks nor law, "
+        "and the law is of the others."
+    )
 
 
 def _means(found: PointSet) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from analysis.guards import MID_SCHEDULE, over_fitted, unique_tokens
 from analysis.laws import surface_kaplan
 from analysis.page import Picture
 from analysis.points import PointSet
-from analysis.runs import Counting, StudyRuns, all_points, curve_points
+from analysis.runs import Counting, StudyRuns, all_points, curve_points, only_data_varies
 from analysis.separable import LEARNING_CURVE, POWER
 from analysis.sources import fit_law
 from analysis.study_fits import Attempt
@@ -34,11 +34,20 @@ def data_pictures(
     """All of them that runs on subsets of the data allow; none where there is no such run."""
     if not any(np.isfinite(unique_tokens(run)) for run in study.runs):
         return []
-    shown = _by_size(all_points(study, counting))
+    shown = _by_size(all_points(study, counting), _falling(study, counting))
     return shown + _stopping(study, counting, tried) + _repeated(study, counting, tried)
 
 
-def _by_size(found: PointSet) -> list[Picture]:
+def _falling(study: StudyRuns, counting: Counting) -> str:
+    """How many runs on a subset ended at their lowest loss: more steps would have lowered it."""
+    tables = [
+        run.eval_rows(counting.split) for run in study.runs if np.isfinite(unique_tokens(run))
+    ]
+    falling = sum(int(np.argmin(table["loss"])) == len(table) - 1 for table in tables)
+    return f"{falling} of {len(tables)} runs on subsets were still falling: limited by steps, not by data."
+
+
+def _by_size(found: PointSet, falling: str) -> list[Picture]:
     """Kaplan et al. 2020, figure 4: early-stopped loss against D, a power law for each size."""
     laws, said = [], []
     for params in np.unique(found.points.params):
@@ -57,7 +66,7 @@ def _by_size(found: PointSet) -> list[Picture]:
             "loss-by-data",
             by_data(found.points, laws),
             "<b>Loss against unique tokens.</b> Lowest held-out loss of every run on nested subsets, and a "
-            f"power law for each size: exponent {'; '.join(said)}. Kaplan et al. 2020: 0.095 for one large "
+            f"power law for each size: exponent {'; '.join(said)}. {falling} Kaplan et al. 2020: 0.095 for one large "
             "model; a small model flattens where its size limits it.",
         )
     ]
@@ -114,7 +123,7 @@ def _repeated(study: StudyRuns, counting: Counting, tried: Mapping[str, Attempt]
         if fresh is None:
             continue
         table, other = run.eval_rows(counting.split), fresh.eval_rows(counting.split)
-        other = other[other["tokens"] <= unique_tokens(fresh)]
+        other = other[(other["tokens"] > 0) & (other["tokens"] <= unique_tokens(fresh))]
         subset = unique_tokens(run)
         lowest = np.minimum.accumulate(other["loss"])
         later = (table["tokens"] > subset) & (len(other) > 1)
@@ -143,8 +152,8 @@ def _repeated(study: StudyRuns, counting: Counting, tried: Mapping[str, Attempt]
 
 
 def _freshest(study: StudyRuns, run: RunResult) -> RunResult | None:
-    """The run of the same shape and seed with the most data; None if it is this one, or no subset is
-    repeated."""
+    """The run of the same shape, seed and training with the most data; None if it is this one, or no
+    subset is repeated."""
     if not unique_tokens(run) < float(run.eval["tokens"].max()):
         return None
     same = [
@@ -152,6 +161,7 @@ def _freshest(study: StudyRuns, run: RunResult) -> RunResult | None:
         for each in study.runs
         if (each.config["shape"], each.config.get("seed"))
         == (run.config["shape"], run.config.get("seed"))
+        and only_data_varies(replace(study, runs=(run, each)))
     ]
     best = max(same, key=lambda each: min(unique_tokens(each), float(each.eval["tokens"].max())))
     return None if unique_tokens(best) <= unique_tokens(run) else best

@@ -2,7 +2,7 @@
 papers found: mutual information, transfer, percentiles of documents; of mathematics see `analysis.views_answers`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from analysis.evaluations import (
     transfer,
 )
 from analysis.fit import fit_curve
-from analysis.fit_information import fit_information
-from analysis.laws import mutual_information, power_constant
+from analysis.fit_information import fit_information, information_line
+from analysis.laws import power_constant
 from analysis.page import Picture, safe
 from analysis.points import LossPoints, PointSet
 from analysis.runs import Counting, StudyRuns
@@ -77,9 +77,7 @@ def _information_by_size(name: str, data: str, rows: Sequence[Evaluation]) -> Pi
         laws.append(law)
         said.append(words)
     truth = None if exact is None else float(exact)
-    known = [truth, None if truth is None else truth / float(table["loss_blanked"][-1])]
-    if truth is None or whole != part:
-        known[1] = None
+    known = (truth, None)  # no share: a model's own loss is no known entropy of the whole
     last = table[-1]
     caption = (
         f"<b>What {safe(blanked)} tells of {safe(part)}</b> on {safe(data)}, by model size: {safe(part)} behind a "
@@ -100,12 +98,9 @@ def _information_law(
     except ValueError as problem:
         return None, f"not fitted ({safe(problem)})"
     line = np.geomspace(params.min() / 1.5, params.max() * 1.5, 60)
-    drawn = mutual_information(line, fit.draws["Nc"][:, None], fit.draws["rate"][:, None])
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    middle = mutual_information(line, fit.value("Nc"), fit.value("rate"))
     words = ", ".join(f"{n} {value_with_interval(each)}" for n, each in fit.parameters.items())
     doubts = "".join(f"; {safe(each.partition(':')[0])}" for each in fit.warnings)
-    return (line, middle, low, high), words + doubts
+    return (line, *information_line(fit, line)), words + doubts
 
 
 def _known_words(exact: float | None, row: np.ndarray) -> str:
@@ -219,7 +214,7 @@ def _percentiles(evaluations: Evaluations) -> list[Picture]:
     """Henighan et al. 2020, figures 10, 17 and 20."""
     shown = []
     for number, (data, each) in enumerate(evaluations.by_data().items()):
-        rows = one_of_each_size(each)
+        rows = [one for one in one_of_each_size(each) if _whole_percentiles(one)]
         if len(rows) < 2 or number >= MOST_LINES:
             continue
         params = np.array([one.params for one in rows])
@@ -239,6 +234,12 @@ def _percentiles(evaluations: Evaluations) -> list[Picture]:
         name = f"percentiles-{number + 1}" if number else "percentiles"
         shown.append(Picture(name, figures.against_size(lines, laws), caption))
     return shown
+
+
+def _whole_percentiles(one: Evaluation) -> bool:
+    """Whether there is a logarithm of each: they are NaN where no document lies whole in a row."""
+    value = one.content["percentiles"][:, 1]
+    return bool(np.all(np.isfinite(value) & (value > 0)))
 
 
 def _percentile_law(
@@ -263,16 +264,25 @@ def _improved_words(rows: Sequence[Evaluation]) -> str:
     found = improved(rows[0], rows[-1])
     if found is None:
         return "The smallest and the largest model were not judged on the same documents."
-    order = np.argsort(found["ratio"], kind="stable")
-    most, least = order[::-1][:SHOWN], order[:SHOWN]
-    listed = [
-        ", ".join(f"{found['row'][k]}:{found['start'][k]} ({found['ratio'][k]:.3g})" for k in which)
-        for which in (most, least)
-    ]
+    said = []
+    for kind, unit in (("ratio", "by a factor of"), ("difference", "by nats per token")):
+        most, least = _ends(found, kind)
+        said.append(f"{unit}: {most}; and least: {least}")
     return (
         f"From N = {short(rows[0].params)} to {short(rows[-1].params)} the loss of these documents (row:first token) "
-        f"falls most, by a factor of: {listed[0]}; and least: {listed[1]}."
+        f"falls most, {'. Most, '.join(said)}."
     )
+
+
+def _ends(found: Mapping[str, np.ndarray], kind: str) -> tuple[str, str]:
+    """The documents that gained most and least by ratio or difference, with the number; those without one left out."""
+    known = np.flatnonzero(np.isfinite(found[kind]))
+    order = known[np.argsort(found[kind][known], kind="stable")]
+    most, least = (
+        ", ".join(f"{found['row'][k]}:{found['start'][k]} ({found[kind][k]:.3g})" for k in which)
+        for which in (order[::-1][:SHOWN], order[:SHOWN])
+    )
+    return most or "none", least or "none"
 
 
 def _columns(rows: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:

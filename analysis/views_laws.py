@@ -12,7 +12,7 @@ from analysis.derived import (
     overfitting,
     tokens_against_overfitting,
 )
-from analysis.estimate import QUANTILES, Estimate, Fit
+from analysis.estimate import QUANTILES, Estimate, Fit, interval
 from analysis.findings import INNER, KAPLAN_CURVE, Sample, optimum_fit, routes
 from analysis.frontier import trace
 from analysis.isoflop import budgets
@@ -126,23 +126,33 @@ def _overfit(tried: Mapping[str, Attempt]) -> list[Picture]:
     line = np.geomspace(x.min(), x.max(), 80)
     # along x the law depends on N and D through N^(aN/aD)/D alone: take N = 1, D = 1/x
     law = overfitting(1.0, 1 / line, **c)
-    ratio = c["aN"] / c["aD"]
-    factor = float(tokens_against_overfitting(1.0, LITTLE, **c))
     return [
         Picture(
             "overfit",
             figures_laws.overfit(points, c["aN"], c["aD"], excess, (line, law), LITTLE),
             "<b>What too few tokens cost</b>, relative to the law's loss for endless data: in Kaplan's "
-            f"law one curve for all sizes. {_rule(fit, ratio, factor)} Kaplan et al. 2020: below {LITTLE:g} "
-            "(dashed) where D > 5e3 N^0.74.",
+            f"law one curve for all sizes. {_rule(fit, float(points.params.max()))} Kaplan et al. 2020: "
+            f"below {LITTLE:g} (dashed) where D > 5e3 N^0.74.",
         )
     ]
 
 
-def _rule(fit: Fit, ratio: float, factor: float) -> str:
+def _rule(fit: Fit, params: float) -> str:
+    """The fewest tokens that keep over-fitting little, with an interval for a model of `params`: of the rule's
+    two constants neither is known as well as what they give together."""
     if has_warning(fit, "at_bound"):
         return "Constants of this fit end at a limit of the search, so it gives no rule."
-    return f"By this fit below {LITTLE:g} where D > {short(factor)} N^{ratio:.2f}."
+    c = {name: each.value for name, each in fit.parameters.items()}
+    factor = float(tokens_against_overfitting(1.0, LITTLE, **c))
+    value = float(tokens_against_overfitting(params, LITTLE, **c))
+    with np.errstate(all="ignore"):
+        drawn = (
+            tokens_against_overfitting(params, LITTLE, **fit.draws) if fit.draws else np.empty(0)
+        )
+    return (
+        f"By this fit below {LITTLE:g} where D > {short(factor)} N^{c['aN'] / c['aD']:.2f}: at N = "
+        f"{short(params)} from {value_with_interval(interval(value, drawn))} tokens on."
+    )
 
 
 def _learning_curve(tried: Mapping[str, Attempt]) -> list[Picture]:

@@ -19,8 +19,9 @@ from analysis.runs import Counting, read_runs
 from analysis.views import dark_colours
 from analysis.views_answers import mathematics_pictures
 from analysis.views_classes import class_pictures
-from analysis.views_evaluations import evaluation_pictures, unused_table
+from analysis.views_evaluations import _improved_words, evaluation_pictures, unused_table
 from analysis.views_positions import position_pictures
+from analysis.words import short
 from launch.answers import ANSWER_COLUMNS
 from launch.evaluation import PERCENTILES
 from launch.evaluation_file import writing
@@ -163,6 +164,72 @@ def test_figures_say_the_planted_numbers(planted):
     assert "were not judged on the same documents" not in drawn["percentiles"].caption
 
 
+def test_percentiles_that_are_none_are_left_out(planted):
+    """NaN where no document of a size lies whole in a row: of two sizes left a figure, of one none."""
+    study, found = planted
+    whole = found.found
+
+    def without(sizes):
+        nothing = np.column_stack([PERCENTILES, np.full(len(PERCENTILES), np.nan)])
+        rows = [
+            replace(each, content=each.content | {"percentiles": nothing})
+            if each.run.run_id in sizes and "percentiles" in each.content
+            else each
+            for each in whole
+        ]
+        drawn = evaluation_pictures(study, Counting(), replace(found, found=rows))
+        return {each.name: each.caption for each in drawn}
+
+    left = without({"run-16", "run-128"})
+    params = {each.run.run_id: each.params for each in whole}
+    between = f"From N = {short(params['run-32'])} to {short(params['run-64'])}"
+    assert between in left["percentiles"]
+    assert "percentiles" not in without({"run-16", "run-32", "run-64"})
+
+
+def test_documents_without_a_ratio_head_no_list(planted):
+    """One that lost nothing in either model has the ratio NaN; differences have a list of their own."""
+    _, found = planted
+    first, *_, last = one_of_each_size(next(iter(found.by_data().values())))
+    rows = []
+    for each in (first, last):
+        lost = each.content["documents/loss_sum"].copy()
+        lost[7] = 0.0
+        rows.append(replace(each, content=each.content | {"documents/loss_sum": lost}))
+    said = _improved_words(rows)
+    by_ratio, by_difference = said.split("Most, by nats per token")
+    assert "nan" not in said
+    assert "7:0 (" not in by_ratio
+    assert "7:0 (0)" in by_difference.partition("and least")[2]
+
+
+def test_answers_without_a_loss_draw_no_level(planted):
+    """No token was counted: there is no logarithm of any loss."""
+    _, found = planted
+    rows = []
+    for each in found.found:
+        if "answers" in each.content:
+            table = each.content["answers"].copy()
+            table["num_tokens"] = 0
+            rows.append(replace(each, content=each.content | {"answers": table}))
+    drawn = mathematics_pictures(replace(found, found=rows))
+    assert [each.name for each in drawn] == ["mathematics-modules"]
+
+
+def test_a_share_has_no_exact_line(planted):
+    """The known nats are no known share: the largest model's own loss is not the entropy of the whole."""
+    study, found = planted
+    drawn = {each.name: each for each in evaluation_pictures(study, Counting(), found)}
+    rows = [each for each in found.found if "information" in each.content]
+    nothing = [replace(each, content=each.content | {"attributes": {
+        key: value for key, value in each.content["attributes"].items()
+        if key != "known_mutual_information"}}) for each in rows]  # fmt: skip
+    plain = {each.name: each for each in
+             evaluation_pictures(study, Counting(), replace(found, found=nothing))}  # fmt: skip
+    dashes = [each["information"].svg.count("stroke-dasharray") for each in (drawn, plain)]
+    assert dashes[0] - dashes[1] == 2  # the line of the left panel and its name
+
+
 def test_a_study_without_evaluations_draws_none(folder, planted):
     study, found = planted
     assert evaluation_pictures(study, Counting(), replace(found, found=())) == []
@@ -185,6 +252,13 @@ def test_pretrained_and_scratch_have_a_law_each(tmp_path):
     for caption in drawn.values():
         assert "from scratch: exponent 0.100" in caption
         assert "pretrained: exponent 0.100" in caption
+        assert "reached 0" not in caption
+    table = study.runs[0].eval.copy()
+    table["loss"][table["kind"] == b"error"] = 0.0
+    mixed = replace(both, runs=(replace(both.runs[0], eval=table), *both.runs[1:]))
+    drawn = {each.name: each.caption for each in class_pictures(mixed, Counting())}
+    assert "1 of 8 runs reached 0" in drawn["classes-error"]
+    assert "reached 0" not in drawn["classes-loss"]
 
 
 def test_the_law_of_the_place_is_drawn_for_one_stream(folder, planted):

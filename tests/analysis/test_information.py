@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis import derived, laws
-from analysis.fit_information import fit_information
+from analysis.fit_information import fit_information, information_line
 from analysis.positions import largest_run, positions_of
 from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.sources import fit_law
@@ -57,6 +57,19 @@ def test_information_that_does_not_grow_is_said():
     flat = 1 + 0.1 * np.random.default_rng(0).standard_normal(7)
     assert has_warning(fit_information(SIZES, flat, None, 200, 0), "rate_not_identified")
     assert not fit_information(SIZES, measured(0.01), None, 200, 0).warnings
+
+
+def test_the_band_is_finite_where_the_onset_overflows():
+    """Nc = exp(middle - level/rate) of a rate near 0 is no number; the line and its band are."""
+    flat = 1 + 1e-4 * np.random.default_rng(0).standard_normal(7)
+    fit = fit_information(SIZES, flat, None, 200, 0)
+    assert not np.all(np.isfinite(fit.draws["Nc"]))
+    middle, low, high = information_line(fit, SIZES)
+    assert np.all((low < middle) & (middle < high))
+    assert middle == pytest.approx(np.ones(7), abs=4e-4)  # four standard deviations
+    sure = fit_information(SIZES, measured(0.0), None, 20, 0)
+    for each in information_line(sure, SIZES):
+        assert each == pytest.approx(laws.mutual_information(SIZES, **TRUE))
 
 
 @pytest.mark.parametrize(

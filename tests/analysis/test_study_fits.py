@@ -5,9 +5,10 @@ import pytest
 
 from analysis import laws
 from analysis.points import PointSet
+from analysis.runs import Counting, read_runs
 from analysis.separable import COUPLED, DATA_CONSTRAINED
-from analysis.study_fits import TRIALS, attempt
-from tests.analysis.planted import point_set
+from analysis.study_fits import TRIALS, attempt, fit_study, study_noise
+from tests.analysis.planted import PlantedRun, Surface, point_set, write_study
 
 TRIAL = {each.name: each for each in TRIALS}
 SURFACE = (1.8, 480.0, 0.35, 2080.0, 0.37)
@@ -59,3 +60,14 @@ def test_the_new_trials_are_fitted_where_they_are_allowed():
     assert tried.fit.law == DATA_CONSTRAINED.name
     fitted = attempt(TRIAL["coupled"], grid(4, 4), 0, 0, only=())
     assert fitted.fit.law == COUPLED.name
+
+
+def test_a_variant_that_is_not_there_is_refused(tmp_path):
+    run = PlantedRun("one", hidden_size=32, num_layers=2, tokens=2e5, evaluations=4)
+    study = read_runs(write_study(tmp_path / "s", [run], Surface()))
+    with pytest.raises(ValueError, match="--variant nosuch: no usable run of it"):
+        fit_study(study, Counting(variant="nosuch"), 0, 0)
+
+
+def test_without_points_of_sizes_there_is_no_seed_noise():
+    assert study_noise({}) is None

@@ -128,7 +128,24 @@ def test_data_limits_are_drawn(subsets, base):
     shown = {each.name: each for each in views_data.data_pictures(subsets, Counting(), tried)}
     assert set(shown) == {"loss-by-data", "early-stopping", "repeated-data"}
     assert "Kaplan et al. 2020: 0.095" in shown["loss-by-data"].caption
+    # the three largest subsets were hardly read through; endless ones are no subset
+    falling = sum(run.eval["loss"].argmin() == 11 for run in subsets.runs)
+    assert f"{falling} of 12 runs on subsets were still falling" in shown["loss-by-data"].caption
     assert views_data.data_pictures(base, Counting(), tried) == []
+
+
+def test_a_subset_is_compared_with_fresh_data_of_the_same_training(subsets):
+    """Another learning rate is another run, however much data it saw; a row at 0 tokens has no logarithm."""
+    small, fresh = subsets.runs[0], subsets.runs[3]
+    assert views_data._freshest(subsets, small) is fresh
+    other = changed(fresh, "other", optimizer={"learning_rate": 1.0})
+    middle = subsets.runs[2]
+    mixed = replace(subsets, runs=(small, middle, other))
+    assert views_data._freshest(mixed, small) is middle
+    table = fresh.eval.copy()
+    table["tokens"][0] = 0
+    begun = replace(subsets, runs=(small, replace(fresh, eval=table)))
+    assert len(views_data._repeated(begun, Counting(), {})) == 1
 
 
 def decayed(run, variant, rate, loss):
@@ -182,7 +199,7 @@ def corrected(tmp_path_factory):
     scaled = [changed(run, "scaled", schedule={"kind": "constant", "warmup_tokens": None,
                                                "warmup_tokens_per_param": 0.1})
               for run in study.runs]  # fmt: skip
-    study = replace(study, runs=(*long, *scaled))
+    study = replace(study, runs=(*scaled, *long))  # the ladder is by corrections
     return study, corrections(study, Counting(), 40, 0)
 
 
@@ -195,7 +212,7 @@ def test_each_correction_has_an_exponent_in_each_way_of_counting(corrected):
     own = found[0].exponents["N and C without the head"]
     assert own.value == pytest.approx(SURFACE.params_exponent, abs=0.05)
     assert own.low <= own.value <= own.high
-    assert found[0].published()["with the head"].value == 0.706
+    assert [each.value for each in found[0].published().values()] == [0.835, 0.706, 0.717]
     table = views_schedule.corrections_table(found)
     assert "(published 0.835)" in table
     assert "(published 0.497)" in table
@@ -280,6 +297,10 @@ def test_batches_are_drawn_with_their_hyperbolas_and_the_least_compute(base):
     tried = {"critical-batch": Attempt("critical-batch", "", "critical-batch", "loss", found, fit)}
     names = [each.name for each in batch_pictures(base, Counting(), tried)]
     assert names == ["batch-hyperbolas", "noise-scale", "least-compute"]
+    levels = len(fit.diagnostics["levels"])
+    shown = {each.name: each.caption for each in batch_pictures(base, Counting(), tried)}
+    assert f"through 5 of the 5 losses shown, of {levels}." in shown["batch-hyperbolas"]
+    assert "at one fixed batch" in shown["least-compute"]
     cost = minimum_flops(found.points.flops, batch, np.tile(crit, 4)).reshape(4, 12)
     assert cost == pytest.approx(np.tile(6e6 * LENGTH * least * crit, (4, 1)))
     assert batch_pictures(base, Counting(), {}) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.estimate import Estimate, Fit
+from analysis.figures import interval_bars, paper, subplots, svg
 from analysis.findings import Sample, disagreements, findings
 from analysis.laws import PF_DAY
 from analysis.runs import Counting, StudyRuns, read_runs
@@ -61,6 +62,30 @@ def test_the_noise_scale_is_drawn_where_it_was_measured(shapes):
     assert runs[0].noise_scale == pytest.approx(100)
     (picture,) = noise_scale(StudyRuns(shapes.path, runs, ()), Counting(), None)
     assert "Gradient noise scale" in picture.caption
+    assert "Kaplan" not in picture.svg
+    text = tuple(replace(run, config=run.config | {"domain": "text-v512"}) for run in runs)
+    (picture,) = noise_scale(StudyRuns(shapes.path, text, ()), Counting(), None)
+    assert "Kaplan" in picture.svg
+    assert "a vocabulary of 50257, here of" in picture.caption
+
+
+def test_an_open_end_of_an_interval_goes_to_the_edge_with_an_arrow():
+    rows = [(0, Estimate(0.5, 0.4, 0.6), "k"), (1, Estimate(0.5, -np.inf, np.inf), "k"),
+            (2, Estimate(0.5, 0.3, np.inf), "k"), (3, Estimate(0.5, np.nan, np.nan), "k")]  # fmt: skip
+    with paper():
+        drawing, axes = subplots()
+        interval_bars(axes, rows)
+        low, high = axes.get_xlim()
+        bars = {
+            float(line.get_ydata()[0]): [float(each) for each in line.get_xdata()]
+            for line in axes.get_lines()
+            if line.get_linestyle() == "-" and len(line.get_xdata()) == 2
+        }
+        marks = [line.get_marker() for line in axes.get_lines() if line.get_marker() in "<>"]
+        svg(drawing)
+    assert bars == {0: [0.4, 0.6], 1: [low, high], 2: [0.3, high]}
+    assert low < 0.3 < 0.6 < high
+    assert marks == ["<", ">", ">"]
 
 
 def test_tokens_to_reach_a_loss_need_three_sizes():
