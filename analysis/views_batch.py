@@ -17,7 +17,7 @@ from analysis.page import Picture
 from analysis.points import LossPoints, pareto
 from analysis.runs import Counting, StudyRuns
 from analysis.study_fits import Attempt
-from analysis.words import short, value_with_interval
+from analysis.words import has_warning, short, value_with_interval
 
 KAPLAN_B_STAR, KAPLAN_AB = 2.1e8, 0.21  # tokens; Kaplan et al. 2020, eq 5.3
 KAPLAN_NAIVE, KAPLAN_ADJUSTED = 0.057, 0.050  # exponents of L(C), L(C_min): eqs 1.1, 1.3
@@ -53,8 +53,9 @@ def _hyperbolas(fit: Fit) -> list[Picture]:
             "batch-hyperbolas",
             hyperbolas(shown, "rows"),
             "<b>Steps and examples to the same losses.</b> Each mark is a batch size; lines: (S/S_min - 1)"
-            f"(E/E_min - 1) = 1 (McCandlish et al. 2018), through {known} of the {len(shown)} losses shown, of {len(levels)}. Where the "
-            "marks go straight up or straight across, every batch is on one side of the critical one.",
+            f"(E/E_min - 1) = 1 (McCandlish et al. 2018), through {known} of the {len(shown)} losses shown, of "
+            f"{len(levels)}. Where the marks go straight up or straight across, every batch is on one side of "
+            "the critical one.",
         )
     ]
 
@@ -72,7 +73,8 @@ def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[P
     ends = np.array([*loss, *(each["loss"] for each in levels)])
     line = np.geomspace(ends.min() / 1.03, ends.max() * 1.03, 40)
     laws, published = _published_batch(study, line)
-    if fit is not None and math.isfinite(fit.value("B_star")):
+    known = fit is not None and not has_warning(fit, "aB_not_identified")
+    if fit is not None and known and math.isfinite(fit.value("B_star")):
         fitted = critical_batch(line, fit.value("B_star"), fit.value("aB"))
         laws.append(("B_crit(L), fitted", line, fitted, True))
     measured = np.array([(each["loss"], each["critical_batch"]) for each in levels]).reshape(-1, 2)
@@ -116,7 +118,9 @@ def _published_batch(
 
 def _adjusted(points: LossPoints, fit: Fit) -> list[Picture]:
     """Kaplan et al. 2020, figure 13: L(C) beside L(C_min)."""
-    if not (math.isfinite(fit.value("B_star")) and math.isfinite(fit.value("aB"))):
+    if has_warning(fit, "aB_not_identified") or not math.isfinite(
+        fit.value("B_star") * fit.value("aB")
+    ):
         return []
     crit = critical_batch(points.loss, fit.value("B_star"), fit.value("aB"))
     least = minimum_flops(points.flops, points.batch, crit)
@@ -148,7 +152,7 @@ def _adjusted(points: LossPoints, fit: Fit) -> list[Picture]:
             adjusted(naive, best, lines),
             "<b>Compute as spent and the least compute.</b> C_min = C/(1 + B/B_crit(L)) is what each loss would "
             "have cost at a batch far below the critical one; grey: every run as it was. Power laws through the "
-            f"lowest losses of both: {'; '.join(said)}. L(C) here is the frontier over all batch sizes, the published one "
-            "at one fixed batch. They describe these sizes and hold no constant.",
+            f"lowest losses of both: {'; '.join(said)}. L(C) here is the frontier over all batch sizes, the published "
+            "one at one fixed batch. They describe these sizes and hold no constant.",
         )
     ]

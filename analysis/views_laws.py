@@ -146,9 +146,8 @@ def _rule(fit: Fit, params: float) -> str:
     factor = float(tokens_against_overfitting(1.0, LITTLE, **c))
     value = float(tokens_against_overfitting(params, LITTLE, **c))
     with np.errstate(all="ignore"):
-        drawn = (
-            tokens_against_overfitting(params, LITTLE, **fit.draws) if fit.draws else np.empty(0)
-        )
+        draws = {name: fit.draws[name] for name in c} if fit.draws else {}
+        drawn = tokens_against_overfitting(params, LITTLE, **draws) if draws else np.empty(0)
     return (
         f"By this fit below {LITTLE:g} where D > {short(factor)} N^{c['aN'] / c['aD']:.2f}: at N = "
         f"{short(params)} from {value_with_interval(interval(value, drawn))} tokens on."

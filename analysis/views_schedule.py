@@ -105,10 +105,10 @@ def _ladder(corrected: Sequence[Correction]) -> list[Picture]:
             ladder(steps, ours, papers),
             "<b>What moves the exponent of N_opt.</b> Each variant of the training in three ways of counting, "
             "by isoFLOP minima at budgets a factor 2 apart; 95% intervals of the noise about the isoFLOP "
-            "curves, which hold no wrong form; the budgets share runs, so that these intervals are too narrow. An "
-            "arrow is an open end. Hollow: Porian et al. 2024, RefinedWeb; its 0.497 and 0.505 at a constant rate "
-            "are of rate, batch and beta2 tuned for each size. A mark that is missing "
-            "was not measured: too few minima lie inside the sizes.",
+            "curves, one draw for each learning curve at all its budgets; they hold no wrong form. An arrow is an "
+            "open end. Hollow: Porian et al. 2024, RefinedWeb; its 0.497 and 0.505 at a constant rate "
+            "are of rate, batch and beta2 tuned for each size. A mark that is missing was not "
+            "measured: too few minima lie inside the sizes.",
         )
     ]
 

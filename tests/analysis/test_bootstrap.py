@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, stats
 
 from analysis import laws
-from analysis.bootstrap import clusters
+from analysis.bootstrap import clusters, degrees_of_freedom
 from analysis.ensemble import aicc, log_likelihood
 from analysis.estimate import Estimate, interval
 from analysis.fit import fit_separable
@@ -50,6 +50,34 @@ def test_branches_of_one_trunk_are_one_cluster(branched):
     fit = fit_separable(found, SURFACE, 20, 0)
     assert fit.bootstrap["method"] == "wild cluster"
     assert has_warning(fit, "few_groups")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "free"),
+    [
+        (np.arange(12), 7),  # each its own: points less constants
+        (np.repeat(np.arange(6), 5), 5),  # six trunks: one less
+        (
+            np.minimum(np.arange(12), 10),
+            7,
+        ),  # two of twelve belong together: hardly more than the first
+        (np.minimum(np.arange(5), 3), 1),
+    ],
+)
+def test_the_noise_has_no_more_degrees_of_freedom_than_the_fit_leaves(cluster, free):
+    assert degrees_of_freedom(cluster, 5) == free
+
+
+def test_few_groups_are_few_beside_the_constants():
+    sizes = np.geomspace(1e6, 1e9, 7)
+    params, tokens = np.tile(sizes, 2), np.repeat([1e9, 3e10], 7)
+    loss = laws.surface(params, tokens, 1.8, 480.0, 0.35, 2080.0, 0.37)
+    tokens = np.where(np.arange(14) % 3 == 0, 2 * tokens, tokens)
+    twice = [np.concatenate([each, each[:1]]) for each in (loss, params, tokens)]
+    found = point_set(twice[0], params=twice[1], tokens=twice[2])
+    trunk = np.array([str(min(index, 13)) for index in range(15)])
+    tied = replace(found, points=replace(found.points, trunk=trunk))
+    assert has_warning(fit_separable(tied, SURFACE, 10, 0), "few_groups")  # 14 for 5 constants
 
 
 def test_the_frontier_draws_a_trunk_with_its_branches(branched):

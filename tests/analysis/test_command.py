@@ -78,6 +78,22 @@ def test_predict_inside_the_data_has_no_distance(csv, capsys):
     assert found["loss"]["low"] < found["loss"]["value"] < found["loss"]["high"]
 
 
+def test_a_logarithm_says_nothing_where_it_has_fallen_to_zero(tmp_path, capsys):
+    params = np.geomspace(1e4, 1e7, 9)
+    path = tmp_path / "log.csv"
+    rows = [f"{n:.17g},{-0.25 * np.log(n / 1e9):.17g}" for n in params]
+    path.write_text("\n".join(["params,loss", *rows]) + "\n")
+    command = ["predict", str(path), "--law", "logarithm", "--bootstrap", "50", "--params"]
+    assert main([*command, "1e8"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"]["value"] == pytest.approx(0.25 * np.log(10), rel=1e-6)
+    assert [each["law"] for each in found["forms"]] == ["logarithm", "power", "power-constant"]
+    assert main([*command, "1e10"]) == 2
+    said = capsys.readouterr().err
+    assert "--params = 1e+10 with --law logarithm: the fitted loss is zero at 1e+09" in said
+    assert "choose the law power" in said
+
+
 def test_predict_for_compute_gives_the_best_size_and_tokens(curve_csv, capsys):
     surface, size = Surface(), 5e6
     flops = 6 * size * float(surface.best_tokens(size))

@@ -19,7 +19,13 @@ from analysis.runs import Counting, read_runs
 from analysis.views import dark_colours
 from analysis.views_answers import mathematics_pictures
 from analysis.views_classes import class_pictures
-from analysis.views_evaluations import _improved_words, evaluation_pictures, unused_table
+from analysis.views_evaluations import (
+    _ends,
+    _percentiles,
+    evaluation_pictures,
+    unused_table,
+)
+from analysis.views_evaluations import _information as _information_pictures
 from analysis.views_positions import position_pictures
 from analysis.words import short
 from launch.answers import ANSWER_COLUMNS
@@ -161,12 +167,13 @@ def test_figures_say_the_planted_numbers(planted):
     assert "Exact: 3.0000 nats" in told
     assert "books: +0.250 nats" in drawn["transfer"].caption
     assert "50: 0." in drawn["percentiles"].caption
+    assert "Most, by nats per token: 39:0 (" in drawn["percentiles"].caption
     assert "were not judged on the same documents" not in drawn["percentiles"].caption
 
 
 def test_percentiles_that_are_none_are_left_out(planted):
     """NaN where no document of a size lies whole in a row: of two sizes left a figure, of one none."""
-    study, found = planted
+    _, found = planted
     whole = found.found
 
     def without(sizes):
@@ -177,30 +184,26 @@ def test_percentiles_that_are_none_are_left_out(planted):
             else each
             for each in whole
         ]
-        drawn = evaluation_pictures(study, Counting(), replace(found, found=rows))
-        return {each.name: each.caption for each in drawn}
+        return [each.caption for each in _percentiles(replace(found, found=rows))]
 
-    left = without({"run-16", "run-128"})
+    (left,) = without({"run-16", "run-128"})
     params = {each.run.run_id: each.params for each in whole}
     between = f"From N = {short(params['run-32'])} to {short(params['run-64'])}"
-    assert between in left["percentiles"]
-    assert "percentiles" not in without({"run-16", "run-32", "run-64"})
+    assert between in left
+    assert without({"run-16", "run-32", "run-64"}) == []
 
 
-def test_documents_without_a_ratio_head_no_list(planted):
-    """One that lost nothing in either model has the ratio NaN; differences have a list of their own."""
-    _, found = planted
-    first, *_, last = one_of_each_size(next(iter(found.by_data().values())))
-    rows = []
-    for each in (first, last):
-        lost = each.content["documents/loss_sum"].copy()
-        lost[7] = 0.0
-        rows.append(replace(each, content=each.content | {"documents/loss_sum": lost}))
-    said = _improved_words(rows)
-    by_ratio, by_difference = said.split("Most, by nats per token")
-    assert "nan" not in said
-    assert "7:0 (" not in by_ratio
-    assert "7:0 (0)" in by_difference.partition("and least")[2]
+def test_documents_without_a_ratio_head_no_list():
+    """One that cost nothing in either model has the ratio NaN, in the larger one alone infinity."""
+    found = {
+        "row": np.arange(4), "start": np.zeros(4, int), "ratio": np.array([np.nan, 1.5, np.inf, 1.2]),
+        "difference": np.array([0.0, 0.1, 0.4, 0.2]),
+    }  # fmt: skip
+    assert _ends(found, "ratio") == ("1:0 (1.5), 3:0 (1.2)", "3:0 (1.2), 1:0 (1.5)")
+    most, least = _ends(found, "difference")
+    assert most == "2:0 (0.4), 3:0 (0.2), 1:0 (0.1), 0:0 (0)"
+    assert least.startswith("0:0 (0), 1:0 (0.1)")
+    assert _ends(found | {"ratio": np.full(4, np.nan)}, "ratio") == ("none", "none")
 
 
 def test_answers_without_a_loss_draw_no_level(planted):
@@ -218,15 +221,14 @@ def test_answers_without_a_loss_draw_no_level(planted):
 
 def test_a_share_has_no_exact_line(planted):
     """The known nats are no known share: the largest model's own loss is not the entropy of the whole."""
-    study, found = planted
-    drawn = {each.name: each for each in evaluation_pictures(study, Counting(), found)}
+    _, found = planted
+    drawn = _information_pictures(found)[0]
     rows = [each for each in found.found if "information" in each.content]
     nothing = [replace(each, content=each.content | {"attributes": {
         key: value for key, value in each.content["attributes"].items()
         if key != "known_mutual_information"}}) for each in rows]  # fmt: skip
-    plain = {each.name: each for each in
-             evaluation_pictures(study, Counting(), replace(found, found=nothing))}  # fmt: skip
-    dashes = [each["information"].svg.count("stroke-dasharray") for each in (drawn, plain)]
+    plain = _information_pictures(replace(found, found=nothing))[0]
+    dashes = [each.svg.count("stroke-dasharray") for each in (drawn, plain)]
     assert dashes[0] - dashes[1] == 2  # the line of the left panel and its name
 
 

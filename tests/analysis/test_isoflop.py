@@ -7,7 +7,7 @@ from analysis import laws
 from analysis.derived import optimal_allocation
 from analysis.estimate import to_text
 from analysis.fit_critical_batch import fit_critical_batch, hyperbola
-from analysis.fit_isoflop import fit_isoflop
+from analysis.fit_isoflop import _noise, _samples, fit_isoflop
 from analysis.isoflop import budgets
 from analysis.words import has_warning
 from tests.analysis.planted import point_set
@@ -47,6 +47,24 @@ def test_intervals_cover_the_planted_exponent():
         hits.append(each.low <= A_TRUE <= each.high)
     # 95% of 12 has a standard error of 6.3%: three of them below would be 76%.
     assert np.mean(hits) >= 0.75
+
+
+def test_a_run_that_is_lucky_at_one_budget_is_lucky_at_the_next():
+    flops, params = np.repeat([1e17, 1e18], 6), np.tile([1e7, 2e7, 4e7, 4e7, 8e7, 16e7], 2)
+    points = point_set(np.full(12, 2.0), params=params, flops=flops).points
+    known, run = budgets(points), np.tile(np.arange(6), 2)
+    first, second = (
+        sample - each.log_loss
+        for sample, each in zip(_samples(known, run, (0.01, 1000), 4000, 0), known, strict=True)
+    )
+    np.testing.assert_array_equal(first, second)
+    # Of two runs of a size the mean; the error of a standard deviation of 4000 is 1.1%, four of them 4.5%.
+    assert first.std(axis=0) == pytest.approx(0.01 / np.sqrt([1, 1, 2, 1, 1]), rel=0.045)
+    apart = _samples(known, np.arange(12), (0.01, 1000), 4000, 0)
+    both = np.corrcoef(apart[0][:, 0], apart[1][:, 0])[0, 1]
+    assert abs(both) < 4 / 4000**0.5  # four standard errors of no correlation
+    assert _noise(known, run)[1] == min(2 * 2, 6 - 3)
+    assert _noise(known, np.arange(12))[1] == 2 * 2
 
 
 def test_a_grid_beside_the_optimum_is_not_believed():
@@ -125,6 +143,27 @@ def test_noise_is_covered():
         each = fit_critical_batch(at_levels(0.02, seed), 100, seed).parameters["aB"]
         hits.append(each.low <= 0.21 <= each.high)
     assert np.mean(hits) >= 0.81
+
+
+def test_an_exponent_whose_inverse_may_be_zero_is_open():
+    """Percentiles of aB itself would run through the pole, and past their own estimate."""
+    rng = np.random.default_rng(3)
+    loss = np.repeat([3.1, 3.0, 2.9], 5)
+    batch = np.tile(BATCHES, 3)
+    steps = laws.steps_at_batch(batch, 1e3 * (4 / loss) ** 5, laws.critical_batch(loss, 1e6, 2.5))
+    steps = steps * np.exp(0.1 * rng.standard_normal(15))
+    fit = fit_critical_batch(point_set(loss, batch=batch, steps=steps, group=np.arange(15)), 200, 0)
+    each, drawn = fit.parameters["aB"], fit.draws["aB"]
+    assert np.any(drawn > 0)
+    assert np.any(drawn < 0)
+    assert (each.low, each.high) == (-np.inf, np.inf)
+    assert has_warning(fit, "aB_not_identified")
+    known = fit_critical_batch(at_levels(0.01), 200, 0)
+    assert not has_warning(known, "aB_not_identified")
+    each = known.parameters["aB"]
+    assert 0 < each.low < each.value < each.high
+    inverse = np.quantile(1 / known.draws["aB"], [0.025, 0.975])
+    assert (1 / each.high, 1 / each.low) == pytest.approx(inverse)
 
 
 def test_learning_curves_at_several_batches_are_cut_at_common_losses():

@@ -13,7 +13,7 @@ from analysis.__main__ import main
 from analysis.consequences import contradiction, for_reducible
 from analysis.derived import crossing, optimal_allocation, optimal_flops_of_tokens
 from analysis.estimate import Estimate
-from analysis.holdout import reached, rolling_origin, rolling_width
+from analysis.holdout import Split, reached, rolling_origin, rolling_width
 from analysis.runs import Counting
 from analysis.separable import LAW_NAMES, SURFACE, SURFACE_LAWS
 from analysis.sources import fit_law, read_points
@@ -188,10 +188,25 @@ def test_a_forecast_is_checked_only_by_enough_held_out_runs_in_every_measure():
     # no split is so far out in D, although some are in C
     farthest = np.max([each.decades.max(axis=0) for each in splits], axis=0)
     assert not reached(splits, np.array([0.0, farthest[1] + 0.1, 0.5]), span=3.0)
-    one = replace(splits[0], labels=np.full(len(splits[0].labels), "the only run"))
-    assert not reached([one], near, span=3.0)
-    three = replace(splits[0], labels=splits[0].labels[:3])
-    assert not reached([three], near, span=3.0)
+    rows = np.arange(6)
+    apart = Split(1.0, 10, np.ones((6, 3)), np.zeros(6), np.stack([rows, rows], axis=1))
+    assert reached([apart], near, span=3.0)
+    one_curve = replace(apart, shared=np.stack([0 * rows, rows], axis=1))
+    assert not reached([one_curve], near, span=3.0)
+    seeds_of_one_cell = replace(apart, shared=np.stack([rows, 0 * rows], axis=1))
+    assert not reached([seeds_of_one_cell], near, span=3.0)
+    three_far = replace(apart, decades=np.where(rows < 3, 1.0, 0.4)[:, None] * np.ones(3))
+    assert not reached([three_far], near, span=3.0)  # 0.4 decades of C are short of 0.5
+    assert reached([three_far], np.full(3, 0.4), span=3.0)
+
+
+def test_seeds_of_a_cell_and_rows_of_a_curve_share_what_they_are_held_out_by():
+    points = planted(noise=0.01).points
+    twice = points.only(np.repeat(np.arange(len(points)), 2))
+    seeds = replace(twice, trunk=np.arange(len(twice)))
+    for split in rolling_origin(seeds, SURFACE, 1e-3):
+        trunks, cells = (len(np.unique(kind)) for kind in split.shared.T)
+        assert trunks == len(split.error) == 2 * cells
 
 
 def test_a_larger_model_on_fewer_tokens_is_beyond_the_data_although_its_compute_is_not(

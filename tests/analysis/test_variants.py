@@ -22,7 +22,17 @@ from analysis.runs import (
 )
 from analysis.sources import fit_law, study_points
 from analysis.study_fits import Attempt
-from analysis.variants import at_equal_compute, corrections, schedules_compared, summed_rate
+from analysis.variants import (
+    CONSTANT,
+    HORIZON,
+    WARM_UP,
+    Correction,
+    _place,
+    at_equal_compute,
+    corrections,
+    schedules_compared,
+    summed_rate,
+)
 from analysis.views_batch import batch_pictures
 from tests.analysis.planted import LENGTH, PlantedRun, Surface, ladder, point_set, write_study
 
@@ -217,8 +227,16 @@ def test_each_correction_has_an_exponent_in_each_way_of_counting(corrected):
     assert "(published 0.835)" in table
     assert "(published 0.497)" in table
     (picture,) = views_schedule._ladder(found)
-    assert "Porian et al. 2024" in picture.caption
+    assert "0.497 and 0.505 at a constant rate are of rate, batch and beta2" in picture.caption
     assert corrections(study, Counting(variant="long"), 0, 0) == []
+
+
+def test_the_ladder_goes_from_the_least_corrected_to_the_constant_rate():
+    """The names of the runs have another order."""
+    hows = ["", WARM_UP, f"{WARM_UP}, {HORIZON}", f"{WARM_UP}, {CONSTANT}"]
+    steps = [Correction(name, how, {}) for name, how in zip("dcba", hows, strict=True)]
+    mixed = [steps[k] for k in (2, 0, 3, 1)]
+    assert sorted(mixed, key=_place) == steps
 
 
 def test_curves_are_read_at_equal_compute_where_four_sizes_are():
@@ -226,6 +244,7 @@ def test_curves_are_read_at_equal_compute_where_four_sizes_are():
     flops = np.tile(np.geomspace(1e9, 1e12, 20), 4)
     made = at_equal_compute(point_set(flops**-0.1, params=params, flops=flops), params.astype(str))
     assert made.points.loss == pytest.approx(made.points.flops**-0.1)
+    assert list(made.points.group) == [str(each) for each in made.points.params]
     budgets = np.unique(np.round(np.log2(made.points.flops), 6))
     assert np.diff(budgets) == pytest.approx(1.0, abs=1e-5)  # rounded to six places
     three = params < 8e3

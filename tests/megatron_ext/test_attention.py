@@ -43,7 +43,9 @@ def inputs(length, batch, heads, channels, dtype=torch.float32):
 def module(channels, pattern="dense", window=0):
     """The layer of that pattern: the first of a sparse model is local, the second strided."""
     shape = SimpleNamespace(attention_of=lambda layer: pattern, attention_window=window)
-    return CausalAttention(SimpleNamespace(kv_channels=channels), 1, shape=shape)
+    return CausalAttention(
+        SimpleNamespace(kv_channels=channels, sequence_parallel=False), 1, shape=shape
+    )
 
 
 def compiled(query, key, value):
@@ -228,7 +230,9 @@ def test_inputs_as_megatron_core_hands_them_over():
 def test_the_scale_can_be_given():
     query, key, value = (each.detach() for each in inputs(64, 1, 1, 4))
     shape = SimpleNamespace(attention_of=lambda layer: "dense", attention_window=0)
-    made = CausalAttention(SimpleNamespace(kv_channels=4), 1, shape=shape, softmax_scale=0.125)
+    made = CausalAttention(
+        SimpleNamespace(kv_channels=4, sequence_parallel=False), 1, shape=shape, softmax_scale=0.125
+    )
     given = made(query, key, value)
     wanted = naive(query.double(), key.double(), value.double(), 0.125)
     assert (given - wanted).abs().max() <= 84 * SINGLE * value.abs().max()
