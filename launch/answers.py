@@ -17,11 +17,10 @@ import torch
 
 from data_prep.questions import Questions, read_questions
 from launch.console import say
-from launch.engine import start_process
 from launch.evaluation_file import ANSWERS, writing
 from launch.results import read_result
 from launch.saved import EVALUATIONS, Saved, find_saved, refuse_several_ranks
-from launch.trained_model import TrainedModel
+from launch.trained_model import TrainedModel, trained_models
 from megatron_ext.generation import Rows, continuation_losses, generate
 
 ANSWER_COLUMNS = np.dtype(
@@ -155,13 +154,7 @@ def train_loss(saved: Saved) -> tuple[float, str]:
 def _tables(
     checkpoints: Sequence[Saved], files: Sequence[Questions]
 ) -> Iterator[tuple[Saved, np.ndarray]]:
-    device = start_process()
-    model: TrainedModel | None = None
-    for saved in checkpoints:
-        if model is None or not model.fits(saved.config):
-            model = None  # its memory first
-            model = TrainedModel(saved.config, device)
-        model.load(saved.path)
+    for saved, model in trained_models(checkpoints):
         yield saved, _asked(model, files)
 
 

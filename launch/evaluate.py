@@ -15,7 +15,6 @@ import numpy as np
 from data_prep.dataset import TokenDataset
 from launch.batches import evaluation_rows, refuse_other_classes
 from launch.console import first_rank, say
-from launch.engine import start_process
 from launch.evaluation import (
     PERCENTILES,
     DocumentSums,
@@ -36,7 +35,7 @@ from launch.information import (
     worth_in_words,
 )
 from launch.saved import EVALUATIONS, Saved, find_saved, refuse_other_tokens
-from launch.trained_model import TrainedModel
+from launch.trained_model import TrainedModel, trained_models
 from megatron_ext.loss import LossSums
 
 SHOWN = 10  # documents that improved most, and least (Henighan et al. 2020, Figure 20)
@@ -127,13 +126,7 @@ def _line(saved: Saved, content: dict[str, Any], rows: int, split: str, target: 
 
 def _contents(checkpoints: Sequence[Saved], asked: Asked) -> Iterator[tuple[Saved, dict[str, Any]]]:
     """Each checkpoint and its group of `launch.evaluation_file`."""
-    device = start_process()
-    model: TrainedModel | None = None
-    for saved in checkpoints:
-        if model is None or not model.fits(saved.config):
-            model = None  # its memory first
-            model = TrainedModel(saved.config, device)
-        model.load(saved.path)
+    for saved, model in trained_models(checkpoints):
         yield saved, _content(saved, model, asked)
 
 

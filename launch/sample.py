@@ -24,9 +24,8 @@ from data_prep.manifest import codec_path, load_manifest
 from data_prep.sheet import greyed, sheet_png, sheet_text
 from data_prep.show import shown
 from launch.batches import evaluation_rows
-from launch.engine import start_process
 from launch.saved import Saved, find_saved, refuse_other_tokens, refuse_several_ranks
-from launch.trained_model import TrainedModel
+from launch.trained_model import trained_models
 from megatron_ext.generation import Rows, cache_bytes, generate
 
 MOST_ROWS = 64
@@ -143,20 +142,14 @@ def _completions(
     checkpoints: Sequence[Saved], here: Domain, part: Part, temperature: float, seed: int
 ) -> Iterator[tuple[Saved, np.ndarray, list[int]]]:
     """Each checkpoint with its rows [B, S] and where each ends."""
-    device = start_process()
-    model: TrainedModel | None = None
     allowed = _allowed(here, part.batch.kinds)
-    for saved in checkpoints:
-        if model is None or not model.fits(saved.config):
-            model = None  # its memory first
-            model = TrainedModel(saved.config, device)
-        model.load(saved.path)
+    for saved, model in trained_models(checkpoints):
         together = max(1, _CACHE_BYTES // cache_bytes(model.model))
         tokens, stops = part.batch.tokens.copy(), []
         for first in range(0, len(tokens), together):
             here_rows = slice(first, first + together)
             rows = Rows(
-                torch.from_numpy(tokens[here_rows].astype(np.int64)).to(device),
+                torch.from_numpy(tokens[here_rows].astype(np.int64)).to(model.device),
                 part.given[here_rows],
                 part.until[here_rows],
                 range(len(tokens))[here_rows],

@@ -1,5 +1,6 @@
 """A trained model without its optimizer: weights of one checkpoint after the other in the same memory."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from launch.batches import Batch
 from launch.config import RunConfig
-from launch.engine import MICRO_BATCH_TOKENS
+from launch.engine import MICRO_BATCH_TOKENS, start_process
+from launch.saved import Saved
 from launch.universal import whole_weights
 from megatron_ext.classifier import build
 from megatron_ext.model import LanguageModel
@@ -58,6 +60,19 @@ class TrainedModel:
         if self.world_size > 1:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor, group=data_parallel_group())
+
+
+def trained_models(checkpoints: Iterable[Saved]) -> Iterator[tuple[Saved, TrainedModel]]:
+    """Each checkpoint with its model, which the next one takes the memory of: checkpoints of one shape pay for building
+    it once. Starts the process for it first."""
+    device = start_process()
+    model: TrainedModel | None = None
+    for saved in checkpoints:
+        if model is None or not model.fits(saved.config):
+            model = None  # its memory first
+            model = TrainedModel(saved.config, device)
+        model.load(saved.path)
+        yield saved, model
 
 
 def _another_model(checkpoint: Path, found: str, wanted: object) -> ValueError:
