@@ -27,7 +27,7 @@ from launch.speed import speed
 from megatron_ext.shape import ModelShape, shape_of
 
 VOCABULARY = 50_257
-ROWS = 64  # of a step: half a million tokens at sequence 4,096, a quarter at 2,048
+ROWS = 64  # of a step: a quarter of a million tokens at sequence 4,096, half of that at 2,048
 WARM_UP = 3  # steps in which kernels are chosen and memory is taken
 
 

@@ -177,7 +177,8 @@ def _add_plan(commands: Any) -> None:
         "plan",
         help="print every run: N, tokens, steps, FLOPs, how to spread it, memory, GPU-hours",
         description="For each run the cheapest strategy that fits the devices. Memory is predicted "
-        "within 10 per cent, time roughly. Exit status 2 if a run fits no strategy, and what would do.",
+        "within 10 per cent as far as it was measured (docs/planning.md), time roughly. Exit status 2 if a run fits no "
+        "strategy, and what would do.",
     )
     plan.add_argument("study", type=Path, metavar="STUDY.toml")
     plan.add_argument("--data", type=Path, metavar="DIR", help="also say how often it is repeated")

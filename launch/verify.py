@@ -54,12 +54,13 @@ class Case:
 def verify(world_size: int | None = None) -> int:
     """Compare all cases of up to `world_size` ranks, print the table; returns the exit status.
 
-    By default as many ranks as this machine has GPUs, or two processes on its CPU. Raises
+    By default as many ranks as this machine has GPUs and the batch divides by, or two processes on its CPU. Raises
     `ValueError` for a number of ranks that the batch or the machine does not allow.
     """
     devices = torch.cuda.device_count()
-    world_size = world_size or devices or 2
     most = min(devices or ROWS, ROWS)
+    if world_size is None:
+        world_size = max(n for n in range(1, most + 1) if ROWS % n == 0) if devices else 2
     if not 1 <= world_size <= most or ROWS % world_size:
         raise ValueError(
             f"--world-size {world_size}: wanted a divisor of {ROWS} up to {most}, for the "

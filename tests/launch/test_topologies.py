@@ -42,10 +42,19 @@ def test_a_rank_that_ends_is_named(tmp_path):
     assert found == [(first, [1.5]), (second, "rank 0 ended early")]
 
 
-@pytest.mark.parametrize("size", [-1, 3, 17, 32])
+@pytest.mark.parametrize("size", [-1, 0, 3, 17, 32])
 def test_an_impossible_number_of_ranks_is_refused(size):
     with pytest.raises(ValueError, match=f"--world-size {size}: wanted a divisor of 16"):
         verify(size)
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [(0, 2), (1, 1), (6, 4), (8, 8), (40, 16)])
+def test_the_ranks_by_default_are_as_many_as_the_batch_divides_by(gpus, ranks, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("launch.verify.torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("launch.verify._trained", lambda size: sizes.append(size) or [])
+    verify()
+    assert max(sizes) == ranks
 
 
 def spread(folder: Path, ranks: int, chosen: list[Case], sources: int) -> list[dict]:
