@@ -97,7 +97,7 @@ def _check_enough(found: PointSet) -> None:
             f"{found.source}: {len(points)} usable points in {runs} runs of {sizes} sizes "
             f"({len(found.left_out)} left out); wanted learning curves (several points for each "
             "group) of at least 2 sizes for the law 'frontier'. Add runs of other sizes, or a "
-            "column group that names the run of each row."
+            f"column group that names the run of each row.{found.gone}"
         )
     frontier = trace(points)
     if len(frontier.efficient) < FEWEST_FRONTIER_POINTS:

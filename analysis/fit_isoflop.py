@@ -74,7 +74,7 @@ def _check(found: PointSet, known: list[Budget]) -> None:
         f"{found.source}: {len(known)} compute budgets with 3 or more sizes, from "
         f"{len(found.points)} usable points; wanted at least 2 for a line through the minima, 3 for "
         "one to trust. Train several sizes to the same FLOPs, or fit the law surface, which needs "
-        "no equal budgets."
+        f"no equal budgets.{found.gone}"
     )
 
 

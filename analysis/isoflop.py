@@ -40,6 +40,8 @@ class Budget:
 
 def budgets(points: LossPoints) -> list[Budget]:
     """Runs gathered by compute, by rising compute."""
+    if not len(points):
+        return []
     order = np.argsort(points.flops, kind="stable")
     flops = points.flops[order]
     starts = np.flatnonzero(np.concatenate([[True], flops[1:] > flops[:-1] * SAME_BUDGET]))

@@ -18,6 +18,9 @@ X_NAMES = ("params", "tokens", "flops")
 X_SYMBOLS = {"params": "N", "tokens": "D", "flops": "C", "position": "T"}
 
 
+TOLD = 3  # of what was left out, in an error
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A point or run that no fit used, and the reason, for the reader of the report."""
@@ -89,6 +92,13 @@ class PointSet:
     points: LossPoints
     left_out: tuple[LeftOut, ...]
     remarks: tuple[str, ...] = ()
+
+    @property
+    def gone(self) -> str:
+        """The first that were left out, each with its reason, for an error: nothing else tells of them then."""
+        told = "; ".join(f"{each.point}: {each.reason}" for each in self.left_out[:TOLD])
+        more = f"; and {len(self.left_out) - TOLD} more" if len(self.left_out) > TOLD else ""
+        return f" Left out: {told}{more}." if told else ""
 
     def without(self, drop: np.ndarray, reasons: Sequence[str]) -> "PointSet":
         """The same set less the points where the mask `drop` is true; one reason for each."""

@@ -150,10 +150,12 @@ def _fits_json(
 
 def _summary(tried: dict[str, "Attempt"], study: "StudyRuns") -> list[str]:
     """The fitted exponents, for the terminal."""
+    from analysis.points import TOLD
     from analysis.tables import constant_title
     from analysis.words import parameter_in_words, reservation
 
     lines = [f"{len(study.runs)} runs used, {len(study.left_out)} left out"]
+    lines += [f"left out: {each.point}: {each.reason}" for each in study.left_out[:TOLD]]
     for attempt in tried.values():
         if attempt.fit is None:
             lines.append(f"{attempt.title}: not fitted: {attempt.problem}")

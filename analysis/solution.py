@@ -68,7 +68,7 @@ def check_enough(found: PointSet, law: Law) -> None:
         f"({len(found.left_out)} left out); wanted at least {wanted} different {names} for the "
         f"{len(law.parameters)} parameters of {law.name!r}. Add runs"
         + (", look at the ones left out," if found.left_out else "")
-        + " or fit a law with fewer parameters."
+        + f" or fit a law with fewer parameters.{found.gone}"
     )
 
 

@@ -194,11 +194,8 @@ def _exponent(study: StudyRuns, counting: Counting, draws: int, seed: int) -> Es
     else:
         found = curve_points(study, with_mid_schedule(counting))
         curve = found.points.group
-    equal = at_equal_compute(found, curve)
     try:
-        if not len(equal.points):
-            return Estimate(np.nan, np.nan, np.nan)
-        fit = fit_isoflop(equal, draws, seed)
+        fit = fit_isoflop(at_equal_compute(found, curve), draws, seed)
     except ValueError:
         return Estimate(np.nan, np.nan, np.nan)
     return fit.parameters["params_exponent"]

@@ -13,7 +13,7 @@ def as_table(status: StudyStatus) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for name in ("N", "step", "loss", "tokens/s", "left", "tries"):
+    for name in ("N", "step", "batch loss", "tokens/s", "left", "tries"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in status.runs:
         table.add_row(

@@ -221,6 +221,7 @@ def test_a_study_with_no_finished_run_still_gets_a_report(tmp_path):
     folder = write_study(tmp_path / "study", made, SURFACE)
     lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
     assert lines[1] == "0 runs used, 2 left out"
+    assert lines[2].startswith(f"left out: {made[0].run_id}: unfinished: stopped at step ")
     assert "this study shows nothing yet" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -435,3 +435,15 @@ def test_a_million_rows_are_read_and_fitted(tmp_path, capsys):
     found = run(capsys, "fit", path, "--law", "surface", "--bootstrap", "100")
     assert found["points_used"] == 1_000_000
     assert found["parameters"]["alpha"]["value"] == pytest.approx(CHINCHILLA["alpha"], abs=1e-3)
+
+
+@pytest.mark.parametrize("law", ["power", "frontier", "isoflop"])
+def test_a_fit_without_points_says_which_file_is_damaged(law, tmp_path, capsys):
+    made = ladder(tokens=1e5, evaluations=6, sizes=2)
+    folder = write_study(tmp_path / "study", made, Surface())
+    for path in folder.glob("*/metrics.h5"):
+        path.write_bytes(path.read_bytes()[:4000])
+    assert main(["fit", str(folder), "--law", law]) == 2
+    said = capsys.readouterr().err
+    assert f"Left out: {made[0].run_id}: damaged: " in said
+    assert "metrics.h5" in said
