@@ -159,6 +159,8 @@ def test_the_plan_says_what_the_runs_start_from(tmp_path, capsys):
         tmp_path / "after.toml", study(name="after", start={"study": "before", "variant": "a"})
     )
     assert main(["plan", str(path)]) == 0
-    assert "starts from the weights of the run of its sizes in study 'before', variant 'a'" in (
-        capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "runs start from the weights of the run of their sizes in study 'before', variant 'a'"
+        in said
     )
