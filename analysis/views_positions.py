@@ -5,7 +5,7 @@ the two halves of a row (Henighan et al. 2020, appendix E)."""
 import math
 
 from analysis import figures_evaluations as figures
-from analysis.derived import information_of_halves
+from analysis.derived import infogain_of_halves, information_of_halves
 from analysis.laws import by_position
 from analysis.page import Picture
 from analysis.positions import largest_run, positions_of
@@ -38,9 +38,10 @@ def position_pictures(study: StudyRuns, counting: Counting) -> list[Picture]:
     half = int(at.max()) // 2
     told = information_of_halves(half, **constants)
     if half >= 2 and math.isfinite(told) and not has_warning(fit, "exponent_at_bound"):
+        share = 100 * infogain_of_halves(half, **constants)
         caption += (
-            f" By this law {half} tokens tell {told:.3g} nats of the {half} that follow (Henighan et al. 2020, "
-            "appendix E)."
+            f" By this law {half} tokens tell {told:.3g} nats of the {half} that follow, {share:.2g}% of their loss "
+            "(Henighan et al. 2020, appendix E)."
         )
     return [Picture("positions-law", svg, caption)]
 

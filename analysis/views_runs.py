@@ -8,6 +8,7 @@ import numpy as np
 from analysis import figures_runs
 from analysis.page import Picture
 from analysis.points import LossPoints, cells
+from analysis.published import published_of_kind
 from analysis.runs import Counting, StudyRuns
 from analysis.words import short
 from data_prep.domain import domain, domain_names
@@ -151,6 +152,11 @@ def _by_kind(study: StudyRuns, counting: Counting) -> list[Picture]:
         "<b>Held-out loss by kind of token</b> at the end of training. Only some kinds may count "
         "in the objective: see the domain."
     )
+    name = str(study.runs[0].config.get("domain"))
+    known = {kind: row for kind in found if (row := published_of_kind(name, kind)) is not None}
+    for kind, row in known.items():
+        start = f"{row.irreducible:g} + " if row.irreducible else ""
+        caption += f" Henighan et al. 2020, {kind}: {start}({short(row.scale)}/N)^{row.exponent:g}."
     return [Picture("kinds", figures_runs.by_kind(rows), caption)]
 
 

@@ -14,7 +14,7 @@ from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.study_fits import Attempt
 from analysis.views_batch import noise_scale
 from analysis.views_laws import _crossing, _rule
-from analysis.views_runs import _by_split, _tokens_to_reach
+from analysis.views_runs import _by_kind, _by_split, _tokens_to_reach
 from analysis.views_shape import shapes as shapes_of
 from analysis.words import short, value_with_interval
 from launch.results import NOISE_COLUMNS
@@ -155,3 +155,20 @@ def test_the_rule_for_tokens_has_an_interval_at_the_largest_size():
     assert f"at N = 1G from {shown} tokens on" in _rule(fit, 1e9)
     assert f"from {short(value)} tokens on" in _rule(replace(fit, draws={}), 1e9)
     assert "gives no rule" in _rule(replace(fit, warnings=("at_bound: Dc",)), 1e9)
+
+
+def test_kinds_of_token_have_the_published_law_beside_them(tmp_path):
+    pairs = [
+        replace(
+            RUN,
+            run_id=f"h{width}",
+            hidden_size=width,
+            domain="text-to-image",
+            kinds=("text", "pixel"),
+        )
+        for width in (32, 64)
+    ]
+    study = read_runs(write_study(tmp_path / "study", pairs, SURFACE))
+    (picture,) = _by_kind(study, Counting())
+    assert "text: (560M/N)^0.037." in picture.caption
+    assert "pixel: 2 + (5.1k/N)^0.16." in picture.caption
