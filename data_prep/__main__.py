@@ -96,7 +96,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", metavar="NAMES", help="interpolate,extrapolate (or none with --levels)")  # fmt: skip
     parser.add_argument("--per-module", type=int, default=100, metavar="K", help="questions (100)")
     parser.add_argument("--all-modules", action="store_true", help="also the two that the paper excludes")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of files not there yet")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes (all cores)")
     parser.set_defaults(run=_questions)
 

@@ -97,6 +97,12 @@ def _refuse_unfit(saved: Saved, files: Sequence[Questions]) -> None:
         )
     most = saved.config.shape.seq_length
     for file in files:
+        for column, name in (("set", file.set_name), ("module", file.module)):
+            if len(name.encode()) > ANSWER_COLUMNS[column].itemsize:
+                raise ValueError(
+                    f"{file.path}: the name of its {column} has {len(name.encode())} bytes; wanted at most "
+                    f"{ANSWER_COLUMNS[column].itemsize}, so that results keep it whole. Rename it."
+                )
         for number, (question, answer) in enumerate(file.pairs):
             if len(prompt(question)) + len(answer) + 1 > most:
                 raise ValueError(
@@ -137,9 +143,7 @@ def train_loss(saved: Saved) -> tuple[float, str]:
     try:
         result = read_result(saved.run)
     except ValueError:
-        result = read_result(
-            saved.path
-        )  # a checkpoint has a copy; it may have been moved away from its run
+        result = read_result(saved.path)  # the checkpoint's copy: it may have been moved away
     held_out = result.eval_rows("valid")
     held_out = held_out[held_out["step"] == saved.step]
     if len(held_out):
@@ -162,7 +166,7 @@ def _asked(model: TrainedModel, files: Sequence[Questions]) -> np.ndarray:
     """The questions of all files together, in batches of nearly equal lengths."""
     table = np.zeros(len(files), ANSWER_COLUMNS)
     for row, file in zip(table, files, strict=True):
-        row["set"], row["module"] = file.set_name.encode()[:32], file.module.encode()[:64]
+        row["set"], row["module"] = file.set_name.encode(), file.module.encode()
         row["questions"] = len(file.pairs)
         row["num_tokens"] = sum(len(answer) + 1 for _, answer in file.pairs)
     every = [

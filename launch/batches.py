@@ -88,10 +88,8 @@ class TrainingBatches:
         self._sampler: Sampler | BlendSampler | SubsetSampler
         unique = config.data.unique_tokens
         self._sampler = _subset(dataset, config, unique) if unique else _order(dataset, config.seed)
-        self._blanked, self._blanking = (
-            config.data.blanked,
-            Sampler(BLANKING_BLOCK, config.seed + _OTHER),
-        )
+        self._blanked = config.data.blanked
+        self._blanking = Sampler(BLANKING_BLOCK, config.seed + _OTHER)
         self._share = (config.batch.train_batch_size, rank, world_size)
 
     def at(self, step: int, device: torch.device) -> Batch:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from data_prep.dataset import RowBatch, TokenDataset
-from data_prep.domain import Domain, Shown
+from data_prep.domain import Domain, Shown, family
 from data_prep.files import check_writable, write_file
 from data_prep.manifest import codec_path, load_manifest
 from data_prep.sheet import greyed, sheet_png, sheet_text
@@ -100,9 +100,7 @@ def part_of(dataset: TokenDataset, rows: np.ndarray) -> Part:
     if here.name == "mathematics":
         return _questions(dataset, rows, batch)
     begin, length = [0] * len(rows), here.seq_length
-    if (
-        len(here.kinds) == 4
-    ):  # pairs: each part has a kind of its own and one for what is blank in it
+    if hasattr(family(here.name), "blank"):  # pairs: two kinds a part, its own and its blank
         parts = batch.kinds // 2
         in_loss = np.array([kind.in_loss for kind in here.kinds])[batch.kinds]
         given = [int(np.argmax(part != part[0])) for part in parts]

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_ext.attention import CausalAttention
-from megatron_ext.loss import token_losses
 from megatron_ext.model import LanguageModel
 
 # (core attention of the layer, its number, query, key, value [S, B, H, C]) -> [S, B, H * C]
@@ -91,11 +90,9 @@ def continuation_losses(model: LanguageModel, rows: Rows) -> Tensor:
     tokens = rows.tokens[:, :last]
     place = torch.arange(last, device=tokens.device)
     given, until = (torch.tensor(each, device=tokens.device) for each in (rows.given, rows.until))
-    counted_SB = ((given[:, None] <= place) & (place < until[:, None])).T
-    hidden_SBD = hidden_states(model, _inputs(model, tokens[:, :-1]))
-    logits = F.linear(hidden_SBD[counted_SB], _head(model)[: model.shape.vocab_size])
-    losses_SB = torch.zeros(counted_SB.shape, dtype=torch.float64, device=tokens.device)
-    losses_SB[counted_SB] = token_losses(logits, tokens.T[counted_SB]).double()
+    counted_BS = (given[:, None] <= place) & (place < until[:, None])
+    losses_SB = torch.zeros(tokens.T.shape, dtype=torch.float64, device=tokens.device)
+    losses_SB[counted_BS.T] = model(tokens, counted_BS).double()
     return losses_SB.sum(0)
 
 

@@ -44,6 +44,8 @@ class LanguageModel(torch.nn.Module):
 
     new_parameters: frozenset[str] = frozenset()  # what a run may start without (`launch.start`)
 
+    positions: Tensor
+
     def __init__(
         self,
         gpt: GPTModel,
@@ -98,7 +100,9 @@ class LanguageModel(torch.nn.Module):
         start_B1 = tokens_BS.new_full((len(tokens_BS), 1), self.shape.vocab_size)
         input_BS = torch.cat((start_B1, tokens_BS[:, :-1]), dim=1)
         tables = self.gpt.embedding
-        embedded_BSD = tables.word_embeddings(input_BS) + tables.position_embeddings(self.positions)
+        embedded_BSD = tables.word_embeddings(input_BS) + tables.position_embeddings(
+            self.positions[:, : input_BS.shape[1]]
+        )
         hidden_SBD = embedded_BSD.transpose(0, 1).contiguous()
         if self.masks and self.training:
             self.masks.draw(0, EMBEDDINGS, split=False)

@@ -165,6 +165,13 @@ def test_a_bad_file_is_refused_before_anything_is_asked(trained, folder, capsys,
     assert said in error
 
 
+def test_a_name_that_results_could_not_keep_is_refused(trained, folder, capsys):
+    (folder / "level-01").rename(folder / ("level-01-" + 30 * "x"))
+    status, _, error = answers(capsys, trained, "--questions", folder)
+    assert status == 2
+    assert "the name of its set has 39 bytes; wanted at most 32" in error
+
+
 def test_other_bad_input_is_refused(trained, folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     for questions, said in ((tmp_path / "empty", "holds no .txt file; wanted a folder of sets"),
