@@ -192,7 +192,8 @@ def test_what_waits_on_slurm(on_slurm, data, playground):
         assert "0 started now in 0 jobs, 3 under way" in both[1].stderr
         status = on_slurm.status()
         assert {(run.state, run.reason) for run in status.runs} == {("waiting", "PartitionDown")}
-        assert [(stage.stage, stage.reason) for stage in status.stages] == [(REPORT, "Dependency")]
+        [report] = status.stages  # Slurm gives a job that waits for two things whichever it looked at last
+        assert report.stage == REPORT and report.reason in {"Dependency", "PartitionDown"}, report
         stages = [each.stage for each in submissions(on_slurm.study_folder)]
         assert sorted(stages) == sorted([TRAIN, REPORT])
 
