@@ -26,7 +26,10 @@ RUNS, CONSTANTS, CONVENTIONS = "runs.csv", "constants.csv", "conventions.csv"
 def write_report(
     results: Path, out: Path, counting: "Counting", draws: int, seed: int
 ) -> list[str]:
-    """Write the files unless they are up to date; the lines to print."""
+    """Write the files unless they are up to date; the lines to print.
+
+    Raises `ValueError` where there is nothing to report on, and, with the report written, where no run could be used.
+    """
     if not results.is_dir():
         raise ValueError(
             f"{results}: no such folder; wanted a study's results folder. Check the path, or run "
@@ -34,9 +37,13 @@ def write_report(
         )
     digest = inputs_digest(results, counting, draws, seed)
     old = _up_to_date(out, digest)
-    if old is not None:
-        return [f"{out / REPORT} (up to date)", *old["summary"]]
-    return _build(results, out, counting, draws, seed, digest)
+    summary = old["summary"] if old else _build(results, out, counting, draws, seed, digest)
+    if summary[0].startswith("0 "):
+        raise ValueError(
+            f"{results}: {summary[0]}; wanted at least one run to report on. {out / REPORT} says why each "
+            "was left out: finish or mend them, or take them in with --include."
+        )
+    return [f"{out / REPORT}{' (up to date)' if old else ''}", *summary]
 
 
 def inputs_digest(results: Path, counting: "Counting", draws: int, seed: int) -> str:
@@ -105,7 +112,7 @@ def _build(
     for name, content in (*tables.items(), *draws_files.items(), (REPORT, text)):
         _write(out / name, content)
     _write(out / FITS, files[FITS])  # with the digest comes last
-    return [str(out / REPORT), *summary]
+    return summary
 
 
 def _fits_json(

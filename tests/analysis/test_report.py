@@ -216,12 +216,16 @@ def test_a_study_with_one_finished_run_still_gets_a_report(tmp_path):
     assert json.loads((tmp_path / "out" / "fits.json").read_text())["fits"] == []
 
 
-def test_a_study_with_no_finished_run_still_gets_a_report(tmp_path):
+def test_a_study_with_no_finished_run_gets_a_report_and_an_error(tmp_path):
     made = [replace(run, finished=False) for run in ladder(tokens=1e5, evaluations=6, sizes=2)]
     folder = write_study(tmp_path / "study", made, SURFACE)
-    lines = write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
-    assert lines[1] == "0 runs used, 2 left out"
-    assert lines[2].startswith(f"left out: {made[0].run_id}: unfinished: stopped at step ")
+    for _ in range(2):  # made, and up to date
+        with pytest.raises(
+            ValueError, match=r"0 runs used, 2 left out; wanted at least one .*--include"
+        ):
+            write_report(folder, tmp_path / "out", Counting(), DRAWS, 0)
+    said = json.loads((tmp_path / "out" / "fits.json").read_text())["summary"]
+    assert said[1].startswith(f"left out: {made[0].run_id}: unfinished: stopped at step ")
     assert "this study shows nothing yet" in (tmp_path / "out" / "report.html").read_text()
 
 
