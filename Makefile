@@ -14,16 +14,18 @@ study: install
 	$(PY) -m analysis report results/quickstart --out results/quickstart --include mid-schedule
 
 # The same for pictures of yours: make photos RAW=/path/to/a/folder/or.tar
+PHOTOS ?= data/image-8x8
+BUILD ?=
 photos: install
 	@test -n "$(RAW)" || { echo "RAW is not given; wanted a folder or tar of pictures: make photos RAW=/path" >&2; exit 2; }
-	$(PY) -m data_prep build image-8x8 --raw "$(RAW)" --out data/image-8x8 --fractions 0.9,0.1,0
-	$(PY) -m slurm submit launch/studies/photos-8x8.toml --cluster local --data data/image-8x8 --results results --wait --no-report
+	$(PY) -m data_prep build image-8x8 --raw "$(RAW)" --out "$(PHOTOS)" --fractions 0.9,0.1,0 $(BUILD)
+	$(PY) -m slurm submit launch/studies/photos-8x8.toml --cluster local --data "$(PHOTOS)" --results results --wait --no-report
 	$(PY) -m analysis report results/photos-8x8 --out results/photos-8x8 --include mid-schedule
 
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; wanted 3.11 or newer. Name one: make PYTHON=python3.11" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("$(PYTHON) is Python %d.%d; wanted 3.11 to 3.13, which megatron-core is built for. Name one: make PYTHON=python3.12" % sys.version_info[:2])'
 	test -e $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -34,6 +34,7 @@ from analysis.points import (
     remark_mixed_budgets,
     remark_mixed_recipes,
 )
+from launch.config import CHANGES_NO_LOSS
 from launch.results import METRICS_FILE, RunResult, read_result
 
 PARAM_COUNTS = {
@@ -229,13 +230,9 @@ def warmup_tokens(config: dict[str, Any]) -> float:
     schedule = config.get("schedule", {})
     if schedule.get("warmup_tokens") is not None:
         return float(schedule["warmup_tokens"])
-    shape = config.get("shape", {})
-    if schedule.get("warmup_tokens_per_param") is not None:
-        attention = shape["num_attention_heads"] * shape["kv_channels"]
-        per_layer = 2 * shape["hidden_size"] * (2 * attention + shape["ffn_hidden_size"])
-        return float(schedule["warmup_tokens_per_param"]) * shape["num_layers"] * per_layer
     batch = config.get("batch", {}).get("train_batch_size", 0)
-    return float(schedule.get("warmup_steps", 0) or 0) * batch * shape.get("seq_length", 0)
+    seq_length = config.get("shape", {}).get("seq_length", 0)
+    return float(schedule.get("warmup_steps", 0) or 0) * batch * seq_length
 
 
 def _points(rows: list[tuple[RunResult, np.ndarray]], counting: Counting) -> LossPoints:
@@ -283,19 +280,7 @@ def _batch(run: RunResult) -> float:
 
 def _recipe(run: RunResult, but: Collection[str] = ()) -> str:
     """A digest of the configuration less its seed, its length, what changes no loss, and `but`."""
-    left_out = {
-        "seed",
-        "tokens",
-        "study",
-        "question",
-        "parallel",
-        "checkpoint",
-        "guards",
-        "trunk",
-        "keep_steps",
-        "variant",
-        *but,
-    }
+    left_out = CHANGES_NO_LOSS | {"seed", "tokens", *but}
     recipe = _stated({name: value for name, value in run.config.items() if name not in left_out})
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 

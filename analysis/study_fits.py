@@ -34,6 +34,7 @@ from analysis.separable import (
     Law,
 )
 from analysis.sources import COMPARES_VARIANTS, fit_law, study_points
+from analysis.words import OF_THE_OPTIMUM, has_warning
 
 
 @dataclass(frozen=True)
@@ -282,9 +283,12 @@ def by_convention(
 
 def _rows(name: str, fit: Fit | None, params: str, flops: str) -> list[Convention]:
     nothing = (float("nan"),) * 3
+    found = {} if fit is None else {**fit.parameters, **fit.derived}
+    if fit is not None and has_warning(fit, "optimum_not_identified"):
+        found = {key: each for key, each in found.items() if not key.startswith(OF_THE_OPTIMUM)}
     rows = []
     for exponent in EXPONENTS[name]:
-        each = None if fit is None else {**fit.parameters, **fit.derived}.get(exponent)
+        each = found.get(exponent)
         ends = nothing if each is None else (each.value, each.low, each.high)
         rows.append(Convention(name, exponent, params, flops, *ends))
     return rows

@@ -40,12 +40,16 @@ def _shown(number: float) -> str:
     return f"{number:.3f}" if plain else short(number)
 
 
+OF_THE_OPTIMUM = ("params_", "tokens_")
+"""How the names of constants begin that N_opt(C) and D_opt(C) have: without a minimum that was seen they are none."""
+
+
 def parameter_in_words(fit: Fit, name: str) -> str:
     """The value with its interval, or what is left of it where the interval of an exponent ends
     at a limit of the search: `not known`, `not known (at most 0.020)`; `not measured by these runs`
     for a best size that was never seen to change."""
     each = fit.parameters[name] if name in fit.parameters else fit.derived[name]
-    if name.startswith(("params_", "tokens_")) and has_warning(fit, "optimum_not_identified"):
+    if name.startswith(OF_THE_OPTIMUM) and has_warning(fit, "optimum_not_identified"):
         return "not measured by these runs"
     if name != "exponent" or not has_warning(fit, "exponent_at_bound"):
         return value_with_interval(each)

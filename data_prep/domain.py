@@ -81,11 +81,6 @@ class Domain:
         )
 
     @property
-    def start_token(self) -> int:
-        """The id that the trainer puts before every row, so that the first token is predicted too; never in shards."""
-        return self.vocab_size
-
-    @property
     def dtype(self) -> np.dtype:
         """How shards of this domain store a token: the smallest of Megatron's types that holds every id."""
         if self.vocab_size <= 1 << 8:

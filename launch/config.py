@@ -18,6 +18,9 @@ from launch.strict import Strict
 from megatron_ext.shape import Family, ModelShape
 
 CONFIG_FILE = "config.json"
+CHANGES_NO_LOSS = frozenset(
+    ("study", "question", "parallel", "checkpoint", "guards", "trunk", "keep_steps", "variant")
+)  # keys of a run's configuration
 FIRST_EVALUATION = 10  # earlier ones cost as much and tell of the initial values alone
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -231,9 +234,7 @@ class RunConfig(Strict):
     @property
     def digest(self) -> str:
         """sha256 of what changes a loss, as hex."""
-        where_not_what = {"study", "question", "parallel", "checkpoint", "guards"}
-        where_not_what |= {"trunk", "keep_steps", "variant"}
-        science = self.model_dump(mode="json", exclude=where_not_what)
+        science = self.model_dump(mode="json", exclude=set(CHANGES_NO_LOSS))
         # What is as it always was is left out, so that older runs keep their names.
         if self.data.blanked is None:
             del science["data"]["blanked"]

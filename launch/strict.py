@@ -1,11 +1,14 @@
 """Strict TOML: values that may refuse, never repair, and errors that a person can act on."""
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+_SHOULD_BE = "Input should be "  # how pydantic begins to say what it wanted
 
 
 class Strict(BaseModel):
@@ -45,13 +48,44 @@ def validate(model: type[Model], data: dict[str, Any], where: Path | str) -> Mod
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors()]
+        problems = _problems(model, error)
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
         raise ValueError(
             f"{where}: {count} in this file:\n"
-            + "\n".join(f"  {line}" for line in dict.fromkeys(problems))
+            + "\n".join(f"  {line}" for line in problems)
             + "\nCorrect the file and try again."
         ) from None
+
+
+def _problems(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """A line for each value: where it may be one of several kinds, pydantic has an error for each of them."""
+    of_value: dict[str, list[Any]] = {}
+    for item in error.errors():
+        path = _dotted(_keys(model, item["loc"]))
+        of_value.setdefault(path, []).append(item)
+    return list(dict.fromkeys(line for items in of_value.values() for line in _lines(model, items)))
+
+
+def _lines(model: type[BaseModel], items: list[Any]) -> list[str]:
+    said = list(dict.fromkeys(_problem(model, item) for item in items))
+    kinds = [item["msg"].partition(_SHOULD_BE)[2] for item in items]
+    if len(said) == 1 or not all(kinds):
+        return said
+    path = _dotted(_keys(model, items[0]["loc"]))
+    wanted = ", or ".join(dict.fromkeys(kinds))
+    return [f"{path} = {items[0]['input']!r}: {_SHOULD_BE}{wanted}{_nearest(items)}"]
+
+
+def _nearest(items: list[Any]) -> str:
+    """The word that was meant, where one of a few was wanted."""
+    words = [
+        word
+        for item in items
+        if item["type"] == "literal_error"
+        for word in re.findall(r"'([^']+)'", item["ctx"]["expected"])
+    ]
+    near = difflib.get_close_matches(str(items[0]["input"]), words, 1, 0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:
@@ -67,7 +101,7 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if isinstance(item["input"], dict):
         return f"{path}: {message}"  # about a table as a whole: its text is in the file
-    return f"{path} = {item['input']!r}: {message}"
+    return f"{path} = {item['input']!r}: {message}{_nearest([item])}"
 
 
 def _dotted(keys: list[Any]) -> str:

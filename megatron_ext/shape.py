@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Family = Literal["henighan", "henighan-multimodal", "kaplan"]
-FAMILIES: tuple[Family, ...] = ("henighan", "henighan-multimodal", "kaplan")
 
 Attention = Literal["dense", "local", "strided"]
 

@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md, held by reading the source, and proof that each can fail."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -235,3 +236,14 @@ def _matches(path: Path, patterns: list[str]) -> bool:
 
 def _torch_free(path: Path) -> bool:
     return _matches(path, TORCH_FREE) and not _matches(path, NEEDS_TORCH)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_the_document_lists_every_module_and_no_other(package):
+    text = (ROOT / "docs" / "architecture.md").read_text().split("\n## Folders\n")[1]
+    listing = text.split("```")[1]
+    part = re.split(r"^(?=\w+/ )", listing, flags=re.M)
+    own = next(each for each in part if each.startswith(f"{package}/"))
+    listed = re.findall(r"\b(\w+\.py)\b", own)
+    there = {path.name for path in (ROOT / package).rglob("*.py")} - {"__init__.py"}
+    assert sorted(set(listed)) == sorted(there)

@@ -48,8 +48,12 @@ def test_the_commands_have_the_words_that_the_readme_lists():
 
 
 def test_the_tree_is_the_tree():
-    tree = re.findall(r"^(\w+)/ ", README, re.M)
-    assert {name for name in tree if not (ROOT / name).is_dir()} == set()
+    tree = set(re.findall(r"^(\w+)/ ", README, re.M))
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    folders = {name.split("/")[0] for name in tracked.stdout.splitlines() if "/" in name}
+    assert tree == {name for name in folders if not name.startswith(".")}
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))

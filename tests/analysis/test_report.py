@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analysis import sections, tables
+from analysis import sections, study_fits, tables
 from analysis.__main__ import main
 from analysis.estimate import Estimate, Fit
 from analysis.report import inputs_digest, write_report
@@ -66,6 +66,11 @@ def test_an_optimum_that_was_not_seen_has_no_number():
         parameter_in_words(SimpleNamespace(**vars(fit) | {"warnings": ()}), "params_exponent")
         == "1.000"
     )
+    fit.derived = {}
+    for warnings, shown in ((said, [None]), ((), [1.0])):
+        fit.warnings = warnings
+        rows = study_fits._rows("isoflop", fit, "total", "exact")
+        assert [None if math.isnan(row.value) else row.value for row in rows] == shown
 
 
 def test_the_planted_exponent_is_inside_its_interval(report):

@@ -18,7 +18,6 @@ from analysis.runs import (
     only_data_varies,
     read_runs,
     refuse_variants,
-    warmup_tokens,
 )
 from analysis.sources import fit_law, study_points
 from analysis.study_fits import Attempt
@@ -187,12 +186,6 @@ def test_schedules_are_compared_on_the_largest_shape_that_all_trained(base):
     assert views_schedule.schedule_table(base, Counting()) == ""
 
 
-def test_a_warm_up_in_tokens_for_each_parameter_grows_with_size(base):
-    for run in base.runs:
-        config = run.config | {"schedule": {"warmup_tokens_per_param": 2.0}}
-        assert warmup_tokens(config) == 2 * run.counts["params_non_embedding"]
-
-
 @pytest.fixture(scope="module")
 def corrected(tmp_path_factory):
     """A ladder whose learning curves follow one surface: both of its variants must find the planted
@@ -206,9 +199,12 @@ def corrected(tmp_path_factory):
         changed(run, "long", schedule={"kind": "cosine", "warmup_tokens": 2e3})
         for run in study.runs
     ]
-    scaled = [changed(run, "scaled", schedule={"kind": "constant", "warmup_tokens": None,
-                                               "warmup_tokens_per_param": 0.1})
-              for run in study.runs]  # fmt: skip
+    scaled = [
+        changed(run, "scaled", schedule={
+            "kind": "constant", "warmup_tokens": 0.1 * run.counts["params_non_embedding"]
+        })
+        for run in study.runs
+    ]  # fmt: skip
     study = replace(study, runs=(*scaled, *long))  # the ladder is by corrections
     return study, corrections(study, Counting(), 40, 0)
 

@@ -16,7 +16,6 @@ def test_names_and_rows():
 @pytest.mark.parametrize("name", domain_names())
 def test_every_domain_is_consistent(name):
     here = domain(name)
-    assert here.start_token == here.vocab_size
     assert all(0 <= kind.start < kind.stop <= here.vocab_size for kind in here.kinds)
     assert len(here.kinds) <= 127, "modes are signed bytes"
     folded = 1

@@ -1,15 +1,17 @@
 """Shapes of one size: the width that is solved for gives the N that was asked for, by the shape's own count."""
 
+from typing import get_args
+
 import pytest
 
 from launch.ladder import Rung
 from launch.study import expand, load_study
 from megatron_ext.fixed_size import FARTHEST_OFF, RATIOS, feed_width, width_of_size
-from megatron_ext.shape import FAMILIES, shape_of
+from megatron_ext.shape import Family, shape_of
 from tests.launch.test_paper_studies import STUDIES
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", get_args(Family))
 @pytest.mark.parametrize("ffn_ratio", [None, 1, 2.5, 8])
 @pytest.mark.parametrize(("num_layers", "heads"), [(1, 1), (3, 4), (24, 2), (40, None)])
 def test_no_width_comes_nearer_to_the_size(family, ffn_ratio, num_layers, heads):

@@ -63,6 +63,30 @@ def test_a_shipped_study_loads_and_expands(path):
     assert [run.flops for run in runs] == sorted(run.flops for run in runs)
 
 
+@pytest.mark.parametrize(
+    ("tables", "line"),
+    [
+        (
+            {"budget": {"tokens": -5}},
+            "budget.tokens = -5: Input should be greater than 0, or a valid list",
+        ),
+        (
+            {"optimizer": {"learning_rate": "henigan"}},
+            "optimizer.learning_rate = 'henigan': Input should be a valid number, or 'henighan', 'kaplan' or "
+            "'porian'; did you mean 'henighan'?",
+        ),
+        (
+            {"precision": "fp16"},
+            "precision = 'fp16': Input should be 'fp32' or 'bf16'; did you mean",
+        ),
+    ],
+)
+def test_a_value_of_several_kinds_is_one_problem(path, tables, line):
+    said = refused(path, study(**tables))
+    assert said.splitlines()[0] == f"{path}: 1 problem in this file:"
+    assert line in said
+
+
 def test_a_file_gives_what_its_tables_say(path):
     run = expand(load_study(write_study(path, study())), path)[0]
     assert run == config()
