@@ -121,7 +121,7 @@ def _add_codebook(parser: argparse.ArgumentParser) -> None:
                         help="the file to write; run again to continue")  # fmt: skip
     parser.add_argument("--codes", type=int, default=16, choices=(16, 32),
                         help="codes a side: 16 with 4,096 entries, 32 with 1,024 (16)")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=20_000, metavar="N", help="steps (20000)")
+    parser.add_argument("--steps", type=int, default=20_000, metavar="N", help="(20000: for a GPU)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="pictures a step (64)")
     parser.add_argument("--hidden", type=int, default=128, metavar="N", help="channels (128)")
     parser.add_argument("--entries", type=int, metavar="N", help="4096, or 1024 with 32 codes")

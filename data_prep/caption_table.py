@@ -20,7 +20,7 @@ LONGEST_LINE = 1 << 17
 _PIECE_BYTES = 1 << 15
 
 
-def plan_table(path: Path) -> list[Piece]:
+def plan_table(path: Path) -> Iterator[Piece]:
     """Byte ranges of the lines below the header; ValueError if a column is missing or there is no line."""
     if not path.is_file():
         found = "is no file" if path.exists() else "does not exist"
@@ -35,8 +35,8 @@ def plan_table(path: Path) -> list[Piece]:
         raise ValueError(
             f"{path}: holds {size} bytes and no line below its header; wanted pairs. Give --raw a table that has some."
         )
-    cuts = [start, *_cuts(path, start, size), size]
-    return [Piece(str(path), begin, end) for begin, end in itertools.pairwise(cuts)]
+    cuts = itertools.chain([start], _cuts(path, start, size), [size])
+    return (Piece(str(path), begin, end) for begin, end in itertools.pairwise(cuts))
 
 
 def _cuts(path: Path, start: int, size: int) -> Iterator[int]:

@@ -6,7 +6,9 @@ refused ones as JSON lines. It appears by rename, so a chunk that is there is wh
 continues behind it. `merge` turns the chunks of one shard into the shard of each split.
 """
 
+import bisect
 import hashlib
+import itertools
 import json
 import zipfile
 import zlib
@@ -84,6 +86,12 @@ def splits_of(contents: Sequence[bytes], fractions: tuple[tuple[str, float], ...
     return np.searchsorted(ends, first / 2.0**64, side="right")
 
 
+def split_of(content: bytes, fractions: tuple[tuple[str, float], ...]) -> int:
+    """The same of one item, at a fraction of the cost of numpy's calls."""
+    ends = list(itertools.accumulate(share for _, share in fractions))[:-1]
+    return bisect.bisect_right(ends, int.from_bytes(content[:8], "big") / 2.0**64)
+
+
 def make_chunk(chunk: Chunk, watch: Watch) -> tuple[int, int]:
     """Worker's side: read, divide, save. Returns (documents, refused items)."""
     here, module = domain(chunk.domain), family(chunk.domain)
@@ -101,8 +109,7 @@ def make_chunk(chunk: Chunk, watch: Watch) -> tuple[int, int]:
             if isinstance(found, Refusal):
                 out.refuse(found)
             else:
-                (number,) = splits_of([found.group or found.content], chunk.fractions)
-                out.add(splits[number], found)
+                out.add(splits[split_of(found.group or found.content, chunk.fractions)], found)
         watch.end()
         out.flush()
     return out.documents, out.refused

@@ -277,7 +277,7 @@ def check_fit(path: Path, codes: int, entries: int) -> None:
 def _no_codebook(path: Path, found: str, wanted: str) -> ValueError:
     return ValueError(
         f"{path}: {found}; wanted {wanted}, as in a whole file that train-codebook wrote. "
-        f"Copy it again, or train one: python -m data_prep train-codebook --raw PATH --out {path}"
+        f"Copy it again, or train one: python -m data_prep train-codebook --raw PATH --out FILE"
     )
 
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +38,8 @@ LEARNING_RATE = 1e-3
 MOST_PICTURES = 1 << 15
 MOST_HELD_OUT = 256
 _SHOWN = 12
-# A second of a training on a GPU, a minute or two on a processor.
-SAVE_EVERY = 200
+# A step takes milliseconds on a GPU and seconds on a processor: what a kill costs is counted in time.
+SAVE_SECONDS = 60.0
 
 
 @dataclass
@@ -79,7 +80,7 @@ def train(
     """Train on the pictures and videos below `raw` and write `out` and `out`.png; what came of it, in words.
 
     On a processor with one worker the same input and seed give the same file, to the last bit, also if the training was
-    killed: every `SAVE_EVERY` steps all that decides the next one is kept in `out`.training, which goes at the end. A
+    killed: every `SAVE_SECONDS` all that decides the next step is kept in `out`.training, which goes at the end. A
     GPU is used if there is one. ValueError for arguments or input that cannot be used.
     """
     facts = Facts(codes, STANDARD.get(codes, 0) if entries is None else entries, hidden)
@@ -189,6 +190,7 @@ def _fit(training: _Training, pictures: np.ndarray) -> Network:
     """The training loop."""
     network, steps = training.network, training.steps
     variance = float((pictures[:256] / 255).var()) or 1.0
+    saved = time.monotonic()
     with bar("steps") as tell:
         while training.step < steps:
             for group in training.optimizer.param_groups:
@@ -198,8 +200,9 @@ def _fit(training: _Training, pictures: np.ndarray) -> Network:
             tell(training.step, steps, Progress(training.batch))
             if training.step % max(1, steps // 10) == 0:
                 _report(training.step, steps, error.item(), codes, len(network.entries), again)
-            if training.step % SAVE_EVERY == 0:
+            if time.monotonic() - saved >= SAVE_SECONDS:
                 training.save()
+                saved = time.monotonic()
     assert training.averages is not None
     network.entries = training.averages.entries
     return network

@@ -70,7 +70,9 @@ class Text:
     text: str
 
 
-def plan_documents(raw: Path, listing: Path, passed_over: PassedOver | None = None) -> list[Piece]:
+def plan_documents(
+    raw: Path, listing: Path, passed_over: PassedOver | None = None
+) -> Iterator[Piece]:
     """Write the stretches below `raw` to `listing`, one line each, and cut that into pieces of about 4 MiB of text."""
     found = map(_listed, stretches(raw, passed_over))
     return cut_listing(found, listing, _MOST_FILES, _STRETCH)
@@ -213,7 +215,8 @@ def _blocks(
         if not block.endswith(b"\n"):
             block += stream.readline(LONGEST + 1 - len(block))
         if not block:
-            if not stretch.compressed:
+            # A compressed file that ends with a whole part of itself, or is empty, looks whole from inside.
+            if os.stat(stretch.file).st_size < stretch.stop:
                 raise EOFError("it has become shorter since it was listed")
             return
         yield line, block

@@ -1,6 +1,6 @@
 """The listing of a build: a file with a line for each raw item, in order, cut into the pieces that workers do alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,9 @@ class Listed(NamedTuple):
 
 def cut_listing(
     items: Iterable[Listed], listing: Path, most_items: int, most_bytes: float
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """Write the lines of all `items` to `listing`; pieces end with the item that reaches `most_items` or `most_bytes`.
-    No items make no pieces."""
-    pieces: list[Piece] = []
+    No items make no pieces. The lines of a piece that is given away are in the file."""
     start = offset = count = size = 0
     damage: list[Refusal] = []
     with listing.open("wb") as stream:
@@ -32,11 +31,20 @@ def cut_listing(
             if damaged:
                 damage += damaged
             if count == most_items or size >= most_bytes:
-                pieces.append(Piece(str(listing), start, offset, tuple(damage)))
+                stream.flush()
+                yield Piece(str(listing), start, offset, tuple(damage))
                 start, count, size, damage = offset, 0, 0, []
     if start != offset:
-        pieces.append(Piece(str(listing), start, offset, tuple(damage)))
-    return pieces
+        yield Piece(str(listing), start, offset, tuple(damage))
+
+
+def some(pieces: Iterator[Piece], otherwise: str) -> Iterator[Piece]:
+    """The same pieces; ValueError that says `otherwise` if there is none."""
+    first = next(pieces, None)
+    if first is None:
+        raise ValueError(otherwise)
+    yield first
+    yield from pieces
 
 
 def read_lines(piece: Piece) -> bytes:

@@ -7,6 +7,7 @@ or the whole file where the number of lines is odd. Empty lines at the end, and 
 
 import codecs
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ _Stream = IO[bytes] | gzip.GzipFile
 _DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
-def plan_files(raw: Path, problems: int, passed_over: PassedOver | None = None) -> list[Piece]:
+def plan_files(raw: Path, problems: int, passed_over: PassedOver | None = None) -> Iterator[Piece]:
     """The pieces of `raw` itself, or of every .txt and .txt.gz below it, sorted; other files are counted."""
     passed_over = PassedOver() if passed_over is None else passed_over
     if not raw.is_dir():
@@ -35,15 +36,14 @@ def plan_files(raw: Path, problems: int, passed_over: PassedOver | None = None) 
                 f"{raw}: does not exist; wanted a text file, a folder of them, or `generator`. "
                 f"Generate problems with: --raw generator --rows 4000"
             )
-        return _plan_file(raw, problems)
-    pieces = []
+        yield from _plan_file(raw, problems)
+        return
     for found in walk(str(raw), "", _wanted, passed_over):
         if found.reason:
             refused = Refusal(found.key, found.reason)
-            pieces.append(Piece(found.path, 0, 0, (refused,)))
+            yield Piece(found.path, 0, 0, (refused,))
         else:
-            pieces += _plan_file(Path(found.path), problems)
-    return pieces
+            yield from _plan_file(Path(found.path), problems)
 
 
 def _wanted(name: str) -> bool:
@@ -120,6 +120,19 @@ def read_pairs(piece: Piece) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
         yield from piece.damage
         return
     name = _name(Path(piece.source))
+    # If it is known beforehand, none of the piece is used: the last answer that is left may be cut through.
+    if not _is_shorter(piece):
+        yield from _read(piece, name)
+    if _is_shorter(piece):
+        reason = "has become shorter since it was listed: copy it again"
+        yield Refusal(name, reason, damaged=True)
+
+
+def _is_shorter(piece: Piece) -> bool:
+    return os.stat(piece.source).st_size < piece.stop
+
+
+def _read(piece: Piece, name: str) -> Iterator[tuple[str, bytes, bytes] | Refusal]:
     if piece.source.lower().endswith(".gz"):
         yield from _read_compressed(piece.source, name)
         return

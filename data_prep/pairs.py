@@ -28,7 +28,7 @@ from data_prep.caption_table import CAPTION, IMAGE, plan_table, table_rows
 from data_prep.documents import Text
 from data_prep.domain import Piece, Refusal
 from data_prep.folders import PassedOver
-from data_prep.listing import Listed, cut_listing, read_lines
+from data_prep.listing import Listed, cut_listing, read_lines, some
 from data_prep.pictures import EXTENSIONS, MAX_BYTES
 from data_prep.raw_files import Entry, close_all, from_line, list_items, listed, read_entry
 
@@ -76,19 +76,17 @@ class Captioned:
         return f"{self.key}#{number}"
 
 
-def plan_pairs(raw: Path, listing: Path, passed_over: PassedOver | None = None) -> list[Piece]:
+def plan_pairs(raw: Path, listing: Path, passed_over: PassedOver | None = None) -> Iterator[Piece]:
     """Cut the pairs below `raw` into pieces; of folders and tars every file is written to `listing`."""
     if raw.suffix.lower() == ".tsv":
         return plan_table(raw)
     entries = list_items(raw, EXTENSIONS | _TEXTS, passed_over, together=_without_ending)
     groups = (map(listed, group) for _, group in itertools.groupby(entries, _name))
-    pieces = cut_listing(map(_joined, groups), listing, _PIECE, math.inf)
-    if not pieces:
-        raise ValueError(
-            f"{raw}: holds no pictures with captions; wanted key.jpg beside key.txt or key.json, in a folder or .tar, "
-            f"or a .tsv with the columns {IMAGE} and {CAPTION}. Give --raw the path of such data."
-        )
-    return pieces
+    return some(
+        cut_listing(map(_joined, groups), listing, _PIECE, math.inf),
+        f"{raw}: holds no pictures with captions; wanted key.jpg beside key.txt or key.json, in a folder or .tar, "
+        f"or a .tsv with the columns {IMAGE} and {CAPTION}. Give --raw the path of such data.",
+    )
 
 
 def _joined(files: Iterable[Listed]) -> Listed:

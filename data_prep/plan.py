@@ -9,15 +9,15 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from data_prep import classes
 from data_prep.chunks import Chunk
 from data_prep.domain import Domain, Piece, Refusal, check_codec, domain, family
-from data_prep.files import recorded, replacing, sync_path, write_file
+from data_prep.files import recorded, sync_path, write_file
 from data_prep.folders import PassedOver
 from data_prep.locks import lock
 from data_prep.manifest import NAME, SPLITS, Setting, file_sha256, load_manifest
@@ -178,7 +178,7 @@ class Plan:
             for number in range(self.shards):
                 group = itertools.islice(lines, self._each)
                 if number % self.parts == self.part:
-                    yield _shard_plan(self, number, [_load_piece(line) for line in group])
+                    yield _shard_plan(self, number, list(_load_pieces(group, self.work)))
                 else:
                     for _ in group:
                         pass
@@ -200,12 +200,13 @@ def plan_shards(request: Request, here: Domain, out: Path, work: Path, how: How)
             same_settings(out, plan["settings"], request.settings, "half built")
         else:
             with how.during(f"listing {recorded(request.raw)}"):
-                pieces = _list_pieces(request, here, out, work, how.accept_damaged)
-            with replacing(index) as stream:
-                stream.writelines(map(_piece_line, pieces))
+                _list_pieces(request, here, out, work, how.accept_damaged)
     with index.open("rb") as lines:
         count = sum(1 for _ in lines)
     return Plan(request, here, out, work, how.part, how.parts, count)
+
+
+_LISTING = "listing.jsonl"
 
 
 def _index(work: Path) -> Path:
@@ -215,43 +216,58 @@ def _index(work: Path) -> Path:
 
 def _list_pieces(
     request: Request, here: Domain, out: Path, work: Path, accept_damaged: bool
-) -> Iterator[Piece]:
+) -> None:
     """List the raw input in a folder of its own. What is there takes the place of an earlier listing, which chunks may
-    have been made of, only when it is found to be the same."""
+    have been made of, only when it is found to be the same. Of millions of pieces one at a time is in memory."""
     scratch, others = work / "listing", PassedOver()
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     if here.labelled and (out / NAME).is_file():
         classes.keep_earlier(scratch, load_manifest(out))
-    listing = scratch / "listing.jsonl"
-    pieces = family(here.name).plan(here, request.raw, request.rows, listing, others)
+    pieces = family(here.name).plan(here, request.raw, request.rows, scratch / _LISTING, others)
+    with _index(scratch).open("wb") as stream:
+        stream.writelines(_piece_line(piece, scratch) for piece in pieces)
     if not accept_damaged:
-        found = (each for piece in pieces for each in piece.damage)
-        check_damage(request, [each for each in found if each.damaged])
-    digest = hashlib.sha256()
-    if listing.exists():  # 100 bytes a picture: never the whole of it in memory
-        with listing.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    for p in pieces:
-        source = "" if p.source == str(listing) else p.source
-        digest.update(f"{source} {p.start} {p.stop}\n".encode("utf-8", "surrogateescape"))
-    _record_plan(work, out, request, digest.hexdigest(), others)
-    for path in scratch.iterdir():
+        check_damage(request, _damage(scratch))
+    _record_plan(work, out, request, _digest(scratch), others)
+    # The pieces come last: where they are, all is.
+    for path in sorted(scratch.iterdir(), key=lambda path: path == _index(scratch)):
         sync_path(path)
         os.replace(path, work / path.name)
     scratch.rmdir()
-    kept = str(work / listing.name)
-    return (replace(p, source=kept) if p.source == str(listing) else p for p in pieces)
+    sync_path(work)
 
 
-def _piece_line(piece: Piece) -> bytes:
-    return json.dumps(asdict(piece)).encode() + b"\n"
+def _piece_line(piece: Piece, work: Path) -> bytes:
+    source = "" if piece.source == str(work / _LISTING) else piece.source
+    damage = [astuple(each) for each in piece.damage]
+    return json.dumps([source, piece.start, piece.stop, damage]).encode() + b"\n"
 
 
-def _load_piece(line: bytes) -> Piece:
-    entry = json.loads(line)
-    damage = tuple(Refusal(**each) for each in entry.pop("damage"))
-    return Piece(**entry, damage=damage)
+def _load_pieces(lines: Iterable[bytes], work: Path) -> Iterator[Piece]:
+    """The pieces that `_piece_line` wrote; those of the listing have it in folder `work` for a source."""
+    for line in lines:
+        source, start, stop, damage = json.loads(line)
+        refusals = tuple(Refusal(*each) for each in damage)
+        yield Piece(source or str(work / _LISTING), start, stop, refusals)
+
+
+def _damage(work: Path) -> Iterator[Refusal]:
+    """The damaged files that the plan has found."""
+    with _index(work).open("rb") as lines:
+        suspicious = (line for line in lines if not line.endswith(b"[]]\n"))
+        for piece in _load_pieces(suspicious, work):
+            yield from (each for each in piece.damage if each.damaged)
+
+
+def _digest(work: Path) -> str:
+    """Of the pieces and, where there is one, of the listing that they are stretches of."""
+    digest = hashlib.sha256()
+    for path in (work / _LISTING, _index(work)):
+        if path.exists():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def passed_over(work: Path) -> PassedOver:
@@ -259,13 +275,16 @@ def passed_over(work: Path) -> PassedOver:
     return PassedOver(json.loads((work / "plan.json").read_bytes())["passed_over"])
 
 
-def check_damage(request: Request, damaged: list[Refusal]) -> None:
+def check_damage(request: Request, damaged: Iterable[Refusal]) -> None:
     """ValueError naming the damaged files, if there are any."""
-    if damaged:
-        named = "; ".join(f"{each.key}: {each.reason}" for each in damaged[:3])
-        more = f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+    rest = iter(damaged)
+    first = list(itertools.islice(rest, 3))
+    if first:
+        named = "; ".join(f"{each.key}: {each.reason}" for each in first)
+        left = sum(1 for _ in rest)
+        more, count = f"; and {left} more" if left else "", len(first) + left
         raise ValueError(
-            f"{request.raw}: {len(damaged)} damaged file{'s' * (len(damaged) > 1)}: {named}{more}; wanted whole files, "
+            f"{request.raw}: {count} damaged file{'s' * (count > 1)}: {named}{more}; wanted whole files, "
             f"whatever --max-refused says: nobody knows how much is lost. Replace them, or add --accept-damaged to "
             f"build from what is readable."
         )

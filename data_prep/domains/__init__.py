@@ -8,8 +8,9 @@
     CHUNKS_PER_SHARD  how many pieces make one shard
     DEDUPLICATE       whether items of equal content are written once
     CODEC             "", "tokenizer" or "codebook": what the build must be given
-    plan(domain, raw, rows, listing, passed_over) -> list[Piece]
-                      cut the raw input into pieces that workers do alone; count the files that are of no use to it
+    plan(domain, raw, rows, listing, passed_over) -> Iterator[Piece]
+                      cut the raw input into pieces that workers do alone; count the files that are of no use to it;
+                      nothing grows with their number, and `listing` is whole behind the last one
     read(domain, piece, seed, codec, watch) -> Iterator[Item | Block | Refusal]
                       `watch.begin(key)` before each item, so that one that kills its process can be refused
     render(domain, tokens, kinds, codec) -> Shown    one row back, for `show` and the preview

@@ -48,9 +48,9 @@ DOMAINS = tuple(_image_domain(side) for side in (8, 16, 32))
 
 def plan(
     domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """Write what there is below `raw` to `listing`, one line an item, and cut it into pieces of byte ranges."""
-    from data_prep.listing import cut_listing
+    from data_prep.listing import cut_listing, some
     from data_prep.pictures import EXTENSIONS
     from data_prep.raw_files import list_items, listed
     from data_prep.yfcc import list_photos, split_raw
@@ -65,13 +65,11 @@ def plan(
         if joined
         else list_items(Path(raw), EXTENSIONS, passed_over)
     )
-    pieces = cut_listing(map(listed, entries), listing, _PIECE, _PIECE_BYTES)
-    if not pieces:
-        raise ValueError(
-            f"{raw}: holds no pictures; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
-            f"Give --raw the folder or tar that holds them."
-        )
-    return pieces
+    return some(
+        cut_listing(map(listed, entries), listing, _PIECE, _PIECE_BYTES),
+        f"{raw}: holds no pictures; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
+        f"Give --raw the folder or tar that holds them.",
+    )
 
 
 def read(

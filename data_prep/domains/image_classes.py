@@ -64,10 +64,10 @@ DOMAINS = tuple(_class_domain(pictures) for pictures in image.DOMAINS)
 
 def plan(
     domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """Write every picture below `raw` and its label to `listing`, cut into pieces, and the classes beside it."""
     from data_prep.classes import Seen
-    from data_prep.listing import cut_listing
+    from data_prep.listing import cut_listing, some
     from data_prep.pictures import EXTENSIONS
 
     if rows is not None:
@@ -76,14 +76,18 @@ def plan(
         )
     entries = list_items(Path(raw), EXTENSIONS | {".cls"}, passed_over, together=_without_ending)
     seen = Seen(raw)
-    pieces = cut_listing(_listed(entries, seen), listing, _PIECE, _PIECE_BYTES)
-    if not pieces:
-        raise ValueError(
-            f"{raw}: holds no pictures; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
-            f"Give --raw the folder or tar that holds them."
-        )
-    seen.classes(listing.parent)
-    return pieces
+    pieces = some(
+        cut_listing(_listed(entries, seen), listing, _PIECE, _PIECE_BYTES),
+        f"{raw}: holds no pictures; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
+        f"Give --raw the folder or tar that holds them.",
+    )
+    return _then_classes(pieces, seen, listing.parent)
+
+
+def _then_classes(pieces: Iterator[Piece], seen: "Seen", work: Path) -> Iterator[Piece]:
+    """All pieces, and when every label is seen the file of classes in `work`."""
+    yield from pieces
+    seen.classes(work)
 
 
 def _without_ending(name: str) -> str:

@@ -48,7 +48,7 @@ def check_codec(domain: Domain, codec: Path) -> None:
 
 def plan(
     domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """As for pixels: the same pictures."""
     return image.plan(domain, raw, rows, listing, passed_over)
 

@@ -93,7 +93,7 @@ def check_codec(domain: Domain, codec: Path) -> None:
 
 def plan(
     domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """The pairs below `raw`, cut into pieces; see `data_prep/pairs.py`."""
     from data_prep.pairs import plan_pairs
 

@@ -106,7 +106,7 @@ def known(domain: Domain) -> dict[str, float | tuple[float, ...]]:
 
 def plan(
     domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """Pieces of rows to draw; `listing` is not needed."""
     if raw != GENERATOR:
         raise ValueError(
@@ -119,7 +119,7 @@ def plan(
             f"{_MOST_ROWS}. Add for instance --rows 100000."
         )
     starts = range(0, rows, _PIECE_ROWS)
-    return [Piece(raw, start, min(start + _PIECE_ROWS, rows)) for start in starts]
+    return (Piece(raw, start, min(start + _PIECE_ROWS, rows)) for start in starts)
 
 
 def read(

@@ -78,7 +78,7 @@ def check_codec(domain: Domain, codec: Path) -> None:
 
 def plan(
     domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """Write the stretches of the files below `raw` to `listing` and cut it into pieces."""
     from data_prep.documents import plan_documents
 

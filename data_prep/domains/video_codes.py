@@ -49,9 +49,9 @@ def check_codec(domain: Domain, codec: Path) -> None:
 
 def plan(
     domain: Domain, raw: str, rows: int | None, listing: Path, passed_over: PassedOver | None = None
-) -> list[Piece]:
+) -> Iterator[Piece]:
     """Write what there is below `raw` to `listing`, one line a video, and cut it into pieces of byte ranges."""
-    from data_prep.listing import cut_listing
+    from data_prep.listing import cut_listing, some
     from data_prep.raw_files import list_items, listed
     from data_prep.videos import EXTENSIONS
 
@@ -60,13 +60,11 @@ def plan(
             f"--rows {rows}: videos are all taken; wanted no --rows for {domain.name}. Leave it out."
         )
     entries = list_items(Path(raw), EXTENSIONS, passed_over)
-    pieces = cut_listing(map(listed, entries), listing, _PIECE, math.inf)
-    if not pieces:
-        raise ValueError(
-            f"{raw}: holds no videos; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
-            f"Give --raw the folder or tar that holds them."
-        )
-    return pieces
+    return some(
+        cut_listing(map(listed, entries), listing, _PIECE, math.inf),
+        f"{raw}: holds no videos; wanted files or tar members ending in {' '.join(sorted(EXTENSIONS))}. "
+        f"Give --raw the folder or tar that holds them.",
+    )
 
 
 def read(

@@ -23,7 +23,7 @@ from data_prep import chunks, pictures
 from data_prep.__main__ import main
 from data_prep.build import build, do_task
 from data_prep.check import check
-from data_prep.chunks import Chunk, merge, splits_of
+from data_prep.chunks import Chunk, merge, split_of, splits_of
 from data_prep.dataset import TokenDataset
 from data_prep.domain import domain
 from data_prep.files import replacing
@@ -156,7 +156,7 @@ def test_split_shares():
     assert (found == 0).mean() == pytest.approx(0.96, abs=0.007)
     assert (found == 1).mean() == pytest.approx(0.02, abs=0.005)
     assert (found == 2).mean() == pytest.approx(0.02, abs=0.005)
-    assert [splits_of([each], shares)[0] for each in contents[:50]] == found[:50].tolist()
+    assert [split_of(each, shares) for each in contents] == found.tolist()
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,8 @@ def test_split_shares():
     [(bytes(16), 0), (b"\xff" * 16, 2), (b"\x7f\xff" + bytes(14), 0), (b"\x80" + bytes(15), 1)],
 )
 def test_the_ends_of_the_range_of_a_hash(content, split):
-    assert splits_of([content], (("train", 0.5), ("valid", 0.25), ("test", 0.25)))[0] == split
+    shares = (("train", 0.5), ("valid", 0.25), ("test", 0.25))
+    assert splits_of([content], shares)[0] == split_of(content, shares) == split
 
 
 def test_one_split_after_another(tmp_path, picture_folder):

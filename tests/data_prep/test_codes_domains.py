@@ -139,7 +139,7 @@ def read(name, made, raw, tmp_path):
     """Everything that the domain makes of `raw`, in one piece after another."""
     here, module = domain(name), family(name)
     codec = made / "16.safetensors"
-    pieces = module.plan(here, str(raw), None, tmp_path / "listing")
+    pieces = list(module.plan(here, str(raw), None, tmp_path / "listing"))
     return pieces, [each for piece in pieces for each in module.read(here, piece, 0, codec)]
 
 

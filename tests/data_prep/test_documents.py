@@ -121,12 +121,12 @@ def test_pieces_hold_all_stretches_once(tmp_path, monkeypatch):
     (folder / "20.txt.gz").write_bytes(b"")
     monkeypatch.setattr(documents, "_STRETCH", 100)
     monkeypatch.setattr(documents, "_MOST_FILES", 3)
-    pieces = plan_documents(folder, listing)
+    pieces = list(plan_documents(folder, listing))
     assert len(pieces) == 17
     assert [found for piece in pieces for found in read_piece(piece)] == read(folder)
     assert [each.key for piece in pieces for each in piece.damage] == ["raw/20.txt.gz"]
     first = listing.read_bytes()
-    assert plan_documents(folder, listing) == pieces
+    assert list(plan_documents(folder, listing)) == pieces
     assert listing.read_bytes() == first
 
 
@@ -226,7 +226,7 @@ def test_endings_in_capitals_count_and_other_files_are_counted(tmp_path):
     (folder / "c.md").write_text("c")
     assert texts(folder) == ["a", "b"]
     passed_over = Counter()
-    plan_documents(folder, tmp_path / "listing", passed_over)
+    list(plan_documents(folder, tmp_path / "listing", passed_over))
     assert passed_over == {".md": 1}
 
 
@@ -314,6 +314,22 @@ def test_a_zstd_bomb_does_not_fill_the_memory(tmp_path, monkeypatch):
     # A bite of input makes at most a quarter as many blocks of 2^17 bytes, which zstandard holds twice while joining
     # them; and the line is skipped by 1 MiB, which readline too holds twice.
     assert held < 2 * documents._BITE // 4 * (1 << 17) + 2 * (1 << 20) + (1 << 18)
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+@pytest.mark.parametrize("left", ["nothing", "a whole part"])
+def test_a_compressed_file_cut_between_its_parts_is_damaged(tmp_path, packed, left):
+    """Such a file looks whole from inside: several .gz or .zst one after another are one, and none are an empty one."""
+    path = tmp_path / f"x.jsonl{packed}"
+    first = pack(packed, lines_of("one"))
+    path.write_bytes(first + pack(packed, lines_of("two")))
+    (stretch,) = stretches(path)
+    assert [found.text for found in read_stretch(stretch)] == ["one", "two"]
+    path.write_bytes(first if left == "a whole part" else b"")
+    *good, last = read_stretch(stretch)
+    assert [found.text for found in good] == (["one"] if left == "a whole part" else [])
+    assert last.damaged
+    assert "it has become shorter since it was listed" in last.reason
 
 
 def test_a_file_that_changed_since_the_plan_is_damaged(tmp_path):

@@ -108,11 +108,11 @@ def test_damage_is_in_the_plan_and_in_what_is_read(tmp_path):
 def test_wrong_requests_are_refused(tmp_path):
     here = domain("image-8x8")
     with pytest.raises(ValueError, match="--rows 5: pictures are all taken; wanted no --rows"):
-        image.plan(here, str(tmp_path), 5, tmp_path / "listing")
+        list(image.plan(here, str(tmp_path), 5, tmp_path / "listing"))
     with pytest.raises(
         ValueError, match="holds no pictures; wanted files or tar members ending in"
     ):
-        image.plan(here, str(tmp_path), None, tmp_path / "listing")
+        list(image.plan(here, str(tmp_path), None, tmp_path / "listing"))
 
 
 def test_a_row_is_shown_as_its_picture(tmp_path):

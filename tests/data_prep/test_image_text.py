@@ -62,7 +62,7 @@ def tar_of(path: Path, count: int) -> Path:
 
 def items(name: str, raw: Path, tokenizer: Path) -> list[Item | Refusal]:
     here = small(name)
-    pieces = image_text.plan(here, str(raw), None, raw.parent / "listing")
+    pieces = list(image_text.plan(here, str(raw), None, raw.parent / "listing"))
     return [each for piece in pieces for each in image_text.read(here, piece, 0, tokenizer)]
 
 
@@ -226,7 +226,7 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path, tokenizer):
 
 def test_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--rows 5: pairs are all taken; wanted no --rows"):
-        image_text.plan(domain("text-to-image"), str(tmp_path), 5, tmp_path / "listing")
+        list(image_text.plan(domain("text-to-image"), str(tmp_path), 5, tmp_path / "listing"))
 
 
 def test_the_notes_name_what_decides_the_tokens(tokenizer):
@@ -238,7 +238,7 @@ def test_real_captions(tmp_path, sample_data, tokenizer):
     """312 photographs with five captions each, four of them only in the .json."""
     raw = sample_data / "captions" / "captions-000000.tar"
     here = small("text-to-image")
-    pieces = image_text.plan(here, str(raw), None, tmp_path / "listing")
+    pieces = list(image_text.plan(here, str(raw), None, tmp_path / "listing"))
     first = Piece(pieces[0].source, pieces[0].start, pieces[0].stop)
     found = list(image_text.read(here, first, 0, tokenizer))
     assert not any(isinstance(each, Refusal) for each in found)

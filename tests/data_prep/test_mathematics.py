@@ -13,7 +13,7 @@ FAMILY = family("mathematics")
 
 
 def read_all(path) -> list[Item | Refusal]:
-    pieces = FAMILY.plan(MATHEMATICS, str(path), None, path.parent / "listing")
+    pieces = list(FAMILY.plan(MATHEMATICS, str(path), None, path.parent / "listing"))
     return [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0, None)]
 
 
@@ -109,7 +109,7 @@ def test_pieces_of_any_size_read_the_same(tmp_path, monkeypatch, size):
     path.write_text("".join(f"question {n}\n{n}\n" for n in range(20)))
     whole = texts(read_all(path))
     monkeypatch.setattr(FAMILY, "_PIECE_PROBLEMS", size)
-    assert len(FAMILY.plan(MATHEMATICS, str(path), None, tmp_path)) == -(-20 // size)
+    assert len(list(FAMILY.plan(MATHEMATICS, str(path), None, tmp_path))) == -(-20 // size)
     assert texts(read_all(path)) == whole
     assert len(whole) == 20
 
@@ -119,7 +119,7 @@ def test_folders_and_compressed_files(tmp_path):
     (tmp_path / "train-easy" / "b.txt").write_bytes(b"b\n1\n")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a\n1\n"))
     (tmp_path / "readme.md").write_bytes(b"x\n")
-    pieces = FAMILY.plan(MATHEMATICS, str(tmp_path), None, tmp_path)
+    pieces = list(FAMILY.plan(MATHEMATICS, str(tmp_path), None, tmp_path))
     found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0, None)]
     assert texts(found) == [("a\n", "1\n"), ("b\n", "1\n")]
     assert found[1].document.key == "train-easy/b.txt, byte 0"
@@ -134,7 +134,7 @@ def test_links_and_pipes_are_refused_and_other_files_counted(tmp_path):
     os.mkfifo(folder / "pipe.txt")
     (folder / "readme.md").write_bytes(b"x\n")
     passed_over = Counter()
-    pieces = FAMILY.plan(MATHEMATICS, str(folder), None, tmp_path, passed_over)
+    pieces = list(FAMILY.plan(MATHEMATICS, str(folder), None, tmp_path, passed_over))
     found = [item for piece in pieces for item in FAMILY.read(MATHEMATICS, piece, 0, None)]
     assert texts([each for each in found if isinstance(each, Item)]) == [("a\n", "1\n")]
     refused = {each.key: each.reason for each in found if isinstance(each, Refusal)}
@@ -150,7 +150,7 @@ def test_more_rows_than_a_plan_can_hold_are_refused(tmp_path):
         ValueError,
         match=r"--rows is 1000000000000000; wanted .* 1 to 1073741824 \(5.5e\+11 tokens\)",
     ):
-        FAMILY.plan(MATHEMATICS, "generator", 10**15, tmp_path)
+        list(FAMILY.plan(MATHEMATICS, "generator", 10**15, tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "other", "empty"])
@@ -166,21 +166,48 @@ def test_a_damaged_compressed_file_is_refused(tmp_path, damage):
     assert ("an empty file is no .gz" if damage == "empty" else "damaged or cut off") in last.reason
 
 
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz"])
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_file_that_was_cut_after_it_was_listed_is_damage(tmp_path, ending, left):
+    """To nothing, in the middle of an answer, behind a pair: each would look whole from inside."""
+    path = tmp_path / f"x{ending}"
+    pack = gzip.compress if ending.endswith(".gz") else bytes
+    path.write_bytes(pack(b"a\n12\nb\n34\n"))
+    (piece,) = FAMILY.plan(MATHEMATICS, str(path), None, tmp_path)
+    path.write_bytes((b"", pack(b"a\n1"), pack(b"a\n12\n"))[left])
+    (found,) = FAMILY.read(MATHEMATICS, piece, 0, None)
+    reason = "has become shorter since it was listed: copy it again"
+    assert found == Refusal(f"{tmp_path.name}/x{ending}", reason, damaged=True)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_damage(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"a\n1\n" * 100_000)  # more than is read at a time
+    piece = list(FAMILY.plan(MATHEMATICS, str(path), None, tmp_path))[-1]
+    found = FAMILY.read(MATHEMATICS, piece, 0, None)
+    assert isinstance(next(found), Item)
+    os.truncate(path, piece.start)
+    last = list(found)[-1]
+    assert isinstance(last, Refusal)
+    assert last.damaged
+    assert "has become shorter" in last.reason
+
+
 @pytest.mark.parametrize("name", ["nothing", "empty", "empty.txt"])
 def test_nothing_to_read(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").touch()
     with pytest.raises(ValueError, match="wanted (a text file|text files)"):
-        FAMILY.plan(MATHEMATICS, str(tmp_path / name), None, tmp_path)
+        list(FAMILY.plan(MATHEMATICS, str(tmp_path / name), None, tmp_path))
 
 
 def test_rows_belong_to_the_generator(tmp_path):
     with pytest.raises(ValueError, match="--rows 5: text files are read whole"):
-        FAMILY.plan(MATHEMATICS, str(tmp_path), 5, tmp_path)
+        list(FAMILY.plan(MATHEMATICS, str(tmp_path), 5, tmp_path))
     with pytest.raises(ValueError, match="--rows is None; wanted how many rows"):
-        FAMILY.plan(MATHEMATICS, "generator", None, tmp_path)
+        list(FAMILY.plan(MATHEMATICS, "generator", None, tmp_path))
     with pytest.raises(ValueError, match="--rows is 0; wanted how many rows"):
-        FAMILY.plan(MATHEMATICS, "generator", 0, tmp_path)
+        list(FAMILY.plan(MATHEMATICS, "generator", 0, tmp_path))
 
 
 def test_regimes_are_chosen_by_name(tmp_path):
@@ -189,18 +216,22 @@ def test_regimes_are_chosen_by_name(tmp_path):
     (piece,) = FAMILY.plan(MATHEMATICS, "generator", 1, tmp_path)
     assert piece.source == "generator:train-easy,train-medium,train-hard"
     with pytest.raises(ValueError, match="regime 'hard' is not known; wanted some of train-easy"):
-        FAMILY.plan(MATHEMATICS, "generator:hard", 1, tmp_path)
+        list(FAMILY.plan(MATHEMATICS, "generator:hard", 1, tmp_path))
 
 
 def test_pieces_cover_the_rows_asked_for(tmp_path):
     for rows in (1, 15, 16, 100, 5000):
-        pieces = FAMILY.plan(MATHEMATICS, "generator", rows, tmp_path)
+        pieces = list(FAMILY.plan(MATHEMATICS, "generator", rows, tmp_path))
         assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]]
         assert (pieces[0].start, pieces[-1].stop) == (0, rows)
+        sizes = [piece.stop - piece.start for piece in pieces]
+        assert sizes == sorted(sizes, reverse=True), "workers end together"
+        assert sizes[-1] <= 8
+        assert sizes[0] <= min(256, max(1, rows // 16))
 
 
 def test_generated_problems_fill_the_piece():
-    piece = FAMILY.plan(MATHEMATICS, "generator:train-easy", 1, None)[0]
+    piece = next(FAMILY.plan(MATHEMATICS, "generator:train-easy", 1, None))
     items = list(FAMILY.read(MATHEMATICS, piece, 1, None))
     sizes = [sum(part.size for _, part in item.document.parts) for item in items]
     assert sum(sizes) >= 512 > sum(sizes[:-1])
@@ -220,7 +251,7 @@ def test_failing_problems_are_refused_then_given_up(monkeypatch):
     monkeypatch.setattr(
         mathematics_generator, "choose_modules", lambda regimes: broken("bad", TypeError("odd"))
     )
-    found = FAMILY.read(MATHEMATICS, FAMILY.plan(MATHEMATICS, "generator", 1, None)[0], 0, None)
+    found = FAMILY.read(MATHEMATICS, next(FAMILY.plan(MATHEMATICS, "generator", 1, None)), 0, None)
     assert next(found) == Refusal("bad", "the generator failed: TypeError: odd")
     with pytest.raises(RuntimeError, match="20 problems in a row failed, the last of bad: odd"):
         list(found)

@@ -88,7 +88,7 @@ def test_pieces_never_cut_a_pair(tmp_path):
     for number in range(600):
         files |= {f"{number:04d}.png": b"x", f"{number:04d}.txt": f"caption {number}".encode()}
     raw = tar_of(tmp_path / "x.tar", files)
-    pieces = plan_pairs(raw, tmp_path / "listing")
+    pieces = list(plan_pairs(raw, tmp_path / "listing"))
     assert len(pieces) == 3
     found = [list(read_pairs(piece)) for piece in pieces]
     assert [len(each) for each in found] == [256, 256, 88]
@@ -225,7 +225,7 @@ def test_links_and_bad_names_are_refused(tmp_path):
 def test_a_tar_that_is_cut_off_is_damage(tmp_path):
     whole = tar_of(tmp_path / "x.tar", WHOLE).read_bytes()
     (tmp_path / "x.tar").write_bytes(whole[:3000])
-    pieces = plan_pairs(tmp_path / "x.tar", tmp_path / "listing")
+    pieces = list(plan_pairs(tmp_path / "x.tar", tmp_path / "listing"))
     assert any(each.damaged for piece in pieces for each in piece.damage)
     found = [each for piece in pieces for each in read_pairs(piece)]
     assert any(isinstance(each, Refusal) and each.damaged for each in found)
@@ -237,7 +237,7 @@ def test_raw_data_without_pairs_is_refused(tmp_path, name):
     with pytest.raises(
         ValueError, match=f"{name}: (holds no pictures with captions|does not exist); wanted"
     ):
-        plan_pairs(tmp_path / name, tmp_path / "listing")  # fmt: skip
+        list(plan_pairs(tmp_path / name, tmp_path / "listing"))  # fmt: skip
 
 
 # --- tables
@@ -299,7 +299,7 @@ def test_every_line_of_a_table_is_in_one_piece(tmp_path):
         lengths = [(seed + 7919 * number) % 997 for number in range(400)]
         lines = [f"p/a.jpg\t{number} {'x' * length}" for number, length in enumerate(lengths)]
         table = table_of(tmp_path, "\n".join(lines).encode() + end)
-        pieces = plan_pairs(table, tmp_path / "listing")
+        pieces = list(plan_pairs(table, tmp_path / "listing"))
         assert len(pieces) > 4
         found = [each for piece in pieces for each in read_pairs(piece)]
         captions = [caption for each in found for caption in each.captions]
@@ -311,7 +311,7 @@ def test_a_line_of_two_gigabytes_is_refused_unread(tmp_path):
     with table.open("r+b") as stream:
         stream.seek(1 << 31)
         stream.write(b"\np/b.png\tlast\n")
-    pieces = plan_pairs(table, tmp_path / "listing")
+    pieces = list(plan_pairs(table, tmp_path / "listing"))
     assert len(pieces) == 2, "no piece lies inside of it"
     ends = [each for piece in pieces for each in read_pairs(piece)]
     assert [getattr(each, "captions", None) or each.reason for each in ends] == [
@@ -332,14 +332,14 @@ def test_a_line_of_two_gigabytes_is_refused_unread(tmp_path):
 )  # fmt: skip
 def test_a_table_without_the_columns_is_refused(tmp_path, header, said):
     with pytest.raises(ValueError, match=said):
-        plan_pairs(table_of(tmp_path, ["p/a.jpg\tx"], header), tmp_path / "listing")
+        list(plan_pairs(table_of(tmp_path, ["p/a.jpg\tx"], header), tmp_path / "listing"))
 
 
 def test_an_empty_table_and_a_missing_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no line below its header; wanted pairs"):
-        plan_pairs(table_of(tmp_path, []), tmp_path / "listing")
+        list(plan_pairs(table_of(tmp_path, []), tmp_path / "listing"))
     with pytest.raises(ValueError, match=r"none\.tsv: does not exist; wanted a \.tsv"):
-        plan_pairs(tmp_path / "none.tsv", tmp_path / "listing")
+        list(plan_pairs(tmp_path / "none.tsv", tmp_path / "listing"))
 
 
 def test_mutated_tars_give_pairs_or_reasons(tmp_path):
@@ -353,7 +353,7 @@ def test_mutated_tars_give_pairs_or_reasons(tmp_path):
         cut = random.integers(0, len(data)) if random.random() < 0.3 else len(data)
         (tmp_path / "x.tar").write_bytes(data[:cut])
         try:
-            pieces = plan_pairs(tmp_path / "x.tar", tmp_path / "listing")
+            pieces = list(plan_pairs(tmp_path / "x.tar", tmp_path / "listing"))
         except ValueError as error:
             said.append(str(error))
             continue
@@ -393,5 +393,5 @@ def test_files_of_a_pair_that_are_no_neighbours_in_a_tar_are_refused(tmp_path):
 def test_files_of_other_kinds_are_counted(tmp_path):
     raw = folder_of(tmp_path, {"a.jpg": PICTURE, "a.txt": b"x", "a.cls": b"3", "README": b"x"})
     passed_over = Counter()
-    plan_pairs(raw, tmp_path / "listing", passed_over)
+    list(plan_pairs(raw, tmp_path / "listing", passed_over))
     assert passed_over == {".cls": 1, "no ending": 1}

@@ -179,7 +179,7 @@ def test_rows_are_refused(tmp_path, raw):
     with pytest.raises(
         ValueError, match=r"--rows 5: text is all taken; wanted no --rows .*Leave it"
     ):
-        FAMILY.plan(HERE, str(raw), 5, tmp_path / "listing")
+        list(FAMILY.plan(HERE, str(raw), 5, tmp_path / "listing"))
 
 
 def test_the_manifest_names_the_tokenizer(raw, model):
@@ -192,7 +192,7 @@ def test_the_manifest_names_the_tokenizer(raw, model):
 def test_the_split_does_not_depend_on_the_tokenizer(tmp_path, raw, model):
     other = tmp_path / "x.model"
     train(raw, other, 350)
-    pieces = FAMILY.plan(HERE, str(raw), None, tmp_path / "listing")
+    pieces = list(FAMILY.plan(HERE, str(raw), None, tmp_path / "listing"))
     by_model = [
         [
             (item.document.key, item.content)

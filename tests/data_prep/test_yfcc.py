@@ -191,7 +191,7 @@ def test_paths_that_are_not_there(tmp_path, missing):
         (tmp_path / name).write_bytes(b"")
     raw = f"{tmp_path}/meta.tsv:{tmp_path}/photos"
     with pytest.raises(ValueError, match=rf"{missing} does not exist; wanted .*Check both paths"):
-        image.plan(here, raw, None, tmp_path / "listing")
+        list(image.plan(here, raw, None, tmp_path / "listing"))
 
 
 def test_real_photographs_in_the_layout_of_the_bucket(sample_data, tmp_path):
