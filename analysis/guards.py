@@ -49,7 +49,8 @@ def unusable(run: RunResult, split: str, include: Collection[str]) -> str | None
         if not run.finished:
             return f"unfinished: stopped at step {steps}, before any evaluation on {split!r}"
         return f"no evaluation on the split {split!r}"
-    if not (np.all(np.isfinite(rows["loss"])) and np.all(np.isfinite(run.train["loss"]))):
+    trained = run.train["loss"][~np.isin(run.train["step"], run.skipped)]
+    if not (np.all(np.isfinite(rows["loss"])) and np.all(np.isfinite(trained))):
         return "diverged: a loss is not finite"
     if np.any(rows["loss"] <= 0):
         return f"a held-out loss is not positive ({rows['loss'].min():g})"
@@ -94,6 +95,21 @@ def over_fitted(run: RunResult, rows: np.ndarray) -> bool:
     there = run.train["loss"][run.train["step"] <= best["step"]]
     last = run.train["loss"][-TAIL:]
     return bool(len(there) and np.median(last) <= np.median(there[-TAIL:]))
+
+
+def remark_skipped(runs: Collection[RunResult]) -> tuple[str, ...]:
+    """A remark that names the runs with steps that changed no weight."""
+    said = [
+        f"{run.run_id} ({len(run.skipped)} of {len(run.train)} steps)"
+        for run in runs
+        if len(run.skipped)
+    ]
+    if not said:
+        return ()
+    return (
+        f"skipped_steps: a gradient was not finite, and so the step changed no weight (guards.non_finite = skip), in "
+        f"{'; '.join(said[:MOST_STEPS])}{'; and others' * (len(said) > MOST_STEPS)}.",
+    )
 
 
 def taken_in(runs: Collection[RunResult], split: str, include: Collection[str]) -> tuple[str, ...]:

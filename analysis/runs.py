@@ -20,6 +20,7 @@ from analysis.guards import (
     not_cooled,
     over_fitted,
     refuse_mixtures,
+    remark_skipped,
     taken_in,
     unique_tokens,
     unusable,
@@ -169,6 +170,7 @@ def all_points(study: StudyRuns, counting: Counting, repeats: bool = False) -> P
         rows.append((run, final))
     left_out = study.left_out + not_cooled(warm)
     remarks = taken_in(study.runs, counting.split, counting.include) + _early_stopped(beyond, rows)
+    remarks += remark_skipped(study.runs)
     points = _points(rows, counting)
     if not repeats:
         points = replace(points, tokens=np.minimum(points.tokens, points.unique_tokens))
@@ -215,7 +217,7 @@ def curve_points(study: StudyRuns, counting: Counting) -> PointSet:
                 LeftOut(f"{run.run_id} step {row['step']}", reason) for row in table[which]
             ]
         rows.append((run, table[~early & ~late & ~again]))
-    remarks = taken_in(study.runs, counting.split, counting.include)
+    remarks = taken_in(study.runs, counting.split, counting.include) + remark_skipped(study.runs)
     if falling and MID_SCHEDULE in counting.include:
         remarks += (
             f"mid_schedule_points: the learning rate of {len(falling)} of {len(study.runs)} runs "

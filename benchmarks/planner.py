@@ -52,6 +52,8 @@ class Case:
     ranks: int = 1
     heads: int | None = None
     parallel: Parallel = Parallel()
+    dropout: float = 0.0
+    noise: bool = False  # the gradient noise scale is measured, as every sixteenth step does
 
 
 def case_of(*sizes: int, **more: object) -> Case:
@@ -73,6 +75,19 @@ CPU_CASES = {
     "5 M, fp32, activation checkpointing": case_of(6, 256, 512, 16, activation_checkpointing=True),
     "7 M, fp32, vocabulary 8,192": case_of(4, 256, 512, 8, vocabulary=8192),
     "3 M, fp32, sparse, window 48": case_of(4, 256, 768, 8, window=48),
+    "19 M, fp32, noise scale": case_of(6, 512, 256, 4, noise=True),
+    "19 M, bf16, ZeRO 1, noise scale": case_of(
+        6, 512, 256, 4, precision="bf16", zero_stage=1, noise=True
+    ),
+    "19 M, bf16, 4 micro-batches, noise scale": case_of(
+        6, 512, 256, 8, precision="bf16", train_micro_batch_size_per_gpu=2, noise=True
+    ),
+    "5 M, fp32, dropout": case_of(6, 256, 512, 16, dropout=0.1),
+    "5 M, bf16, dropout": case_of(6, 256, 512, 16, precision="bf16", dropout=0.1),
+    "5 M, fp32, dropout, activation checkpointing": case_of(
+        6, 256, 512, 16, dropout=0.1, activation_checkpointing=True
+    ),
+    "3 M, fp32, sparse, window 48, dropout": case_of(4, 256, 768, 8, window=48, dropout=0.1),
     "19 M, bf16, ZeRO 1": case_of(6, 512, 256, 4, precision="bf16", zero_stage=1),
     "19 M, bf16, ZeRO 2": case_of(6, 512, 256, 4, precision="bf16", zero_stage=2),
     "19 M, bf16, ZeRO 3": case_of(6, 512, 256, 4, precision="bf16", zero_stage=3),
@@ -129,9 +144,11 @@ def config_of(case: Case) -> RunConfig:
     share = case.rows // (case.ranks // case.parallel.tensor_model_parallel_size)
     asked = case.parallel.train_micro_batch_size_per_gpu
     parallel = case.parallel.model_copy(update={"train_micro_batch_size_per_gpu": asked or share})
-    return run_of(
+    run = run_of(
         shape, case.rows, case.precision, steps=STEPS, family=case.family, parallel=parallel
     )
+    model = run.model.model_copy(update={"dropout": case.dropout})
+    return run.model_copy(update={"model": model})
 
 
 def predicted(case: Case, *, on_gpu: bool, whole_buckets: bool) -> Memory:
@@ -146,6 +163,7 @@ def predicted(case: Case, *, on_gpu: bool, whole_buckets: bool) -> Memory:
         micro_batches=case.rows // data_parallel // micro_batch,
         data_parallel=data_parallel,
         on_gpu=on_gpu,
+        dropout=case.dropout > 0,
     )
     return memory_of(share, whole_buckets=whole_buckets)
 
@@ -161,7 +179,7 @@ def train(case: Case, device: torch.device) -> None:
     for _ in range(STEPS):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        engine.train_step(batch, 1e-3)
+        engine.train_step(batch, 1e-3, measure_noise=case.noise)
     engine.close()
 
 
@@ -189,7 +207,8 @@ def resident(name: str) -> float:
 def measure(case: Case, what: str) -> float:
     device = start_process()
     # The base has every library loaded: the same kind of optimizer, on something small.
-    train(replace(TINY, precision=case.precision, ranks=case.ranks, parallel=case.parallel), device)
+    own = {"precision": case.precision, "ranks": case.ranks, "parallel": case.parallel}
+    train(replace(TINY, **own, dropout=case.dropout), device)
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         train(case, device)

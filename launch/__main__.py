@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.config import RunConfig
-from launch.console import first_rank, sentence
+from launch.console import first_rank, say, sentence
 from launch.folder import data_identity, finished_on, run_folder
 from launch.packing import run_packed
 from launch.study import expand, load_study
@@ -41,6 +41,24 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from launch.agreement import agreed  # torch
+
+        chosen = agreed(lambda: _asked_for(arguments))
+    else:
+        chosen = _asked_for(arguments)
+    if all(_finished(run, arguments) for run in chosen):
+        say(f"{len(chosen)} of {len(chosen)} runs are finished: nothing to do")
+        return 0
+    if arguments.at_a_time > 1:
+        return run_packed(chosen, arguments.data, arguments.results, arguments.at_a_time)
+    from launch.run import run_all  # torch and DeepSpeed: only now
+
+    return run_all(chosen, arguments.data, arguments.results)
+
+
+def _asked_for(arguments: argparse.Namespace) -> Sequence[RunConfig]:
+    """The runs to train. Raises `ValueError` for what is better refused now, once."""
     runs = expand(load_study(arguments.study), arguments.study)
     chosen = _chosen(runs, arguments.run, arguments.study)
     if not arguments.data.exists():
@@ -50,19 +68,11 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     if arguments.results.exists() and not arguments.results.is_dir():
         raise ValueError(
-            f"--results {arguments.results}: this is a file; wanted a folder for the runs. Name "
-            "another path."
+            f"--results {arguments.results}: this is a file; wanted a folder for the runs. Name another path."
         )
     _refuse_at_a_time(arguments.at_a_time)
-    data_identity(chosen[0], arguments.data)  # a missing split is better refused now, once
-    if all(_finished(run, arguments) for run in chosen):
-        print(f"{len(chosen)} of {len(chosen)} runs are finished: nothing to do", file=sys.stderr)
-        return 0
-    if arguments.at_a_time > 1:
-        return run_packed(chosen, arguments.data, arguments.results, arguments.at_a_time)
-    from launch.run import run_all  # torch and DeepSpeed: only now
-
-    return run_all(chosen, arguments.data, arguments.results)
+    data_identity(chosen[0], arguments.data)  # a missing split
+    return chosen
 
 
 def _refuse_at_a_time(number: int) -> None:
@@ -201,9 +211,8 @@ def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="train runs in this process, one after another (or on all ranks, under torchrun)",
-        description="One process is the single-GPU (or CPU) test mode; under torchrun or srun all "
-        "ranks train together. Exit status: 0 done, 1 a run failed, 2 bad input, 3 stopped by a "
-        "signal with a checkpoint.",
+        description="One process is the single-GPU (or CPU) test mode; under torchrun or srun all ranks train one. "
+        "Exit status: 0 done, 1 a run failed, 2 bad input, 3 stopped by a signal with a checkpoint, 4 lost a rank.",
     )
     run.add_argument("study", type=Path, metavar="STUDY.toml")
     run.add_argument("--data", type=Path, required=True, metavar="DIR", help="the dataset's folder")

@@ -9,8 +9,9 @@ a = attention size, f = feed-forward size on this rank, a dense layer keeps
     2 f    before and after the non-linearity
 
 and, in fp32 whatever the precision, two numbers for each norm and one for each head's soft-max.
-Nothing is kept twice: views share their memory. What dropout keeps is not counted: on a GPU two masks of a byte an
-element and layer, on a CPU the probabilities of attention too.
+Nothing is kept twice: views share their memory. Dropout keeps a mask of what the embeddings, attention and feed-forward
+give, a byte an element on a GPU and a number on a CPU. Where attention is unfused for it (on a CPU, in local layers),
+it keeps the probabilities three times (as they are, their mask, their product) and scaled queries and keys.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Share:
     """One device's share of a run: what it holds follows from these alone.
 
     `micro_batch` rows go through at a time, `micro_batches` of them in a step; `counted` is the
-    share of tokens that are in the loss.
+    share of tokens that are in the loss; `dropout`: whether there is any.
     """
 
     shape: ModelShape
@@ -41,6 +42,7 @@ class Share:
     data_parallel: int = 1
     on_gpu: bool = True
     counted: float = 1.0
+    dropout: bool = False
 
     @property
     def ranks(self) -> int:
@@ -103,8 +105,24 @@ def kept_inside(share: Share, layer: int) -> float:
         + 2 * _normed(share)
         + feed_forward
         + norms
+        + 2 * mask_of_residual(share)
         + _kept_by_attention(share, share.shape.attention_of(layer))
     )
+
+
+def mask_of_residual(share: Share) -> float:
+    """Bytes of dropout's mask of one stream of hidden states, on this rank's rows."""
+    return share.residual / share.width * _mask_width(share) if share.dropout else 0.0
+
+
+def mask_of_embeddings(share: Share) -> float:
+    """The same of the embeddings, of which every tensor-parallel rank has all rows."""
+    whole = share.ranks if share.parallel.sequence_parallel else 1
+    return whole * mask_of_residual(share)
+
+
+def _mask_width(share: Share) -> int:
+    return 1 if share.on_gpu else share.width
 
 
 def _normed(share: Share) -> float:
@@ -120,6 +138,8 @@ def _kept_by_attention(share: Share, pattern: Attention) -> float:
     one = share.tokens * shape.attention_size / share.ranks * share.width
     soft_max = share.tokens * shape.num_attention_heads / share.ranks * FP32
     window = shape.attention_window
+    if _unfused(share, pattern):
+        return _kept_unfused(share, pattern)
     if pattern == "dense" or (pattern == "local" and window >= shape.seq_length):
         return 4 * one + soft_max
     padded = -(-shape.seq_length // window) * window / shape.seq_length
@@ -132,17 +152,44 @@ def _kept_by_attention(share: Share, pattern: Attention) -> float:
     return (5 * padded + 1) * one + _probabilities(share)
 
 
-def _probabilities(share: Share) -> float:
-    """Of a local layer whose blocks go through plain products: [blocks, rows, heads, W, 2 W]."""
+def _unfused(share: Share, pattern: Attention) -> bool:
+    """Whether dropout has PyTorch's attention compute every probability."""
     shape = share.shape
-    blocks = -(-shape.seq_length // shape.attention_window)
+    banded = pattern == "local" and shape.attention_window < shape.seq_length
+    return share.dropout and (banded or not share.on_gpu)
+
+
+def _kept_unfused(share: Share, pattern: Attention) -> float:
+    """Probabilities, their mask and their product, in fp32 whatever the precision, as the scaled queries and keys are;
+    dense layers in fp32 keep the matrix's whole result for its values."""
+    shape = share.shape
+    one = share.tokens * shape.attention_size / share.ranks
+    window = shape.attention_window or shape.seq_length
+    padded = -(-shape.seq_length // window) * window / shape.seq_length
+    whole = pattern == "dense" and share.precision == "fp32"
+    inputs = 5 if pattern == "local" or whole else 3
+    thrice = _probabilities(share, pattern) * (2 + (1 if share.on_gpu else FP32) / FP32)
+    return inputs * padded * one * FP32 + one * share.width + thrice
+
+
+def _probabilities(share: Share, pattern: Attention = "local") -> float:
+    """Where attention goes through plain products: of a local layer [blocks, rows, heads, W, 2 W], of a strided one
+    [W, rows, heads, blocks, blocks], of a dense one [rows, heads, S, S]."""
+    shape = share.shape
     rows = share.micro_batch * shape.num_attention_heads / share.ranks
-    return blocks * rows * shape.attention_window * 2 * shape.attention_window * share.width
+    window = shape.attention_window or shape.seq_length
+    blocks = -(-shape.seq_length // window)
+    pairs = {
+        "local": blocks * window * 2 * window,
+        "strided": window * blocks**2,
+        "dense": shape.seq_length**2,
+    }
+    return rows * pairs[pattern] * (FP32 if share.dropout else share.width)
 
 
 def _cpu_kernel(share: Share) -> bool:
     fits = share.shape.kv_channels <= CPU_KERNEL_MAX_CHANNELS_LOCAL
-    return not share.on_gpu and share.precision == "fp32" and fits
+    return not share.on_gpu and share.precision == "fp32" and fits and not share.dropout
 
 
 def passing_backward(share: Share, layer: int) -> float:
@@ -157,10 +204,14 @@ def passing_backward(share: Share, layer: int) -> float:
     feed_forward = shape.ffn_hidden_size / share.ranks
     matrix = feed_forward * shape.hidden_size * share.width
     at_feed_forward = share.residual + feed_forward * share.tokens * share.width + matrix
-    if shape.attention_of(layer) != "local" or _cpu_kernel(share):
+    pattern = shape.attention_of(layer)
+    dropped = _unfused(share, pattern)
+    if not dropped and (pattern != "local" or _cpu_kernel(share)):
         return at_feed_forward
     free = 2 * feed_forward * share.tokens * share.width + _normed(share)
-    return max(at_feed_forward, share.residual + 2 * _probabilities(share) - free)
+    # With dropout their product is free before the second of the two gradients comes.
+    gradients = (1 if dropped else 2) * _probabilities(share, pattern)
+    return max(at_feed_forward, share.residual + gradients - free)
 
 
 # --- the head

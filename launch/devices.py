@@ -125,7 +125,7 @@ def measured_cpu() -> Device:
         name="cpu",
         bf16=flops,  # few CPUs multiply it faster
         fp32=flops,
-        memory=_memory(),
+        memory=machine_memory(),
         bandwidth=bandwidth,
         link=bandwidth / 2,
         network=bandwidth / 2,
@@ -147,7 +147,7 @@ def _best_seconds(work: Callable[[], object], seconds: float = 0.2) -> float:
     return best
 
 
-def _memory() -> float:
+def machine_memory() -> float:
     """Bytes of this machine, or of the container that it is."""
     total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     try:

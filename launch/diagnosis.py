@@ -3,6 +3,12 @@
 import numpy as np
 
 SPIKE_WINDOW, SPIKE_SCORE = 64, 12.0
+RESOLUTION = 2.0**-23  # of fp32, in which losses are computed from logits, whose size is about one
+
+
+def skipped_places(grad_norms: np.ndarray) -> np.ndarray:
+    """The places of gradient norms that are not finite: such a step changes no weight on any rank."""
+    return np.flatnonzero(~np.isfinite(grad_norms))
 
 
 def spike_places(losses: np.ndarray) -> np.ndarray:
@@ -10,9 +16,11 @@ def spike_places(losses: np.ndarray) -> np.ndarray:
 
     Far: `SPIKE_SCORE` robust standard deviations above their median, with 1.4826 times the median
     absolute deviation as one (Iglewicz & Hoaglin 1993). Noise of small batches has heavy tails, so the
-    limit is high: what it finds is a loss that jumped, not an unlucky batch.
+    limit is high: what it finds is a loss that jumped, not an unlucky batch. One deviation is at least
+    `usual_noise`, or in a flat window any rise would be a spike.
     """
     broken = ~np.isfinite(losses)
+    least = usual_noise(losses)
     filled = np.where(broken, np.inf, losses)
     jumps = np.zeros(len(losses), bool)
     for first in range(SPIKE_WINDOW, len(losses), 65_536):  # flat memory for a million steps
@@ -23,8 +31,20 @@ def spike_places(losses: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             middle = np.median(windows, axis=1)
             spread = 1.4826 * np.median(np.abs(windows - middle[:, None]), axis=1)
-            jumps[first:last] = filled[first:last] - middle > SPIKE_SCORE * spread
+            floor = np.maximum(least, RESOLUTION * np.maximum(1.0, np.abs(middle)))
+            limit = SPIKE_SCORE * np.maximum(spread, floor)
+            jumps[first:last] = filled[first:last] - middle > limit
     return np.flatnonzero(broken | jumps)
+
+
+def usual_noise(losses: np.ndarray) -> float:
+    """The standard deviation of one step's loss, robustly, from what neighbouring steps differ by: their median
+    absolute difference, times 1.4826 for normal noise, over sqrt(2) for the noise of two. A trend hardly
+    shows in it. 0 without two finite neighbours."""
+    with np.errstate(invalid="ignore"):
+        differences = np.abs(np.diff(losses))
+    differences = differences[np.isfinite(differences)]
+    return float(1.4826 * np.median(differences) / np.sqrt(2)) if len(differences) else 0.0
 
 
 def noise_scale(measured: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed
 
+from launch.agreement import agreed
 from launch.batches import Batch
 from launch.checkpoint_writer import Part
 from launch.config import RunConfig
@@ -53,7 +54,7 @@ def start_process() -> torch.device:
     keep_freed_memory()
     # 85 s of g++ the first time, for a collective that gloo has already (measured; stack notes).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    device = own_device()
+    device = agreed(own_device)
     start_process_groups()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)

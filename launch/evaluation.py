@@ -96,10 +96,14 @@ def evaluate(model: Model, dataset: Dataset, rows: np.ndarray, *beside: Sums) ->
     domain = dataset.domain
     sums = LossSums.zeros(len(rows), len(domain.kinds), domain.seq_length, model.device)
     size, rank = model.micro_batch, data_parallel_rank()
-    for start in range(rank * size, len(rows), model.world_size * size):
-        where = slice(start, min(start + size, len(rows)))
-        batch = evaluation_batch(dataset, rows[where], model.device)
-        losses = model.losses(batch)
+    for start in range(0, len(rows), model.world_size * size):
+        first = min(start + rank * size, len(rows))
+        where = slice(first, min(first + size, len(rows)))
+        idle = where.start == where.stop
+        batch = evaluation_batch(dataset, rows[:1] if idle else rows[where], model.device)
+        losses = model.losses(batch)  # under ZeRO 3 all ranks together, those without rows too
+        if idle:
+            continue
         counted = (
             torch.ones_like(losses, dtype=torch.bool) if batch.counted is None else batch.counted
         )

@@ -10,7 +10,15 @@ DONE, FAILED, BAD_INPUT, STOPPED, LOST = 0, 1, 2, 3, 4
 """Exit statuses of every command that trains: all done; an error that would come again; bad arguments or input;
 stopped early by a signal, with a checkpoint; a hang or a lost process, after which to start again."""
 
+EXPLAINED = (ValueError, OSError, FloatingPointError, MemoryError)
+"""Errors whose words are made for people. Any other is told with its traceback."""
+
 PR_SET_PDEATHSIG = 1
+
+
+def status_of(error: BaseException) -> int:
+    """The status of a run that `error` ended."""
+    return BAD_INPUT if isinstance(error, ValueError) else FAILED
 
 
 def end_with(parent: int) -> None:

@@ -10,7 +10,9 @@ minutes (PyTorch's own limit) or longer. Here each process has threads that
       stderr: the ranks wait for each other, and the one whose time is up first need not be the one behind.
 
 Whoever finds something says it, once, and writes it into the store; every thread reads that within
-seconds and ends its process. Nothing is saved then: the run continues from its newest checkpoint.
+seconds and ends its process. Where rank 0 has taken the store along, those that are left all find it out;
+the first of them to make a file in the run's folder says it. Nothing is saved then: the run continues from
+its newest checkpoint.
 """
 
 import contextlib
@@ -20,14 +22,17 @@ import platform
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch.distributed
 from torch.distributed import PrefixStore, Store
 
-from launch.exits import FAILED, LOST
+from launch.checkpoint import SAID_ELSEWHERE
+from launch.exits import EXPLAINED, FAILED, LOST, status_of
 
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 30.0  # of a process, until it is taken for dead
@@ -36,21 +41,32 @@ LONGER = (
 )
 
 HANGS = "hangs"
-_NO_STORE = "the process that keeps the store, rank 0 or its launcher, is gone"
-_OVER, _SAID, _ERRORS, _LEFT, _GONE = "over", "said", "errors", "left", "gone"
+CLAIM = ".lost-"  # a file of this name and a mark of the attempt: somebody has said that the store is gone
+_OVER, _SAID, _ERRORS, _LEFT, _GONE, _MARK = "over", "said", "errors", "left", "gone", "mark"
 
 
 class Lifeline:
     """Watches one run. A context manager; `step` tells that the process has got on."""
 
-    def __init__(self, name: str, hang_minutes: float, record: Callable[[Exception], None]) -> None:
-        """`record` is called, on the process that finds something, with what it found."""
-        self._name, self._record = name, record
+    def __init__(
+        self,
+        name: str,
+        hang_minutes: float,
+        record: Callable[[Exception], None],
+        folder: Path | None = None,
+    ) -> None:
+        """`record` is called, on the process that finds something, with what it found. `folder`: of the run, on a disk
+        that all ranks share."""
+        self.speaks = True  # this rank, of an error that it leaves with: no other has said it
+        self._name, self._record, self._folder = name, record, folder
         self._limit = 60 * hang_minutes
         self._deadline = time.monotonic() + LONGER * self._limit
         self._ended, self._spoken = threading.Event(), threading.Event()
+        self._ending = threading.Lock()  # held by the thread that ends this process
         self._rank, self._ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._store = _store(name) if self._ranks > 1 else None
+        # Of this attempt; the other ranks learn it.
+        self._mark = uuid.uuid4().hex if self._rank == 0 else ""
         self._answered = time.monotonic()  # the store, the last time
         work = [self._watch_steps] + ([self._watch_ranks] if self._store else [])
         self._threads = [threading.Thread(target=each, daemon=True) for each in work]
@@ -63,6 +79,7 @@ class Lifeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        self.speaks = not hasattr(error, SAID_ELSEWHERE)
         if self._store and error is not None:
             self._explain(self._store, error)
         self._ended.set()
@@ -95,9 +112,11 @@ class Lifeline:
     def _explain(self, store: Store, error: BaseException) -> None:
         """Tell the others why this rank leaves; or wait for the reason, if it is that another one did."""
         try:
-            if isinstance(error, ValueError | OSError | FloatingPointError):
+            if isinstance(error, EXPLAINED):
                 self._spoken.set()
-                store.set(_OVER, f"{FAILED} rank {self._rank} failed: {error}")
+                self.speaks = self.speaks and store.add(_SAID, 1) == 1
+                if self.speaks:
+                    store.set(_OVER, f"{status_of(error)} rank {self._rank} failed: {error}")
                 return
             count = store.add(_ERRORS, 1)
             deadline = time.monotonic() + SILENCE_SECONDS + 5 * BEAT_SECONDS
@@ -110,7 +129,7 @@ class Lifeline:
                 what = f"{type(error).__name__}: {error}"
                 store.set(_OVER, f"{FAILED} rank {self._rank} failed: {what}")
         except RuntimeError:
-            self._end(_NO_STORE)
+            self._end_without_store()
 
     # --- the threads: one asks the store, which may not answer; the other looks at the clock alone
 
@@ -121,7 +140,7 @@ class Lifeline:
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 self._end(f"rank {self._rank} on {platform.node()} {HANGS}: its stacks are above")
             if self._store and now - self._answered > SILENCE_SECONDS:
-                self._end(_NO_STORE)
+                self._end_without_store()
 
     def _watch_ranks(self) -> None:
         assert self._store is not None
@@ -129,11 +148,12 @@ class Lifeline:
         while not self._ended.wait(BEAT_SECONDS):
             try:
                 self._store.set(str(self._rank), str(time.monotonic()))
+                self._learn_mark(self._store)
                 if self._store.check([_OVER]):
                     self._follow(self._store.get(_OVER).decode())
                 following = self._following(self._store)
             except RuntimeError:
-                self._end(_NO_STORE)
+                self._end_without_store()
             now = self._answered = time.monotonic()
             if following != last or following in (None, _LEFT.encode()):
                 heard, last = now, following
@@ -159,20 +179,52 @@ class Lifeline:
         os._exit(int(status))
 
     def _end(self, what: str) -> None:
-        message = (
-            f"{self._name}: {what}. All ranks end; the run continues from its newest checkpoint."
-        )
-        if self._store and what != _NO_STORE:
+        self._ending.acquire()
+        if self._store:
             # The store may not answer: half of the beats to be the first to say it, half for the others.
             first = threading.Thread(target=self._say_first, args=(self._store, what), daemon=True)
             first.start()
             first.join(3 * BEAT_SECONDS)
+        self._say(what)
+        if self._store:
+            time.sleep(3 * BEAT_SECONDS)
+        os._exit(LOST)
+
+    def _end_without_store(self) -> None:
+        self._ending.acquire()
+        if self._claimed():
+            at_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            lost = "torchrun's process on the first node" if at_launcher else "rank 0"
+            self._say(
+                f"{lost} died: the store where the ranks meet, which it keeps, does not answer"
+            )
+        os._exit(LOST)
+
+    def _say(self, what: str) -> None:
+        message = (
+            f"{self._name}: {what}. All ranks end; the run continues from its newest checkpoint."
+        )
         self._spoken.set()
         print(message, file=sys.stderr, flush=True)
         self._record(RuntimeError(message))
-        if self._store and what != _NO_STORE:
-            time.sleep(3 * BEAT_SECONDS)
-        os._exit(LOST)
+
+    def _learn_mark(self, store: Store) -> None:
+        if self._rank == 0:
+            store.set(_MARK, self._mark)
+        elif not self._mark and store.check([_MARK]):
+            self._mark = store.get(_MARK).decode()
+
+    def _claimed(self) -> bool:
+        """Whether this rank is the first to say that the store is gone; all are, where nothing can tell."""
+        if not self._folder or not self._mark:
+            return True
+        try:
+            (self._folder / f"{CLAIM}{self._mark}").open("x").close()
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def _say_first(self, store: Store, what: str) -> None:
         """Tell the others; the rank that another one forestalled ends in silence."""

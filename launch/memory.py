@@ -23,6 +23,7 @@ from launch.activations import (
     kept_by_layer,
     kept_inside,
     logits_without_gradient,
+    mask_of_embeddings,
     passing_backward,
     passing_head,
 )
@@ -186,7 +187,7 @@ def _backward_pass(share: Share, made: float) -> dict[str, Parts]:
     layers = range(share.shape.num_layers)
     again = share.parallel.activation_checkpointing
     kept = _kept(share)
-    below = sum(kept)
+    below = sum(kept) + mask_of_embeddings(share)
     head = share.head
     per_layer = (share.parameters - share.table - head) / share.shape.num_layers
     logits = kept_by_head(share) + passing_head(share)

@@ -67,6 +67,7 @@ def choose(run: RunConfig, device: Device, gpus: int, gpus_per_node: int = GPUS_
         frozenset(run.parallel.model_fields_set),
         gpus_per_node,
         run.checkpoint.overlap,
+        run.model.dropout > 0,
     )
     fitting, least = _search(job, device, gpus)
     if fitting:
@@ -98,6 +99,7 @@ class _Job:
     stated: frozenset[str]  # of `asked`, by the study
     gpus_per_node: int
     copies: bool  # the state in the host's memory, to save it
+    dropout: bool
 
 
 @lru_cache(maxsize=1024)
@@ -183,6 +185,7 @@ def _share(
         micro_batches=job.rows // data_parallel // micro_batch,
         data_parallel=data_parallel,
         on_gpu=device.is_gpu,
+        dropout=job.dropout,
     )
 
 
@@ -259,8 +262,12 @@ def _numbers() -> list[int]:
 
 
 def described(plan: Plan) -> str:
-    """A strategy in a few words, for people."""
-    parallel = plan.parallel
+    """A plan's strategy in a few words, for people."""
+    return strategy(plan.parallel)
+
+
+def strategy(parallel: Parallel) -> str:
+    """In a few words, for people."""
     sequence = " with sequence parallelism" if parallel.sequence_parallel else ""
     words = [
         f"TP {parallel.tensor_model_parallel_size}{sequence}",

@@ -61,11 +61,27 @@ def reshard(source: Path, out: Path, *, tensor_parallel: int, to: str) -> Path:
     with tempfile.TemporaryDirectory(dir=_made(out), prefix=".reshard-") as scratch:
         checkpoint, config, whole = _read(source, Path(scratch))
         refuse_indivisible(config.shape, tensor_parallel, sequence_parallel=False)
+        if to == "megatron" and (own := _beside_plain_gpt(config)):
+            raise ValueError(
+                f"{source}: has {', '.join(own)}; wanted a plain GPT, for Megatron-LM's files say nothing of that and "
+                "it would run another model. Use --to safetensors, whose index and config.json say it."
+            )
         if to == "universal":
             return _publish(checkpoint, whole, out, Path(scratch))
         if to == "safetensors":
             return _export_safetensors(whole, config, out)
         return _export_megatron(whole, config, checkpoint.step, tensor_parallel, out)
+
+
+def _beside_plain_gpt(config: RunConfig) -> list[str]:
+    """What this model does that a GPT of the same weights would not."""
+    shape = config.shape
+    found = (
+        (shape.attention_window, f"sparse attention (window {shape.attention_window})"),
+        (shape.position_axes, f"positions by axes {shape.position_axes}"),
+        (shape.classes, f"a head of {shape.classes} classes"),
+    )
+    return [words for there, words in found if there]
 
 
 def _made(out: Path) -> Path:
@@ -228,12 +244,17 @@ def _export_safetensors(whole: Path, config: RunConfig, out: Path) -> Path:
             weight_map |= dict.fromkeys(tensors, file)
     total = sum(4 * universal.whole_shape(name).numel() for name in names)
     _write(out / CONFIG_FILE, config.model_dump_json(indent=2))
-    _write(out / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    metadata = {"total_size": total, "beside_plain_gpt": _beside_plain_gpt(config)}
+    _write(out / INDEX, json.dumps({"metadata": metadata, "weight_map": weight_map}))
     return out
 
 
 def _export_megatron(whole: Path, config: RunConfig, step: int, ranks: int, out: Path) -> Path:
     folder = out / f"iter_{step:07d}"
+    for stale in folder.glob(
+        "mp_rank_*"
+    ):  # of an export for other ranks: a reader would take them along
+        shutil.rmtree(stale)
     names = Universal(whole, 0, ranks).names()
     with _progress() as advance:
         for rank in range(ranks):

@@ -7,13 +7,12 @@ One file per run folder:
     /eval_position/SPLIT/{step, loss, count}               [evaluations], [evaluations, seq_length] x 2
     attributes        schema, config (JSON), provenance (JSON), finished, every counting convention, SPEED_NAMES
 
-Each checkpoint holds a copy, and a run that resumes begins with that copy: so its file equals an
-uninterrupted run's, and a damaged one (a full disk in the middle of a write) is replaced.
+Each checkpoint holds a copy, and a run that resumes begins with that copy: so its file equals an uninterrupted run's,
+and a damaged one (a full disk in the middle of a write) is replaced.
 
-A killed writer should leave a readable file (one of about 1,000 SIGKILLs did not). So the file is
-created under a temporary name and renamed once it is whole, rows are only ever appended, and every
-append ends with a flush. No SWMR and no `libver="latest"`: files left by a killed SWMR writer could
-not be reopened for writing (measured, 25 of 25).
+A killed writer should leave a readable file (one of about 1,000 SIGKILLs did not). So the file is created under a
+temporary name and renamed once it is whole, rows are only ever appended, and every append ends with a flush. No SWMR
+and no `libver="latest"`: files left by a killed SWMR writer could not be reopened for writing (measured, 25 of 25).
 
 This is the only module that imports h5py; it needs no torch.
 """
@@ -30,7 +29,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from launch.diagnosis import noise_scale, spike_places
+from launch.diagnosis import noise_scale, skipped_places, spike_places
 
 SCHEMA = 1
 METRICS_FILE = "metrics.h5"
@@ -87,8 +86,8 @@ COUNT_NAMES = (
 )
 """Attributes of a finished run, in every counting convention; `flops_*` are of the whole run."""
 
-
-SPEED_NAMES = ("tokens_per_second", "model_flops_per_second", "mfu", "step_seconds_median")
+STEP_SECONDS = ("step_seconds_median", "step_seconds_p95", "step_seconds_p99")
+SPEED_NAMES = ("tokens_per_second", "model_flops_per_second", "mfu", *STEP_SECONDS)
 """Attributes of the steps since the last start, over all devices (`launch.speed`); FLOPs are exact; mfu may be NaN."""
 
 
@@ -113,9 +112,15 @@ class RunResult:
     speed: dict[str, float]  # empty in files of older runs
 
     @property
+    def skipped(self) -> np.ndarray:
+        """The steps that changed no weight, for their gradient was not finite (`guards.non_finite`)."""
+        return self.train["step"][skipped_places(self.train["grad_norm"])]
+
+    @property
     def spikes(self) -> np.ndarray:
-        """The steps at which the loss spiked (`spike_places`)."""
-        return self.train["step"][spike_places(self.train["loss"])]
+        """The steps at which the loss spiked (`spike_places`); what was skipped is none."""
+        found = self.train["step"][spike_places(self.train["loss"])]
+        return np.setdiff1d(found, self.skipped)
 
     @property
     def noise_scale(self) -> float:
@@ -193,10 +198,10 @@ class ResultWriter:
         values = tuple(row[name] for name in NOISE_COLUMNS.names or ())
         _append(self._file["noise"], np.array([values], NOISE_COLUMNS))
 
-    def step_seconds(self) -> np.ndarray:
-        """The wall time of every step so far [steps], those before a stop or of a trunk included."""
+    def column(self, name: str) -> np.ndarray:
+        """One of TRAIN_COLUMNS for every step so far [steps], those before a stop or of a trunk included."""
         self.flush()
-        return self._file["train"]["seconds"]
+        return self._file["train"][name]
 
     def speed(self, **values: float) -> None:
         """Record all of SPEED_NAMES."""
@@ -219,8 +224,7 @@ class ResultWriter:
 def read_result(folder: Path) -> RunResult:
     """Read one run folder's `metrics.h5`.
 
-    Raises `ValueError` that names the file for one that is missing, empty, truncated, of another
-    kind or of a newer schema.
+    Raises `ValueError` that names the file for one that is missing, empty, truncated, of another kind or newer.
     """
     path = folder / METRICS_FILE
     with _naming(path), _open(path, "r") as file:
@@ -243,10 +247,7 @@ def read_result(folder: Path) -> RunResult:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in `folder` has finished; False if it has not begun.
-
-    Raises `ValueError` for a file that is not a run file.
-    """
+    """Whether the run in `folder` has finished; False if it has not begun. Raises `ValueError` as `read_result`."""
     return read_progress(folder)[0]
 
 

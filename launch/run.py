@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from launch.checkpoint import SAID_ELSEWHERE
 from launch.config import RunConfig, save_config
 from launch.console import first_rank, say, sentence
 from launch.devices import Device
 from launch.engine import start_process
-from launch.exits import DONE, FAILED, STOPPED
+from launch.exits import DONE, EXPLAINED, STOPPED, status_of
 from launch.folder import FAILED_FILE, finished_on, locked, record_failure, run_folder
-from launch.lifeline import Lifeline
+from launch.lifeline import CLAIM, Lifeline
+from launch.out_of_memory import in_words, refuse_what_cannot_fit
 from launch.planner import spread
 from launch.process import gpu_of, gpus_per_node
 from launch.stopping import StopSignal
@@ -47,7 +47,8 @@ def run_all(runs: Iterable[RunConfig], data: Path, results: Path, *, sharing: in
             status = status if outcome == DONE else outcome
             # Where several ranks work together, the others of a failed one wait in a collective:
             # end, so that the launcher ends them.
-            if outcome == STOPPED or (outcome == FAILED and torch.distributed.get_world_size() > 1):
+            failed = outcome not in (DONE, STOPPED)
+            if outcome == STOPPED or (failed and torch.distributed.get_world_size() > 1):
                 break
     if status == STOPPED:
         stop.hand_over()
@@ -67,7 +68,9 @@ def _guarded(
     run: RunConfig, data: Path, folder: Path, device: torch.device, stop: StopSignal
 ) -> int:
     """One run; whatever goes wrong is said and recorded, and leaves the other runs alone."""
-    lifeline = Lifeline(run.run_id, run.guards.hang_minutes, lambda e: record_failure(folder, e))
+    lifeline = Lifeline(
+        run.run_id, run.guards.hang_minutes, lambda e: record_failure(folder, e), folder
+    )
     try:
         # The first rank holds the lock for all.
         with lifeline, locked(folder) if first_rank() else contextlib.nullcontext():
@@ -75,17 +78,19 @@ def _guarded(
                 done = _run_one(run, data, folder, device, stop, lifeline)
                 return DONE if done else STOPPED
             except Exception as error:
+                told = in_words(error, run, device)
                 if first_rank():
-                    record_failure(folder, error)
+                    record_failure(folder, told or error)
+                if told:
+                    raise told from error
                 raise
     except Exception as error:
-        # An error that no message of ours explains comes with its traceback.
-        explained = isinstance(error, ValueError | OSError | FloatingPointError)
-        message = sentence(error) if explained else "".join(traceback.format_exception(error))
-        of_all_ranks = isinstance(error, FloatingPointError) and not first_rank()
-        if not of_all_ranks and not hasattr(error, SAID_ELSEWHERE):
+        message = "".join(traceback.format_exception(error))
+        if isinstance(error, EXPLAINED):
+            message = sentence(error)
+        if lifeline.speaks:
             print(f"{run.run_id}: FAILED: {message}", file=sys.stderr, flush=True)
-        return FAILED
+        return status_of(error)
 
 
 def _run_one(
@@ -100,8 +105,10 @@ def _run_one(
         say(f"{run.run_id}: finished before, nothing to do")
         return True
     if first_rank():
-        (folder / FAILED_FILE).unlink(missing_ok=True)
+        for path in (folder / FAILED_FILE, *folder.glob(f"{CLAIM}*")):
+            path.unlink(missing_ok=True)
         save_config(run, folder)
+    refuse_what_cannot_fit(run, device)
     return train(run, data, folder, device=device, stop=stop, report=_report, lifeline=lifeline)
 
 

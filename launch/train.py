@@ -16,13 +16,14 @@ from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
 from launch.console import first_rank, say
 from launch.datasets import Dataset
+from launch.diagnosis import skipped_places
 from launch.engine import Engine, StepResult
 from launch.evaluation import evaluate, evaluation_table, position_means
 from launch.folder import data_identity, refuse_other_data
 from launch.lifeline import Lifeline
 from launch.process import gpu_of
 from launch.provenance import provenance
-from launch.results import ResultWriter
+from launch.results import STEP_SECONDS, ResultWriter
 from launch.schedule import learning_rate
 from launch.speed import described, speed
 from launch.start import Beginning
@@ -62,7 +63,7 @@ def train(
     """
     # --- data ---
     identity = data_identity(config, data)
-    train_set = open_dataset(data, "train", config)
+    train_set = _training_set(config, data)
     held_out = [open_dataset(data, split, config) for split in config.evaluation.splits]
     rows = [evaluation_rows(dataset, config.evaluation.rows) for dataset in held_out]
 
@@ -156,6 +157,18 @@ def train(
     return finished
 
 
+def _training_set(config: RunConfig, data: Path) -> Dataset:
+    """Raises `ValueError` where it has fewer rows than there are data-parallel ranks."""
+    dataset = open_dataset(data, "train", config)
+    ranks = torch.distributed.get_world_size() // config.parallel.tensor_model_parallel_size
+    if ranks > dataset.num_rows:
+        raise ValueError(
+            f"{config.run_id}: {ranks} data-parallel ranks for the {dataset.num_rows:,} rows of the training split; "
+            "wanted at least one row for each. Start fewer ranks, or build a larger dataset."
+        )
+    return dataset
+
+
 def _progress(config: RunConfig, step: int, loss: float, pace: float) -> Progress:
     """`pace`: seconds of a step, all that comes between two included."""
     return Progress(
@@ -173,13 +186,13 @@ def _tell_speed(
 ) -> None:
     """Say and record it. `seconds`: of all steps since `first_step`, with evaluations and checkpoints."""
     config, device = engine.config, gpu_of(engine.device)
-    steps = writer.step_seconds()[first_step:]  # others may be of other devices
+    steps = writer.column("seconds")[first_step:]  # others may be of other devices
     fast = speed(steps, config, torch.distributed.get_world_size(), device)
     writer.speed(
         tokens_per_second=fast.tokens,
         model_flops_per_second=fast.flops_exact,
         mfu=math.nan if fast.mfu is None else fast.mfu,
-        step_seconds_median=fast.percentiles[0],
+        **dict(zip(STEP_SECONDS, fast.percentiles, strict=True)),
     )
     say(f"{config.run_id}: {described(fast, config, device)}")
     say(
@@ -187,6 +200,11 @@ def _tell_speed(
         f"{saver.seconds_waited / seconds:.1%} of the time ({saver.seconds_waited:.2g} s); written in "
         f"{saver.seconds_written:.2g} s"
     )
+    if skipped := len(skipped_places(writer.column("grad_norm"))):
+        say(
+            f"{config.run_id}: {skipped} of {config.train_steps} steps changed no weight, for their gradient was "
+            "not finite; their batches are left out"
+        )
 
 
 def _record(

@@ -1,8 +1,10 @@
 """`launch verify`: the same losses for every way to spread a model over this machine's devices.
 
 A tiny model is trained a few steps in every combination of tensor parallelism, ZeRO stage and data
-parallelism, in fp32 and bf16, and its losses are compared with those of one rank without ZeRO. What an
-operator runs first on a new cluster: a wrong driver, library or link shows here, and not in a law.
+parallelism, in fp32 and bf16, and with what can be added to them where it takes another way through the
+libraries: sequence parallelism, activation checkpointing ("recompute"), offloading. Its losses are compared
+with those of one rank without ZeRO. What an operator runs first on a new cluster: a wrong driver, library or
+link shows here, and not in a law.
 """
 
 import json
@@ -13,7 +15,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ STEPS = 8
 ROWS = 16  # a batch: so many data-parallel ranks at most
 HEADS = 8  # so many tensor-parallel ranks at most
 LARGEST = {"fp32": 1e-5, "bf16": 5e-3}  # relative difference of a loss; bf16 rounds by 2^-9 = 2e-3
-PATIENCE = 900.0  # seconds for one number of ranks
+PATIENCE = 300.0  # seconds for one case, the start of its ranks included
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,18 @@ class Case:
     sequence_parallel: bool
     zero_stage: int
     precision: str
+    recompute: bool = False
+    offload: bool = False
 
     @property
     def data_parallel(self) -> int:
         return self.world_size // self.tensor_parallel
+
+    @property
+    def additions(self) -> str:
+        names = ("sequence parallel", "recompute", "offload")
+        there = (self.sequence_parallel, self.recompute, self.offload)
+        return " + ".join(name for name, on in zip(names, there, strict=True) if on) or "-"
 
 
 def verify(world_size: int | None = None) -> int:
@@ -89,13 +99,20 @@ def cases(world_size: int) -> Iterator[Case]:
         for sequence_parallel in (False, True) if tensor_parallel > 1 else (False,):
             for zero_stage in (0, 1, 2, 3):
                 for precision in LARGEST:
-                    yield Case(
+                    case = Case(
                         world_size, tensor_parallel, sequence_parallel, zero_stage, precision
                     )
+                    yield case
+                    # Only ZeRO 3 changes what a layer computes again: it fetches the weights anew.
+                    if zero_stage in (0, 3) and precision == "fp32":
+                        yield replace(case, recompute=True)
+                    # For big models, so in bf16; ZeRO 1 goes the way of 2, and rows are not the optimizer's.
+                    if zero_stage in (2, 3) and precision == "bf16" and not sequence_parallel:
+                        yield replace(case, offload=True)
 
 
 def _table(losses: dict[Case, list[float] | str]) -> tuple[Table, int]:
-    columns = ["ranks", "TP", "sequence parallel", "DP", "ZeRO", "precision", "last loss"]
+    columns = ["ranks", "TP", "DP", "ZeRO", "precision", "with", "last loss"]
     table = Table(*columns, "largest difference", "", box=None, pad_edge=False)
     wrong = 0
     for case, found in losses.items():
@@ -105,10 +122,10 @@ def _table(losses: dict[Case, list[float] | str]) -> tuple[Table, int]:
         table.add_row(
             str(case.world_size),
             str(case.tensor_parallel),
-            "yes" if case.sequence_parallel else "no",
             str(case.data_parallel),
             str(case.zero_stage),
             case.precision,
+            case.additions,
             "-" if isinstance(found, str) else f"{found[-1]:.6f}",
             difference,
             verdict,
@@ -155,9 +172,9 @@ def _trained(world_size: int) -> Iterator[tuple[Case, list[float] | str]]:
 def _collected(
     wanted: Sequence[Case], folder: Path, ranks: Sequence[Any]
 ) -> Iterator[tuple[Case, list[float] | str]]:
-    deadline = time.monotonic() + PATIENCE
     for index, case in enumerate(wanted):
         file = folder / f"{index}.json"
+        deadline = time.monotonic() + PATIENCE
         while not file.exists():
             ended = [r for r, process in enumerate(ranks) if process.exitcode not in (None, 0)]
             late = time.monotonic() > deadline
@@ -218,7 +235,10 @@ def run_of(case: Case) -> RunConfig:
             "tensor_model_parallel_size": case.tensor_parallel,
             "sequence_parallel": case.sequence_parallel,
             "zero_stage": case.zero_stage,
-            "train_micro_batch_size_per_gpu": 1 if case.data_parallel == ROWS else 2,
+            "activation_checkpointing": case.recompute,
+            "offload_optimizer": case.offload,
+            # At least two micro-batches, whose gradients add up, as far as the rows go
+            "train_micro_batch_size_per_gpu": max(1, min(4, ROWS // case.data_parallel // 2)),
         },
     }
     (config,) = expand(validate(Study, tables, "verify"), "verify")

@@ -5,21 +5,27 @@ import shlex
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from launch.console import sentence
 from launch.exits import BAD_INPUT, DONE, FAILED, STOPPED
 from launch.study import expand, load_study
-from slurm.cancel import cancel
+from slurm.cancel import cancel, cancel_build
 from slurm.cluster import cluster_names, load_cluster
 from slurm.later import missing
+from slurm.launcher import refuse_without_slurm
 from slurm.ledger import JOBS, held, submissions
 from slurm.prepare import Build, prepare
 from slurm.queue import forget_settings
 from slurm.status import StudyStatus, as_json, look
 from slurm.submit import Round, plan, say, start_missing
-from slurm.table import as_table, causes, summary
-from slurm.target import Target, Wishes, refuse_other_study, target, unfinished
+from slurm.table import as_text, causes, summary
+from slurm.target import (
+    Target,
+    Wishes,
+    refuse_beyond_partition,
+    refuse_other_study,
+    target,
+    unfinished,
+)
 from slurm.traces import last_lines
 
 REPORT_LINES = 60  # of what `analysis report` prints
@@ -51,9 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="the study as a table, from its files")
     cancel = commands.add_parser("cancel", help="stop its jobs at their next step, resumable")
     build = commands.add_parser("prepare", help="build a dataset with an array of jobs")
-    for command in (submit, status, cancel):
+    for command in (submit, status):
         command.add_argument("study", type=Path, metavar="STUDY.toml")
         command.add_argument("--results", type=Path, required=True, metavar="DIR")
+    _add_cancel(cancel)
     for command in (submit, build):
         command.add_argument(
             "--cluster",
@@ -66,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     _add_prepare(build)
     return parser
+
+
+def _add_cancel(cancel: argparse.ArgumentParser) -> None:
+    cancel.add_argument("study", type=Path, nargs="?", metavar="STUDY.toml")
+    cancel.add_argument("--results", type=Path, metavar="DIR")
+    cancel.add_argument(
+        "--out", type=Path, metavar="DIR", help="instead of a study: a build that `prepare` started"
+    )
 
 
 def _add_submit(submit: argparse.ArgumentParser) -> None:
@@ -92,6 +107,11 @@ def _add_submit(submit: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         help="then evaluate every run on this dataset too; repeatable",
+    )
+    submit.add_argument(
+        "--information",
+        action="store_true",
+        help="with --evaluate, of pairs: also how many nats one part tells of the other",
     )
     submit.add_argument(
         "--raw", metavar="PATH", help="build the data first, if --data is not there"
@@ -126,6 +146,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         ranks=arguments.ranks,
         max_gpu_hours=arguments.max_gpu_hours,
         evaluate=tuple(arguments.evaluate),
+        information=arguments.information,
         report=not arguments.no_report,
     )
     of = target(arguments.study, arguments.cluster, arguments.data, arguments.results, wishes)
@@ -204,6 +225,24 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
+    of_study = arguments.study is not None and arguments.results is not None
+    if (
+        of_study == (arguments.out is not None)
+        or (arguments.study or arguments.results)
+        and not of_study
+    ):
+        raise ValueError(
+            "wanted what to end: a study, STUDY.toml --results DIR, or a build that `prepare` started, --out DIR. "
+            "Give one of the two."
+        )
+    if arguments.out is not None:
+        build = cancel_build(arguments.out.resolve())
+        print(
+            f"{len(build.live)} jobs asked to stop; the same prepare again goes on with what is built"
+        )
+        for line in build.kept:
+            print(line)
+        return DONE
     study = load_study(arguments.study)
     folder = arguments.results.resolve() / study.name
     done = cancel(folder)
@@ -225,17 +264,21 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if build.finished:
         print(f"{arguments.out}: already built; python -m data_prep check {arguments.out}")
         return DONE
-    under_way = prepare(build, load_cluster(arguments.cluster), build.out)
+    cluster = load_cluster(arguments.cluster)
+    if cluster.executor == "slurm":
+        refuse_without_slurm()
+        refuse_beyond_partition(cluster)
+    under_way = prepare(build, cluster, build.out)
     state = "started" if under_way.started else "under way since before"
     print(f"{arguments.out}: {build.parts} parts and their check {state}")
     _print(look((), build.out))
     say(f"type the same again to see how far it is; records and logs: {build.out / JOBS}")
+    say(f"end:   {shlex.join(['python', '-m', 'slurm', 'cancel', '--out', str(arguments.out)])}")
     return DONE
 
 
 def _print(status: StudyStatus) -> None:
-    width = None if sys.stdout.isatty() else 160  # a file has no width; do not cut names there
-    Console(width=width, highlight=False).print(as_table(status))
+    print("\n".join(as_text(status)))
     if status.runs:
         print(summary(status.runs))
     for line in causes(status):

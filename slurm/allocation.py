@@ -47,6 +47,15 @@ class Allocation(ABC):
     def requeue(self, exclude: Sequence[str]) -> None:
         """Have the whole job started anew, without these nodes. Raises `OSError` with Slurm's words."""
 
+    @abstractmethod
+    def hold(self) -> None:
+        """Have the job started anew when an operator releases it, on any nodes. Raises `OSError` as `requeue`."""
+
+    @property
+    def release(self) -> str:
+        """What the operator types for that."""
+        return ""
+
 
 class Here(Allocation):
     """This machine."""
@@ -63,6 +72,9 @@ class Here(Allocation):
 
     def requeue(self, exclude: Sequence[str]) -> None:
         raise OSError("there is no Slurm to requeue this job")
+
+    def hold(self) -> None:
+        self.requeue(())
 
 
 class OnSlurm(Allocation):
@@ -127,6 +139,15 @@ class OnSlurm(Allocation):
                 print(
                     f"job: {', '.join(exclude)} not left out: {error}", file=sys.stderr, flush=True
                 )
+
+    def hold(self) -> None:
+        _ask("scontrol", "requeuehold", self._job)
+        # Those that were left out before may be the ones that are repaired.
+        _ask("scontrol", "update", f"JobId={self._job}", "ExcNodeList=")
+
+    @property
+    def release(self) -> str:
+        return f"scontrol release {self._job}"
 
     def _exclude(self, nodes: Sequence[str]) -> None:
         """Leave these nodes out, and those that were left out before."""

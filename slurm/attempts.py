@@ -32,6 +32,7 @@ class Attempt:
     blamed: str | None = None  # the run that was under way
     saved: int = 0  # steps in the checkpoints of all runs of the job, afterwards
     exclude: tuple[str, ...] = ()  # nodes that the job does without from then on
+    held: str = ""  # what an operator has to do before the job goes on
     given_up: dict[str, Sequence[str]] = field(default_factory=dict)  # run id: cause and message
 
 

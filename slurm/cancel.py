@@ -1,10 +1,11 @@
 """Ending a study's jobs: what runs stops at its next step, with a checkpoint; what waits never begins."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.alive import Live, end, live_tasks
-from slurm.ledger import Submission, submissions, submissions_before, wanted_by
+from slurm.ledger import Submission, forget, submissions, submissions_before, wanted_by
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,40 @@ def cancel(study_folder: Path) -> Cancelled:
         if others:
             kept[_dataset(each)] = others
     mine = [each for each in before if _dataset(each) not in kept]
-    live = live_tasks([*mine, *past])
-    for submission in {each.submission for each in live}:
-        end(submission)
+    live = _end([*mine, *past])
     said = [
         f"the build of {out} goes on: {', '.join(map(str, others))} waits for it"
         for out, others in kept.items()
     ]
-    return Cancelled(tuple(live), tuple(said))
+    return Cancelled(live, tuple(said))
+
+
+def cancel_build(out: Path) -> Cancelled:
+    """Ask the jobs of a build that `prepare` started to stop. It goes on while a study waits for it, but then for
+    that alone: it ends with the last such study."""
+    past = submissions(out)
+    if not past:
+        raise ValueError(
+            f"--out {out}: no job was ever started to build this dataset; wanted the folder that `prepare` was given. "
+            "Check the path."
+        )
+    for each in past:
+        forget(each, out)
+    others = {who for each in past for who in wanted_by(each) if _waits(who, each)}
+    if others:
+        names = ", ".join(map(str, sorted(others)))
+        return Cancelled(
+            (), (f"the build goes on: {names} waits for it. Cancel that study first.",)
+        )
+    return Cancelled(_end(past), ())
+
+
+def _end(past: Sequence[Submission]) -> tuple[Live, ...]:
+    """Those that were alive. What comes last is ended first, or it would begin when the others end."""
+    live = live_tasks(past)
+    for submission in sorted({each.submission for each in live}, key=lambda each: -each.time):
+        end(submission)
+    return tuple(live)
 
 
 def _dataset(submission: Submission) -> Path:

@@ -13,8 +13,8 @@ CLUSTERS = Path(__file__).parent / "clusters"
 
 Name = Annotated[str, Field(min_length=1)]
 SLURM_ONLY = (
-    "partition", "cpu_partition", "account", "qos", "constraint", "max_nodes", "tasks_per_node",
-    "container", "sbatch",
+    "partition", "cpu_partition", "cpu_max_minutes", "account", "qos", "constraint", "max_nodes",
+    "tasks_per_node", "container", "sbatch",
 )  # fmt: skip
 OURS = (  # what `[sbatch]` may not say again: other keys do, or the jobs depend on it
     "array", "chdir", "cpus-per-task", "dependency", "error", "gpus-per-node", "job-name", "mem", "nodes",
@@ -39,6 +39,7 @@ class Cluster(Strict):
     max_nodes: Annotated[int, Field(ge=1)] | None = None
     partition: Name | None = None
     cpu_partition: Name | None = None
+    cpu_max_minutes: Annotated[int, Field(ge=1)] | None = None
     account: Name | None = None
     qos: Name | None = None
     constraint: Name | None = None
@@ -56,6 +57,11 @@ class Cluster(Strict):
     @property
     def nodes(self) -> int:
         return self.max_nodes or 1
+
+    @property
+    def cpu_minutes(self) -> int:
+        """The longest time of a job in `cpu_partition`."""
+        return self.cpu_max_minutes or self.max_minutes
 
     @model_validator(mode="after")
     def _of_its_executor(self) -> "Cluster":
@@ -93,11 +99,18 @@ class Cluster(Strict):
 
     @model_validator(mode="after")
     def _time_to_save(self) -> "Cluster":
-        if self.notice_seconds >= 60 * self.max_minutes:
+        if self.cpu_max_minutes and not self.cpu_partition:
             raise ValueError(
-                f"notice_seconds = {self.notice_seconds} with max_minutes = {self.max_minutes}; wanted "
-                "less than the whole time of a job: it would be told to stop before it begins"
+                f"cpu_max_minutes = {self.cpu_max_minutes} given without cpu_partition; wanted it only with one: "
+                "without, every job is in one partition, and max_minutes is its time"
             )
+        for key in ("max_minutes", "cpu_max_minutes"):
+            minutes = getattr(self, key)
+            if minutes and self.notice_seconds >= 60 * minutes:
+                raise ValueError(
+                    f"notice_seconds = {self.notice_seconds} with {key} = {minutes}; wanted "
+                    "less than the whole time of a job: it would be told to stop before it begins"
+                )
         again = [name for name in self.sbatch if name.replace("_", "-") in OURS]
         if again:
             raise ValueError(

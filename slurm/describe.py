@@ -14,6 +14,7 @@ from slurm.freeze import CODE
 from slurm.launcher import Order, script
 from slurm.ledger import JOBS, submissions
 from slurm.placement import PackedJob
+from slurm.start import waited_for
 from slurm.submit import arrays, orders_of, refuse_dear
 from slurm.target import Target, refuse_beyond_partition
 
@@ -32,7 +33,7 @@ def describe(of: Target, packed: Sequence[PackedJob]) -> list[str]:
         refuse_beyond_partition(of.cluster)
     except OSError as error:
         silent = f"not compared with what Slurm has: {error}"
-    lines = [*_table(of, packed), _sums(of, packed), *_stages(of)]
+    lines = [*_table(of, packed), _sums(of, packed), *_stages(of), *_starts(of, packed)]
     if of.cluster.executor == "slurm":
         lines += _scripts(of, packed, silent)
     return lines
@@ -99,6 +100,16 @@ def _stages(of: Target) -> list[str]:
     last += ", then fits and report" if of.report else ""
     threads = f"OMP_NUM_THREADS={of.cluster.cpus_per_task}"
     return [f"order: {first}training ({threads}){last}"]
+
+
+def _starts(of: Target, packed: Sequence[PackedJob]) -> list[str]:
+    """Of a study that begins with the weights of another: whether that is to be had."""
+    runs = [each.run for job in packed for each in job.runs]
+    try:
+        found = waited_for(of.results, runs, of.cluster.executor)
+    except (ValueError, OSError) as error:
+        return [f"cannot be submitted yet: {error}"]
+    return [f"training waits for {each.name}, whose weights it starts from" for each in found]
 
 
 def _scripts(of: Target, packed: Sequence[PackedJob], silent: str | None) -> list[str]:

@@ -8,6 +8,7 @@ from slurm.ledger import CANCELLED, Submission, read_submission
 from slurm.traces import SETUP_FAILED, Trace, failures, last_lines
 
 LINES = 3  # of a log that may name the cause
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 KILLED = "its job ended without a word: killed from outside, or out of memory"
 
 
@@ -30,6 +31,8 @@ def _why_killed(submission: Submission, trace: Trace) -> str:
     if submission.executor == "local" and submission.host != socket.gethostname():
         return f"its job was started on {submission.host}: only there is it seen whether it lives"
     for line in last_lines(trace.log, LINES):
+        if any(words in line for words in NO_ROOM):
+            return f"{line}; wanted room in {submission.folder.parents[1]}. Make some, then submit again to continue."
         if line.startswith(SETUP_FAILED) or line.startswith("slurmstepd: error:"):
             return line
     if trace.log is None and submission.executor == "slurm":

@@ -14,7 +14,8 @@ from launch.exits import FAILED
 from launch.stopping import STOP_SIGNALS
 from slurm.allocation import Here, OnSlurm
 from slurm.ledger import leave_outcome
-from slurm.supervisor import Supervisor, Work
+from slurm.supervisor import Supervisor
+from slurm.work import Work
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,13 @@ def shares(of: Target) -> list[Share]:
 
 
 def _about(of: Target, stage: str) -> tuple[str, ...]:
-    """What its jobs are known by beside their names: the datasets."""
-    return tuple(map(str, of.evaluate)) if stage == EVALUATE else ()
+    """What its jobs are known by beside their names: the datasets, and what is asked of them."""
+    return (*map(str, of.evaluate), *_more(of)) if stage == EVALUATE else ()
+
+
+def _more(of: Target) -> tuple[str, ...]:
+    """Further words for `launch evaluate`."""
+    return ("--information",) if of.information else ()
 
 
 def _order(of: Target, stage: str, code: Path) -> Order:
@@ -123,7 +128,9 @@ def _evaluation(of: Target, before: Sequence[Made], code: Path) -> list[Made]:
     """Every run that has a checkpoint, on datasets beside its own."""
     from slurm.stages import EVERY_RUN, Stage
 
-    commands = tuple(("launch", "evaluate", EVERY_RUN, "--data", str(data)) for data in of.evaluate)
+    commands = tuple(
+        ("launch", "evaluate", EVERY_RUN, "--data", str(data), *_more(of)) for data in of.evaluate
+    )
     order, parts = _order(of, EVALUATE, code), shares(of)
     names = [
         (f"evaluation {number} of {len(parts)}", *_about(of, EVALUATE))
@@ -194,6 +201,7 @@ def open_for(
         stage=order.stage,
         nodes=order.shape.nodes,
         tasks_per_node=order.shape.tasks_per_node,
+        parallelism=order.parallelism,
         after=after,
         code=order.code.name,
     )

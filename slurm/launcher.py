@@ -90,7 +90,7 @@ def slurm_parameters(name: str, order: Order) -> dict[str, Any]:
     }
     return {name: value for name, value in chosen.items() if value is not None} | {
         "job_name": name,
-        "time": cluster.max_minutes,
+        "time": cluster.max_minutes if training else cluster.cpu_minutes,
         "nodes": shape.nodes,
         "ntasks_per_node": shape.tasks_per_node,
         "cpus_per_task": cluster.cpus_per_task,

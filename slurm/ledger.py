@@ -43,6 +43,7 @@ class Submission:
     stage: str = TRAIN
     nodes: int = 1  # of one task of the array
     tasks_per_node: int = 1
+    parallelism: int = 1  # tasks of it that may run at a time
     after: tuple[str, ...] = ()  # folders of the submissions that have to end first
     code: str = ""  # the folder of the code that it runs
     origin: str = ""  # where `folder` was then
@@ -108,7 +109,7 @@ def read_submission(folder: Path) -> Submission:
 
 
 def submissions_before(past: Sequence[Submission]) -> list[Submission]:
-    """The submissions of other folders, those of the data, that the newest ones wait for."""
+    """The submissions of other folders that build the data which the newest ones wait for."""
     found: dict[str, Submission] = {}
     open_folders = [folder for each in past for folder in each.after]
     known = {str(each.folder) for each in past} | {each.started_as for each in past}
@@ -116,8 +117,10 @@ def submissions_before(past: Sequence[Submission]) -> list[Submission]:
         folder = open_folders.pop()
         if folder not in known and Path(folder).exists():
             known.add(folder)
-            found[folder] = read_submission(Path(folder))
-            open_folders.extend(found[folder].after)
+            before = read_submission(Path(folder))
+            if before.stage in (DATA, CHECK):  # not the training of another study, which is its own
+                found[folder] = before
+                open_folders.extend(before.after)
     return sorted(found.values(), key=lambda each: each.time)
 
 
@@ -150,9 +153,18 @@ def _of_how_many(submission: Submission) -> str:
 
 def want(build: Submission, who: Path) -> None:
     """Note that a study (its folder), or `prepare` typed by hand (the dataset's own), wants this build."""
-    folder = build.folder / WANTED
-    folder.mkdir(exist_ok=True)
-    write_whole(folder / hashlib.sha256(str(who).encode()).hexdigest()[:16], str(who))
+    path = _wish(build, who)
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, str(who))
+
+
+def forget(build: Submission, who: Path) -> None:
+    """Note that it no longer does."""
+    _wish(build, who).unlink(missing_ok=True)
+
+
+def _wish(build: Submission, who: Path) -> Path:
+    return build.folder / WANTED / hashlib.sha256(str(who).encode()).hexdigest()[:16]
 
 
 def wanted_by(build: Submission) -> list[Path]:

@@ -14,6 +14,7 @@ from slurm.cluster import Cluster
 from slurm.freeze import freeze_code
 from slurm.launcher import Order, launch
 from slurm.ledger import (
+    CANCELLED,
     CHECK,
     DATA,
     Submission,
@@ -86,6 +87,7 @@ def prepare(build: Build, cluster: Cluster, who: Path) -> Underway:
         refuse_moved(living)
         for live in living:
             _refuse_other_executor(build, live.submission, cluster)
+            _refuse_cancelled(build, live.submission)
             if live.submission.stage == CHECK:
                 want(live.submission, who)
                 return Underway(live.submission, live.job, started=False)
@@ -106,6 +108,14 @@ def _refuse_other_executor(build: Build, there: Submission, cluster: Cluster) ->
             f"{build.out}: is being built by jobs with executor = '{there.executor}' on {there.host}; wanted "
             f"the same executor ('{cluster.executor}' now), so that one can wait for the other. Wait for it "
             "to end, then run the same command again."
+        )
+
+
+def _refuse_cancelled(build: Build, there: Submission) -> None:
+    if (there.folder / CANCELLED).exists():
+        raise ValueError(
+            f"{build.out}: the jobs that build it were cancelled and are ending ({there.name}); wanted none of them "
+            "left. Wait a moment, then run the same command again."
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class RunStatus:
     eta_seconds: float | None = None
     attempts: int = 0  # of its newest job
     reason: str | None = None  # why it waits; Slurm's word
-    cause: str | None = None  # why it failed
+    cause: str | None = None  # why it failed, or what an operator has to do
     log: str | None = None
     log_lines: tuple[str, ...] = ()  # the last ones, of a run that failed
 
@@ -165,7 +166,8 @@ def _status(run: RunConfig, run_id: str, study_folder: Path, jobs: _Jobs) -> Run
     if failure and (live is None or given_up):
         return RunStatus(**base, state="failed", cause=failure[0], log_lines=_tail(log))
     if live:
-        return RunStatus(**base, state="waiting", reason=_reason(live))
+        to_do = _to_do(live, trace)
+        return RunStatus(**base, state="waiting", reason=_reason(live, to_do), cause=to_do)
     begun = (folder / CONFIG_FILE).exists() or (folder / METRICS_FILE).exists()
     cause = why_ended(run_id, submission, trace) if submission and trace else None
     state = "failed" if cause else "stopped" if begun else "not begun"
@@ -187,7 +189,7 @@ def _read(folder: Path) -> tuple[bool, np.ndarray]:
 def _progress(rows: np.ndarray, run: RunConfig) -> dict[str, Any]:
     if not len(rows):
         return {"step": 0}
-    seconds = float(np.median(rows["seconds"]))
+    seconds = median(rows["seconds"].tolist())  # of so few, numpy's own takes ten times as long
     step = int(rows["step"][-1])
     return {
         "step": step,
@@ -208,8 +210,16 @@ def _failure(folder: Path) -> tuple[str, float] | None:
         return f"{folder / FAILED_FILE} is not readable ({error})", time.time()
 
 
-def _reason(live: Live) -> str | None:
+def _to_do(live: Live, trace: Trace | None) -> str | None:
+    """What an operator has to do before Slurm may start the job again, if that is what it waits for."""
+    waits = live.queued is not None and "held" in live.queued.reason.lower()
+    return (trace.attempts[-1].get("held") or None) if waits and trace and trace.attempts else None
+
+
+def _reason(live: Live, to_do: str | None) -> str | None:
     """Why a run with a living job does not train."""
+    if to_do:
+        return "for an operator"
     if live.queued is None:
         return None
     if live.queued.state == "PENDING":

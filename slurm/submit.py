@@ -8,8 +8,8 @@ happened, does what is then left.
 
 import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from slurm.alive import Live, end, live_tasks, refuse_moved, without_stillborn
 from slurm.freeze import freeze_code, freeze_runs
 from slurm.later import LATER, Made, missing, open_for, start_later, wanted
 from slurm.launcher import Order, launch, refuse_without_slurm
-from slurm.ledger import EVALUATE, TRAIN, submissions, submit_lock
+from slurm.ledger import EVALUATE, TRAIN, Submission, submissions, submit_lock
 from slurm.machine import this_machine
 from slurm.placement import PackedJob, local_slots, place_here, place_on_slurm
 from slurm.prepare import Underway, prepare
 from slurm.resources import Shape
+from slurm.start import waited_for
 from slurm.status import UNDER_WAY, look
 from slurm.target import (
     STUDY_FILE,
@@ -104,6 +105,36 @@ def _keep_study(of: Target) -> None:
 # --- starting ---
 
 
+@dataclass(frozen=True)
+class Before:
+    """What an array of training jobs waits for."""
+
+    data: Underway | None  # to end well
+    starts: Mapping[
+        Submission, str
+    ]  # see `waited_for`: each run then sees whether its own is finished
+    ahead: str  # Slurm's id of an array that has its place among those that may run at a time
+
+    @property
+    def built(self) -> tuple[str, ...]:
+        """The folder of the data's check, if it is under way."""
+        return (str(self.data.submission.folder),) if self.data else ()
+
+    @property
+    def started(self) -> tuple[str, ...]:
+        return tuple(str(each.folder) for each in self.starts)
+
+    @property
+    def dependency(self) -> str | None:
+        """As sbatch wants it."""
+        ok = [self.data.job] if self.data and self.data.job else []
+        over = [job for job in (*self.starts.values(), self.ahead) if job]
+        waits = [
+            f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", ok), ("afterany", over)) if ids
+        ]
+        return ",".join(waits) or None
+
+
 def arrays(packed: Sequence[PackedJob], executor: str) -> list[list[PackedJob]]:
     """The jobs of each submission: local ones are alone, Slurm's of one shape are an array."""
     if executor == "local":
@@ -118,12 +149,26 @@ def arrays(packed: Sequence[PackedJob], executor: str) -> list[list[PackedJob]]:
     ]
 
 
-def orders_of(of: Target, groups: Sequence[Sequence[PackedJob]], code: Path) -> list[Order]:
-    """What each array of training jobs asks of Slurm."""
-    limits = shared_limit([len(group) for group in groups], of.cluster.concurrent_jobs or 1)
+def orders_of(
+    of: Target, groups: Sequence[Sequence[PackedJob]], code: Path, taken: int = 0
+) -> list[Order]:
+    """What each array of training jobs asks of Slurm, where so many of the jobs at a time are `taken` already."""
+    free = (of.cluster.concurrent_jobs or 1) - taken
+    limits = shared_limit([len(group) for group in groups], free)
     return [
         Order(of.cluster, TRAIN, group[0].shape, code, group[0].environment, parallelism)
         for group, parallelism in zip(groups, limits, strict=True)
+    ]
+
+
+def places_taken(live: Sequence[Live]) -> list[str]:
+    """For each of the jobs at a time that training which was submitted before may take: Slurm's id of that array."""
+    tasks = Counter(each.submission for each in live if each.submission.stage == TRAIN)
+    jobs = {each.submission: each.job for each in live}
+    return [
+        jobs[submission]
+        for submission, number in tasks.items()
+        for _ in range(min(number, submission.parallelism))
     ]
 
 
@@ -147,7 +192,7 @@ def _start(
     said = [f"code and configurations are kept in {code.parent.parent}"]
     made: list[Made] = []
     if packed:
-        made = _train_all(of, packed, code, said)
+        made = _train_all(of, packed, code, said, places_taken(live))
     # What was to come after the training that still lives comes after all of it now.
     replaced = LATER if packed else stages
     for submission in {each.submission for each in live if each.submission.stage in replaced}:
@@ -164,18 +209,27 @@ def _start(
         ) from None
 
 
-def _train_all(of: Target, packed: Sequence[PackedJob], code: Path, said: list[str]) -> list[Made]:
-    """Data where it is to be built, then training."""
+def _train_all(
+    of: Target, packed: Sequence[PackedJob], code: Path, said: list[str], taken: Sequence[str]
+) -> list[Made]:
+    """Data where it is to be built, then training; `taken`: see `places_taken`."""
+    runs = [each.run for job in packed for each in job.runs]
+    starts = waited_for(of.results, runs, of.cluster.executor)
     data = prepare(of.build, of.cluster, of.folder) if of.build else None
+    if starts:
+        names = ", ".join(Made(*each).name for each in starts.items())
+        said.append(f"training waits for the studies that it starts from {names}")
     if of.build and data:
         name = Made(data.submission, data.job).name
         said.append(f"data: {of.build.parts} parts and their check {name}")
     made: list[Made] = []
     groups = arrays(packed, of.cluster.executor)
-    for index, (group, order) in enumerate(zip(groups, orders_of(of, groups, code), strict=True)):
-        limit = of.cluster.concurrent_jobs or 1
-        ahead = made[index - limit].job if index >= limit else ""
-        made.append(_train(of, group, order, data, ahead))
+    free = (of.cluster.concurrent_jobs or 1) - len(taken)
+    orders = orders_of(of, groups, code, len(taken))
+    for index, (group, order) in enumerate(zip(groups, orders, strict=True)):
+        line = [*taken, *(each.job for each in made)]
+        ahead = line[index - free] if index >= free else ""
+        made.append(_train(of, group, order, Before(data, starts, ahead)))
         said.append(f"training: {_sizes(group)} {made[-1].name}")
     return made
 
@@ -187,17 +241,12 @@ def _sizes(group: Sequence[PackedJob]) -> str:
     return f"{number} of {sum(len(job.runs) for job in group)} runs, {shape.ranks} ranks{gpus}"
 
 
-def _train(
-    of: Target, group: Sequence[PackedJob], order: Order, data: Underway | None, ahead: str
-) -> Made:
-    """`ahead`: Slurm's id of an array that has its place among those that may run at a time."""
+def _train(of: Target, group: Sequence[PackedJob], order: Order, before: Before) -> Made:
     from slurm.job import Job  # brings submitit
 
-    after = (str(data.submission.folder),) if data else ()
     if of.cluster.executor == "slurm":
-        waits = [f"afterok:{data.job}"] if data and data.job else []
-        waits += [f"afterany:{ahead}"] if ahead else []
-        order = replace(order, dependency=",".join(waits) or None)
+        order = replace(order, dependency=before.dependency)
+    after = (*before.built, *before.started)
     submission = open_for(of, order, [job.run_ids for job in group], after)
     freeze_runs(submission.folder, [each.run for job in group for each in job.runs])
     jobs: list[Callable[[], int]] = [
@@ -211,10 +260,13 @@ def _train(
         )
         for job in group
     ]
-    if after and of.cluster.executor == "local":
+    if of.cluster.executor == "local":
         from slurm.stages import After
 
-        jobs = [After(str(submission.folder), job, after, only_if_well=True) for job in jobs]
+        folder = str(submission.folder)
+        for folders, only_if_well in ((before.started, False), (before.built, True)):
+            if folders:
+                jobs = [After(folder, job, folders, only_if_well) for job in jobs]
     return Made(submission, launch(submission, order, jobs))
 
 

@@ -5,74 +5,25 @@ along that decides, and nothing on a login node has to stay alive. What it knows
 requeue goes on where it was. What is decided when is in `slurm.causes`.
 """
 
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from launch.checkpoint_files import step_number, steps_of
-from launch.config import RunConfig
 from launch.exits import BAD_INPUT, FAILED, STOPPED
-from launch.folder import FAILED_FILE, finished_on, record_failure, run_folder
+from launch.folder import record_failure
 from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, Allocation
 from slurm.attempts import Attempt, Attempts
-from slurm.causes import Action, Cause, Finding, decide, find
-from slurm.freeze import frozen_runs
+from slurm.causes import Action, Cause, Decision, Finding, decide, find
 from slurm.health import verdict
 from slurm.ledger import CANCELLED, held
 from slurm.memory_kills import memory_kills
 from slurm.step import Ended
+from slurm.work import Work
 
 LOCK_SECONDS = 120.0  # for a predecessor on a node that Slurm has given up to let go of its runs
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a job is to train, and what of it is on disk."""
-
-    submission: Path  # its folder
-    name: str  # the job's, in file names: 17, or 17_3 in an array
-    data: Path
-    results: Path
-    run_ids: tuple[str, ...]
-    at_a_time: int = 1  # runs on one device
-
-    @cached_property
-    def runs(self) -> dict[str, RunConfig]:
-        return dict(zip(self.run_ids, frozen_runs(self.submission, self.run_ids), strict=True))
-
-    def folder(self, run_id: str) -> Path:
-        return run_folder(self.results, self.runs[run_id])
-
-    def finished(self, run_id: str) -> bool:
-        try:
-            return finished_on(self.runs[run_id], self.folder(run_id), self.data)
-        except ValueError:
-            return False  # the rank that tries it says what is wrong
-
-    def saved(self, run_id: str) -> int:
-        """The steps of its newest checkpoint."""
-        steps = steps_of(self.folder(run_id))
-        return step_number(steps[-1]) if steps else 0
-
-    def failure(self, run_id: str, since: float) -> str | None:
-        """What the run recorded as its error since then."""
-        path = self.folder(run_id) / FAILED_FILE
-        try:
-            # A file system may round its times down to whole seconds.
-            return (
-                str(json.loads(path.read_text())["error"])
-                if path.stat().st_mtime >= since - 1
-                else None
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
 
 class Supervisor:
@@ -109,7 +60,7 @@ class Supervisor:
                 say(f"for Slurm this job is {state}")
                 return state != ELSEWHERE
             if not self._again(attempt):
-                return self._requeue(self._attempts.all[-1].exclude)
+                return self._requeue(self._attempts.all[-1])
         return True
 
     def outcome(self) -> dict[str, Any]:
@@ -278,22 +229,28 @@ class Supervisor:
             self._give_up(attempt.blamed or self._left()[0], decision.finding)
             return True
         if decision.action == Action.REQUEUE and self._allocation.can_requeue:
-            exclude = (*attempt.exclude, *decision.exclude)
-            self._attempts.end(ended=attempt.ended, exclude=exclude)
-            if exclude and not self._allocation.can_do_without(exclude):
-                return self._end_without_nodes(attempt, exclude)
+            self._attempts.end(ended=attempt.ended, **self._without(attempt, decision))
             return False
         return True
 
-    def _end_without_nodes(self, attempt: Attempt, exclude: Sequence[str]) -> bool:
-        """Give up every run: requeued without these nodes, the job would wait for ever."""
-        message = (
-            f"{attempt.message}; without {', '.join(exclude)} this partition has too few nodes that fit the job. "
-            "Have them repaired, or name another partition, then submit again."
+    def _without(self, attempt: Attempt, decision: Decision) -> dict[str, object]:
+        """The nodes that the requeued job does without; or, where too few others fit it, why it is held.
+
+        It is held only for nodes that failed the check before training. One that Slurm has lost gets no job until it
+        is back, which Slurm sees to; one on which ranks were killed is tried again, as often as `decide` allows.
+        """
+        exclude = (*attempt.exclude, *decision.exclude)
+        if not exclude or self._allocation.can_do_without(exclude):
+            return {"exclude": exclude}
+        names = ", ".join(exclude)
+        if not attempt.exclude:
+            say(f"{names} not left out: without, this partition has too few nodes that fit the job")
+            return {}
+        held = (
+            f"{attempt.message}; without {names} this partition has too few nodes that fit the job. Have {names} "
+            f"repaired, then: {self._allocation.release}"
         )
-        for run_id in self._left():
-            self._give_up(run_id, Finding(Cause.NODE, message))
-        return True
+        return {"exclude": (), "held": held}
 
     def _give_up(self, run_id: str, finding: Finding) -> None:
         say(f"{run_id}: given up: {finding.cause}: {finding.message}")
@@ -312,12 +269,16 @@ class Supervisor:
         if not self._allocation.can_requeue:
             return self._signal_received() != signal.SIGUSR2
         state = self._allocation.state()
-        return self._requeue(()) if state in (HERE, OUT_OF_TIME) else state != ELSEWHERE
+        return self._requeue() if state in (HERE, OUT_OF_TIME) else state != ELSEWHERE
 
-    def _requeue(self, exclude: Sequence[str]) -> bool:
+    def _requeue(self, after: Attempt | None = None) -> bool:
         """Whether the job is over, because Slurm refuses to start it anew."""
         try:
-            self._allocation.requeue(exclude)
+            if after and after.held:
+                say(f"waits for an operator: {after.held}")
+                self._allocation.hold()
+            else:
+                self._allocation.requeue(after.exclude if after else ())
         except OSError as error:
             say(f"not requeued: {error}. Submit the study again to continue.")
             return True

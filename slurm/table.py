@@ -1,22 +1,45 @@
 """How `StudyStatus` looks to people: the table, and below it what kept runs from finishing."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from rich.table import Table
 
 from slurm.status import RunStatus, StudyStatus
 
+COLUMNS = ("run", "state", "N", "step", "batch loss", "tokens/s", "left", "tries")
+WORDS = 2  # columns of words, which begin at the left; numbers end at the right
+
+
+def as_text(status: StudyStatus) -> list[str]:
+    """One line for each run and stage, below one of titles. Rich would take a second for 500 runs."""
+    rows = [COLUMNS, *_rows(status)]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index < WORDS else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
 
 def as_table(status: StudyStatus) -> Table:
-    """For rich; the causes are not in it: they are long (`causes`)."""
+    """The same for rich, which draws it anew in its place."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("N", "step", "batch loss", "tokens/s", "left", "tries"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index < WORDS else "right", no_wrap=True)
+    for row in _rows(status):
+        table.add_row(*row)
+    return table
+
+
+def _rows(status: StudyStatus) -> Iterator[tuple[str, ...]]:
+    """The causes are not in it: they are long (`causes`)."""
     for run in status.runs:
-        table.add_row(
+        yield (
             run.run_id,
             run.state + (f" ({run.reason})" if run.reason else ""),
             f"{run.params:.3g}",
@@ -27,9 +50,7 @@ def as_table(status: StudyStatus) -> Table:
             str(run.attempts) if run.attempts > 1 else "",
         )
     for stage in status.stages:
-        state = stage.state + (f" ({stage.reason})" if stage.reason else "")
-        table.add_row(stage.name, state, *[""] * 6)
-    return table
+        yield stage.name, stage.state + (f" ({stage.reason})" if stage.reason else "")
 
 
 def causes(status: StudyStatus) -> list[str]:

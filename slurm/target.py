@@ -11,10 +11,12 @@ from launch.folder import data_identity, finished_on, run_folder
 from launch.study import Study, expand, load_study
 from slurm import queue
 from slurm.cluster import Cluster, load_cluster
+from slurm.evaluation import refuse_evaluation
 from slurm.ledger import held, refuse_pattern
 from slurm.prepare import MANIFEST, Build
 
 STUDY_FILE = "study.toml"
+MINUTES = "minutes for a job"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Target:
     ranks: int | None = None  # devices of each run; None: the planner's choice
     max_gpu_hours: float | None = None
     evaluate: tuple[Path, ...] = ()  # datasets beside `data`
+    information: bool = False  # and of pairs, what one part tells of the other
     report: bool = True
 
     @property
@@ -48,6 +51,7 @@ class Wishes:
     ranks: int | None = None
     max_gpu_hours: float | None = None
     evaluate: tuple[Path, ...] = ()
+    information: bool = False
     report: bool = True
 
     def __post_init__(self) -> None:
@@ -59,6 +63,10 @@ class Wishes:
         if hours is not None and not 0 <= hours < math.inf:  # said so that NaN is refused
             raise ValueError(
                 f"--max-gpu-hours {hours}: wanted a number from 0. Leave it out for no limit."
+            )
+        if self.information and not self.evaluate:
+            raise ValueError(
+                "--information: no dataset to find it on; wanted it with --evaluate. Name one: --evaluate DIR."
             )
 
 
@@ -74,17 +82,21 @@ def target(
     if build is None:
         _refuse_without_data(study, data)
         data_identity(runs[0], data)  # a missing split is better refused here than in the jobs
+    where = load_cluster(cluster)
+    if wishes.evaluate:
+        refuse_evaluation(runs, where, wishes.evaluate, study_file, information=wishes.information)
     return Target(
         study_file=study_file,
         name=study.name,
         runs=runs,
-        cluster=load_cluster(cluster),
+        cluster=where,
         data=data.resolve(),
         results=results.resolve(),
         build=build,
         ranks=wishes.ranks,
         max_gpu_hours=wishes.max_gpu_hours,
-        evaluate=tuple(_dataset(path) for path in wishes.evaluate),
+        evaluate=tuple(path.resolve() for path in wishes.evaluate),
+        information=wishes.information,
         report=wishes.report,
     )
 
@@ -98,15 +110,6 @@ def _build(study: Study, data: Path, wishes: Wishes) -> Build | None:
             "of one. Build each with `slurm prepare`, then submit without --raw."
         )
     return Build(study.domain, wishes.raw, data.resolve(), wishes.parts, wishes.build)
-
-
-def _dataset(path: Path) -> Path:
-    if not (path / MANIFEST).exists():
-        raise ValueError(
-            f"--evaluate {path}: no dataset (no {MANIFEST}); wanted the folder of one that is built. Check the "
-            "path, or build it first."
-        )
-    return path.resolve()
 
 
 def _refuse_without_data(study: Study, data: Path) -> None:
@@ -176,10 +179,13 @@ def refuse_beyond_partition(cluster: Cluster) -> None:
     training = {
         "max_nodes": (cluster.nodes, mine.nodes, "nodes"),
         "gpus_per_node": (cluster.gpus_per_node or 0, mine.gpus, "GPUs on a node"),
+        "max_minutes": (cluster.max_minutes, mine.minutes, MINUTES),
     }
     _refuse_too_much(cluster, mine, training)
     if cluster.cpu_partition:
-        _refuse_too_much(cluster, there[cluster.cpu_partition], {})
+        other = there[cluster.cpu_partition]
+        key = "cpu_max_minutes" if cluster.cpu_max_minutes else "max_minutes"
+        _refuse_too_much(cluster, other, {key: (cluster.cpu_minutes, other.minutes, MINUTES)})
 
 
 def _refuse_too_much(
@@ -187,7 +193,6 @@ def _refuse_too_much(
 ) -> None:
     """What every job asks for, and `more`: the key's value, the most there is, and of what."""
     asked = {
-        "max_minutes": (cluster.max_minutes, there.minutes, "minutes for a job"),
         **more,
         "cpus_per_task": (cluster.cpus_per_task, there.cpus, "CPUs on a node"),
         "memory_gb": (cluster.memory_gb, there.memory_gb, "GB of memory on a node"),

@@ -1,5 +1,6 @@
 """Synthetic results folders whose laws are known exactly, written as a real run writes them."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class PlantedRun:
     loss_at_end: float | None = None  # written over the last held-out loss
     rise_at_end: float = 0.0  # added to the last held-out loss
     spike_at: float | None = None  # share of the run at which the training loss jumps
+    skip_at: float | None = None  # share of the run at which one step changes no weight
     batch: int = 4
     vocabulary: int = VOCABULARY
     rows: int = 512  # that it was judged on
@@ -190,15 +192,16 @@ def _train_row(
     loss = _loss(run, surface, step / steps, tokens) * shift * np.exp(0.03 * rng.standard_normal())
     if run.spike_at is not None and abs(step / steps - run.spike_at) < 0.5 / 200:
         loss *= 20
+    skipped = run.skip_at is not None and abs(step / steps - run.skip_at) < 0.5 / 200
     return {
         "step": step,
         "tokens": tokens,
         "samples": step * run.batch,
         "flops": 6 * run.params * tokens,
         "flops_exact": 7 * run.params * tokens,
-        "loss": loss,
+        "loss": math.nan if skipped else loss,
         "learning_rate": 1e-3,
-        "grad_norm": 1.0,
+        "grad_norm": math.inf if skipped else 1.0,
         "seconds": 1e-4 + 1e-9 * run.params,
     }
 

@@ -95,6 +95,19 @@ def test_a_loss_that_is_no_number_is_never_taken_in(tmp_path):
     assert [each.point for each in read_runs(folder, include=INCLUDES).left_out] == ["bad"]
 
 
+def test_a_skipped_step_is_no_divergence_and_is_said(tmp_path):
+    """guards.non_finite = "skip": the run went on, and its reader is told."""
+    made = ladder(evaluations=6, sizes=2)
+    folder = write_study(tmp_path / "s", [replace(made[0], skip_at=0.3), made[1]], SURFACE)
+    study = read_runs(folder)
+    assert [len(run.skipped) for run in study.runs] == [1, 0]
+    assert len(study.runs[0].spikes) == 0
+    found = all_points(study, Counting())
+    (said,) = [each for each in found.remarks if each.startswith("skipped_steps: ")]
+    assert f"{made[0].run_id} (1 of " in said
+    assert made[1].run_id not in said
+
+
 def test_runs_never_cooled_down_are_kept_from_those_that_were(tmp_path):
     """Haegele et al. 2024: a plateau's loss is too high to stand beside annealed ones."""
     folder = study(tmp_path, replace(RUN, run_id="cooled", schedule="wsd", tokens=4e5))

@@ -109,23 +109,29 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["pytest", "launch.run"])
 
 
-def start(arguments: list[Any], log: Path, **environment: str) -> BaseProcess:
-    """`python -m launch ARGUMENTS` in a fresh process, its messages in `log`."""
-    process = _processes.Process(
-        target=_command, args=([str(each) for each in arguments], str(log), environment)
-    )
+def start(arguments: list[Any], log: Path, *then: list[Any], **environment: str) -> BaseProcess:
+    """`python -m launch ARGUMENTS` in a fresh process, its messages in `log`; what is to follow, in the same one."""
+    words = [[str(word) for word in command] for command in (arguments, *then)]
+    process = _processes.Process(target=_in_turn, args=(words, str(log), environment))
     process.start()
     return process
 
 
-def start_ranks(arguments: list[Any], log: Path, count: int) -> list[BaseProcess]:
-    """The same command on `count` ranks, as torchrun would start them; logs are `log`.RANK."""
+def start_ranks(arguments: list[Any], log: Path, count: int, *then: list[Any]) -> list[BaseProcess]:
+    """The same commands on `count` ranks, as torchrun would start them; logs are `log`.RANK."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        start(arguments, Path(f"{log}.{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        start(
+            arguments,
+            Path(f"{log}.{rank}"),
+            *then,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **shared,
+        )
         for rank in range(count)
     ]
 
@@ -140,14 +146,16 @@ def exit_status(process: BaseProcess, patience: float = 120) -> int | None:
     return process.exitcode
 
 
-def _command(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+def _in_turn(commands: list[list[str]], log: str, environment: dict[str, str]) -> None:
     from launch.__main__ import main
 
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.exit(main(arguments))
+    for command in commands:
+        if status := main(command):
+            sys.exit(status)
 
 
 def wait_for(condition: Callable[[], bool], what: str, patience: float = 60) -> None:

@@ -175,7 +175,7 @@ def test_results_that_are_a_file_are_refused(pictures, small, capsys):
 def test_a_batch_that_does_not_divide_is_refused(pictures, tmp_path, capfd):
     tables = study(parallel={"train_micro_batch_size_per_gpu": 3})
     path = write_study(tmp_path / "s.toml", tables)
-    assert main(["run", str(path), "--data", str(pictures), "--results", str(tmp_path)]) == 1
+    assert main(["run", str(path), "--data", str(pictures), "--results", str(tmp_path)]) == 2
     error = capfd.readouterr().err
     assert "batch.train_batch_size = 4 does not divide into 1 ranks x micro-batches of 3" in error
     assert "Traceback" not in error
@@ -190,7 +190,7 @@ def test_a_run_file_of_another_schema_fails_that_run_alone(pictures, tmp_path, s
         folder.mkdir(parents=True)
         with h5py.File(folder / "metrics.h5", "w") as file:
             file.attrs["schema"] = 99
-        assert main(["run", str(small), "--data", str(pictures), "--results", str(results)]) == 1
+        assert main(["run", str(small), "--data", str(pictures), "--results", str(results)]) == 2
         error = capfd.readouterr().err
         assert f"{foreign.run_id}: FAILED: {folder / 'metrics.h5'}: schema = 99; wanted" in error
         assert read_result(run_folder(results, other)).finished
@@ -207,7 +207,7 @@ def test_a_second_process_is_refused_and_leaves_no_mark(pictures, tmp_path, capf
     first = start(command, tmp_path / "log")
     try:
         wait_for(lambda: any(folder.glob("checkpoints/step-*")), "the first checkpoint")
-        assert main(command) == 1
+        assert main(command) == 2
         assert first.is_alive(), "the test needs the first to be at work still"
         error = capfd.readouterr().err
         assert f"{folder}: another process trains this run (process and host: {first.pid} " in error

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from launch.batches import Batch
-from launch.diagnosis import noise_scale, spike_places
+from launch.diagnosis import noise_scale, spike_places, usual_noise
 from launch.engine import Engine, start_process
-from launch.results import NOISE_COLUMNS
+from launch.results import NOISE_COLUMNS, STEP_SECONDS
 from launch.verify import Case, run_of
 from megatron_ext.model import build_model
 from tests.launch.small import config, train_alone
@@ -29,6 +29,34 @@ def test_spikes_are_jumps_and_not_the_noise_of_small_batches():
     assert spike_places(broken).tolist() == [5, 500]
     assert len(spike_places(losses[:10])) == 0
     assert len(spike_places(np.empty(0))) == 0
+
+
+def test_a_flat_window_makes_no_spike_of_any_rise():
+    """Its median absolute deviation is 0; the run's own noise elsewhere, or the resolution of fp32, is the measure."""
+    draw = np.random.default_rng(0)
+    losses = 2 + 0.01 * draw.normal(size=1000)
+    losses[400:500] = 2.0
+    risen = losses.copy()
+    risen[480] = 2.05  # five usual deviations
+    assert len(spike_places(risen)) == 0
+    risen[480] = 2.5
+    assert spike_places(risen).tolist() == [480]
+    flat = np.full(200, 2.0)
+    flat[150] = np.nextafter(np.float32(2), np.float32(3))
+    assert len(spike_places(flat)) == 0, "one unit in the last place"
+    flat[150] = 2.001
+    assert spike_places(flat).tolist() == [150]
+    assert len(spike_places(np.zeros(200))) == 0
+
+
+def test_usual_noise_is_that_of_a_step_and_not_the_trend():
+    draw = np.random.default_rng(0)
+    steps = np.arange(20_000)
+    losses = 3 - 1e-5 * steps + 0.1 * draw.normal(size=len(steps))
+    # The median of n absolute differences has a relative error of about 1.2 / sqrt(n): five of them.
+    assert usual_noise(losses) == pytest.approx(0.1, rel=5 * 1.2 / np.sqrt(len(steps)))
+    assert usual_noise(losses[:1]) == 0
+    assert usual_noise(np.array([1.0, np.nan, np.inf])) == 0
 
 
 def test_a_planted_noise_scale_is_found():
@@ -108,6 +136,8 @@ def test_a_run_records_it(pictures, tmp_path):
     result = train_alone(run, pictures, tmp_path)
     assert result.noise["step"].tolist() == [1, 17, 33]
     assert set(result.noise["batch_small"]) == {1}
+    seconds = np.percentile(result.train["seconds"], (50, 95, 99))
+    assert [result.speed[name] for name in STEP_SECONDS] == pytest.approx(seconds)
     assert set(result.noise["batch_big"]) == {4}
     at = result.noise["step"] - 1
     np.testing.assert_allclose(result.noise["square_big"], result.train["grad_norm"][at] ** 2)

@@ -105,6 +105,16 @@ def test_logits_are_kept_in_fp32_over_the_counted_tokens():
     assert kept_by_head(share(tensor_model_parallel_size=2)) == 2 * 4 * 16 * 4 + 16 * 3 * 4
 
 
+def test_dropout_keeps_masks_and_where_attention_is_unfused_its_probabilities():
+    plain, dropped = share(), dataclasses.replace(share(), dropout=True)
+    masks = 2 * 4 * 16  # a byte an element on a GPU
+    assert kept_by_layer(dropped, 0) == kept_by_layer(plain, 0) + masks
+    on_cpu = dataclasses.replace(dropped, on_gpu=False)
+    one, soft_max, pairs = 4 * 16 * 4, 2 * 16 * 4, 2 * 2 * 8 * 8  # rows, heads, queries, keys
+    wanted = kept_by_layer(plain, 0) - 4 * one - soft_max + 4 * masks + 6 * one + 3 * 4 * pairs
+    assert kept_by_layer(on_cpu, 0) == wanted
+
+
 def test_the_backward_pass_of_a_layer_has_gradients_at_its_widest():
     assert passing_backward(share(), 0) == (4 + 16) * 16 * 4 + 4 * 16 * 4
 

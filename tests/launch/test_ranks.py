@@ -175,8 +175,8 @@ def test_a_lock_held_elsewhere_ends_all_ranks(alone, pictures, tmp_path):
     with (folder / "run.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         first, second = start_ranks(command, tmp_path / "log", 2)
-        assert exit_status(first) == 1, logs(tmp_path / "log")
-        assert exit_status(second, 30) == 1, logs(tmp_path / "log")
+        assert exit_status(first) == 2, logs(tmp_path / "log")
+        assert exit_status(second, 30) == 2, logs(tmp_path / "log")
     assert "another process trains this run" in logs(tmp_path / "log")
     assert not (folder / "failed.json").exists(), "it has not failed: another trains it"
     ranks = start_ranks(command, tmp_path / "log", 2)

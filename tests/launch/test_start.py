@@ -134,7 +134,7 @@ def test_what_cannot_serve_is_refused(before, pictures, tmp_path, capfd):
 
     source = source_of(run, tmp_path)
     shutil.rmtree(newest_path(source))
-    assert run_all([run], pictures, tmp_path) == 1
+    assert run_all([run], pictures, tmp_path) == 2
     assert "holds no whole checkpoint after its last step, 6" in capfd.readouterr().err
     (source / "metrics.h5").unlink()
     assert "is not finished; wanted its last weights" in refusal(run, tmp_path)
@@ -147,7 +147,7 @@ def test_a_model_of_other_data_is_refused_by_name(before, pictures, tmp_path, ca
     saved = load_config(source).model_dump(mode="json")
     saved["shape"]["vocab_size"] = 200  # its token tables are said to have fewer rows
     save_config(type(run).model_validate_json(json.dumps(saved)), source)
-    assert run_all([run], pictures, tmp_path) == 1
+    assert run_all([run], pictures, tmp_path) == 2
     said = capfd.readouterr().err
     assert "holds gpt.embedding.word_embeddings.weight of shape [201, 32]; wanted [257, 32]" in said
     assert "name a study whose rows and vocabulary are the same" in said

@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_fails_that_run_alone(alone, pictures, tmp_pat
 def test_a_failure_mark_goes_away_once_the_run_works(pictures, tmp_path):
     run = config(4)
     folder = run_folder(tmp_path, run)
-    assert run_all([run], tmp_path / "missing", tmp_path) == 1
+    assert run_all([run], tmp_path / "missing", tmp_path) == 2
     assert (folder / "failed.json").exists()
     assert run_all([run], pictures, tmp_path) == 0
     assert not (folder / "failed.json").exists()
@@ -219,7 +219,7 @@ def test_batches_without_a_counted_token_are_refused_by_name(tmp_path, capfd):
     data = build("mathematics", raw, tmp_path / "data")
     tables = {"domain": "mathematics", "batch": {"train_batch_size": 1}}
     runs = [config(**tables, budget={"tokens": 20.0 * 512}), config(4)]
-    assert run_all(runs, data, tmp_path) == 1
+    assert run_all(runs, data, tmp_path) == 2
     error = capfd.readouterr().err
     assert f"{runs[0].run_id}: FAILED" in error
     assert "Traceback" not in error

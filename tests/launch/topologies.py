@@ -1,7 +1,10 @@
 """Run by every rank of a group: save, resume and reshard in each way to spread a model.
 
-Prints one JSON line per rank to the file it is given: for each topology the losses of an undisturbed
-run, of one that stopped and resumed, and of some that began from other topologies' checkpoints.
+Writes `results.json` to the folder it is given: for each topology the losses of an undisturbed run, of one
+that stopped and resumed, and of some that began from other topologies' checkpoints; these as they were saved,
+and as `launch reshard` made them. The checkpoint of a case is in `NUMBER/checkpoints`, what `launch reshard`
+made of it in `NUMBER/whole/checkpoints`. The last of the others, taken in that form and saved at once, is in
+`NUMBER/copy/checkpoints`.
 """
 
 import json
@@ -12,7 +15,9 @@ import torch
 import torch.distributed
 
 from launch import checkpoint
+from launch.__main__ import main as launch
 from launch.batches import Batch
+from launch.checkpoint_files import CHECKPOINTS
 from launch.config import RunConfig
 from launch.engine import Engine, start_process
 from launch.results import METRICS_FILE
@@ -60,8 +65,14 @@ def poisoned_step(engine: Engine) -> None:
 
 
 def continued(
-    config: RunConfig, source: Path, folder: Path, *, poison: bool = False
+    config: RunConfig,
+    source: Path,
+    folder: Path,
+    *,
+    poison: bool = False,
+    copy: Path | None = None,
 ) -> list[tuple[float, float]]:
+    """From the checkpoint in `source`, another run's perhaps; before the first step it is saved again in `copy`."""
     engine = Engine(config, torch.device("cpu"))
     found = checkpoint.newest(source)
     assert found is not None
@@ -69,27 +80,44 @@ def continued(
     checkpoint.load(engine, found, folder)
     if poison:
         poisoned_step(engine)
+    if copy:
+        checkpoint.save(engine, made(copy), STOP_AFTER, "data")
     losses = train(engine, STOP_AFTER, STEPS)
     engine.close()
     return losses
 
 
+def made(folder: Path) -> Path:
+    """A run's folder, as `launch run` would have it by then."""
+    if torch.distributed.get_rank() == 0:
+        (folder / CHECKPOINTS).mkdir(parents=True)
+        (folder / METRICS_FILE).write_bytes(b"what was measured")
+    torch.distributed.barrier()
+    return folder
+
+
 def main(out: Path, cases: list[Case], sources: int) -> None:
     """Each case also continues from the checkpoints of the `sources` cases that follow it."""
     start_process()
-    results = []
-    folders = [out / str(number) for number in range(len(cases))]
-    for case, folder in zip(cases, folders, strict=True):
-        if torch.distributed.get_rank() == 0:
-            (folder / "checkpoints").mkdir(parents=True)
-            (folder / METRICS_FILE).write_bytes(b"what was measured")
-        torch.distributed.barrier()
-        results.append({"case": str(case), **whole_run(run_of(case), folder)})
+    folders = [made(out / str(number)) for number in range(len(cases))]
+    results = [
+        {"case": str(case), **whole_run(run_of(case), folder)}
+        for case, folder in zip(cases, folders, strict=True)
+    ]
+    if torch.distributed.get_rank() == 0:
+        for folder in folders:
+            whole = folder / "whole" / CHECKPOINTS
+            assert launch(["reshard", str(folder), "--out", str(whole)]) == 0
+    torch.distributed.barrier()
     for number, (case, folder, result) in enumerate(zip(cases, folders, results, strict=True)):
+        run = run_of(case)
         others = [(number + away) % len(cases) for away in range(1, sources + 1)]
         result["from"] = {
-            str(cases[other]): continued(run_of(case), folders[other], folder) for other in others
+            str(cases[other]): continued(run, folders[other], folder) for other in others
         }
+        result["from itself, whole"] = continued(run, folder / "whole", folder)
+        last = folders[others[-1]] / "whole"
+        result["from the last, whole"] = continued(run, last, folder, copy=folder / "copy")
     if torch.distributed.get_rank() == 0:
         (out / "results.json").write_text(json.dumps(results))
 

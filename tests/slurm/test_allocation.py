@@ -24,6 +24,7 @@ def job_on_n1(playground, monkeypatch):
 
     yield start
     playground.run("scancel", *started)
+    playground.until(lambda: not playground.run("squeue", "-h").strip(), "the end of all jobs")
 
 
 @pytest.mark.slurm
@@ -38,3 +39,15 @@ def test_whether_enough_nodes_are_left(job_on_n1, monkeypatch):
     again = job_on_n1("--mem=100", "--exclude=n2")
     assert again.can_do_without([])
     assert not again.can_do_without(["n1"])
+
+
+@pytest.mark.slurm
+def test_a_job_is_held_until_an_operator_releases_it(job_on_n1, playground):
+    """Then it may have every node, those too that it did without before."""
+    job = job_on_n1("--mem=100", "--exclude=n2")
+    job.hold()
+    number = job.release.removeprefix("scontrol release ")
+    show = ("squeue", "-h", "-j", number, "-o", "%T|%r")
+    held = "PENDING|job requeued in held state\n"
+    playground.until(lambda: playground.run(*show) == held, "a job that is held")
+    assert "ExcNodeList=(null)" in playground.run("scontrol", "show", "job", number)

@@ -6,8 +6,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from slurm.cancel import cancel
+from slurm.__main__ import main
+from slurm.cancel import cancel, cancel_build
+from slurm.cluster import load_cluster
 from slurm.ledger import CANCELLED, CHECK, DATA, TRAIN, open_submission, want
+from slurm.prepare import Build, prepare
 
 SLEEPER = "import time; print('ready', flush=True); time.sleep(60)"
 
@@ -59,3 +62,45 @@ def test_a_build_that_was_typed_by_hand_goes_on(alive, tmp_path):
     want(check, tmp_path / "mine")
     assert cancel(tmp_path / "mine").kept == (f"the build of {out} goes on: {out} waits for it",)
     assert ended(check, training) == [False, True]
+
+
+def test_a_build_that_was_typed_by_hand_is_cancelled_by_its_folder(alive, tmp_path, capsys):
+    """And is not taken for one that is under way while it ends."""
+    out = tmp_path / "data"
+    part, _ = alive(out, DATA)
+    check, process = alive(out, CHECK, part)
+    (check.folder / "1_submitted.pkl").touch()
+    want(check, out)
+    assert main(["cancel", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said == "2 jobs asked to stop; the same prepare again goes on with what is built\n"
+    assert ended(part, check) == [True, True]
+    build = Build("image-8x8", str(tmp_path), out, 2)
+    with pytest.raises(ValueError, match=r"were cancelled and are ending .*; wanted none of them"):
+        prepare(build, load_cluster("local"), out)
+
+
+def test_a_build_that_a_study_waits_for_ends_with_that_study(alive, tmp_path):
+    out, study = tmp_path / "data", tmp_path / "mine"
+    check, _ = alive(out, CHECK)
+    training, _ = alive(study, TRAIN, check)
+    for who in (out, study):
+        want(check, who)
+    said = f"the build goes on: {study} waits for it. Cancel that study first."
+    assert cancel_build(out).kept == (said,)
+    assert ended(check, training) == [False, False]
+    assert cancel(study).kept == ()
+    assert ended(check, training) == [True, True]
+
+
+def test_the_training_that_a_study_starts_from_goes_on(alive, tmp_path):
+    """It is a study of its own."""
+    theirs, _ = alive(tmp_path / "theirs", TRAIN)
+    mine, _ = alive(tmp_path / "mine", TRAIN, theirs)
+    cancel(tmp_path / "mine")
+    assert ended(theirs, mine) == [False, True]
+
+
+def test_no_build_to_cancel(tmp_path):
+    with pytest.raises(ValueError, match="no job was ever started to build this dataset; wanted"):
+        cancel_build(tmp_path)

@@ -57,6 +57,14 @@ def test_a_file_of_yours(tmp_path):
             ["notice_seconds = 300 with max_minutes = 5; wanted less than the whole time"],
         ),
         (
+            GOOD + "cpu_max_minutes = 9\n",
+            ["cpu_max_minutes = 9 given without cpu_partition; wanted it only with one"],
+        ),
+        (
+            GOOD + 'cpu_partition = "cpu"\ncpu_max_minutes = 1\n',
+            ["notice_seconds = 90 with cpu_max_minutes = 1; wanted less than the whole time"],
+        ),
+        (
             GOOD + "[sbatch]\ncpus_per_task = 4\n",
             ["[sbatch] cpus_per_task; wanted there only what no other key says"],
         ),

@@ -1,5 +1,7 @@
 """What follows training is started again until it has ended well."""
 
+import pickle
+
 import pytest
 
 from slurm import later
@@ -83,6 +85,25 @@ def test_datasets_of_now_are_evaluated_in_an_array_then_reported(trained, data, 
     assert stages(folder)[-2:] == [EVALUATE, REPORT]
     shown = [stage.name.partition(",")[0] for stage in look(runs_of(study), folder).stages]
     assert shown == ["evaluation 1 of 2", "evaluation 2 of 2", "report"]
+
+
+def test_the_information_of_pairs_is_asked_for_once_more(trained, data, folder, monkeypatch):
+    """An evaluation without it is another one; each job gets the word."""
+    monkeypatch.setattr("slurm.target.refuse_evaluation", lambda *_, **__: None)
+    for stage in submissions(folder):
+        for task in range(len(stage.tasks)):
+            leave_outcome(
+                stage.folder, f"77_{task}" if len(stage.tasks) > 1 else "77", {"status": 0}
+            )
+    for more in ([], ["--information"]):
+        assert "evaluation after it" in trained("--evaluate", str(data), *more)
+        evaluation = submissions(folder)[-2]
+        assert evaluation.tasks[0][1:] == (str(data), *more)
+        job = pickle.loads((evaluation.folder / "77_0_submitted.pkl").read_bytes())
+        assert job.function.commands[0][-1 - len(more) :] == (str(data), *more)
+        for task in (0, 1):
+            leave_outcome(evaluation.folder, f"77_{task}", {"status": 0})
+        leave_outcome(submissions(folder)[-1].folder, "77", {"status": 0})
 
 
 def test_each_run_is_in_one_share(study, data, tmp_path):

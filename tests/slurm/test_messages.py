@@ -244,6 +244,11 @@ def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
             "max_minutes = 31: partition 'slow' has at most 30 minutes for a job; wanted no more",
         ),
         (
+            "max_minutes = 7",
+            'max_minutes = 7\ncpu_max_minutes = 31\ncpu_partition = "slow"',
+            "cpu_max_minutes = 31: partition 'slow' has at most 30 minutes for a job; wanted no more",
+        ),
+        (
             "cpus_per_task = 3",
             'cpus_per_task = 5\ncpu_partition = "slow"',
             "cpus_per_task = 5: partition 'slow' has at most 4 CPUs on a node",
@@ -267,6 +272,21 @@ def test_what_slurm_would_never_start(
     assert (status, out) == (2, "")
     assert words in err
     assert not list(tmp_path.glob("results/tiny/jobs/*"))
+
+
+def test_each_partition_has_its_own_time(submit, fake_slurm, cluster, tmp_path):
+    """Training may take longer than the other partition allows."""
+    with (fake_slurm / "sinfo.out").open("a") as file:
+        file.write("slow|30:00|1|(null)|4|8192\n")
+    more = 'max_minutes = 200\ncpu_max_minutes = 20\ncpu_partition = "slow"'
+    cluster.write_text(CLUSTER.replace("max_minutes = 7", more))
+    assert submit(cluster=cluster)[0] == 0
+    texts = [
+        next(each.folder.glob("*_submission.sh")).read_text()
+        for each in submissions(tmp_path / "results" / "tiny")
+    ]
+    found = [re.findall(r"--(?:partition|time)=(\S+)", text) for text in texts]
+    assert [sorted(each) for each in found] == [["200", "small"], ["20", "slow"]]
 
 
 def test_a_study_above_the_budget(submit, study, fake_slurm, cluster, tmp_path):
@@ -334,6 +354,32 @@ def test_no_more_arrays_at_a_time_than_jobs(
     assert sorted("--dependency=afterany:77\n" in text for text in texts) == [False, False, True]
 
 
+def queued(submission, *tasks: int) -> str:
+    """What squeue says while these tasks of an array live."""
+    return "".join(f"{submission.name}|{task}|77_{task}|RUNNING|None\n" for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("living", "line"), [((0, 1), "--dependency=afterany:77"), ((0,), "--array=0-1%1"), ((), "%2")]
+)
+def test_jobs_that_run_already_count_among_those_that_may(
+    submit, study, fake_slurm, cluster, tmp_path, living, line
+):
+    """Two at a time: beside two that live the new array waits, beside one it may have one."""
+    folder = tmp_path / "results" / "tiny"
+    assert submit("--no-report", cluster=cluster)[0] == 0
+    (first,) = submissions(folder)
+    assert first.parallelism == 2
+    (fake_slurm / "squeue.out").write_text(queued(first, *living))
+    write_study(study, tuple((1, 16 * size) for size in range(1, 5)))
+    status, _, err = submit("--no-report", cluster=cluster)
+    assert status == 0, err
+    second = submissions(folder)[-1]
+    text = next(second.folder.glob("*_submission.sh")).read_text()
+    assert line in text
+    assert ("--dependency" in text) == (len(living) == 2)
+
+
 @pytest.mark.parametrize(
     ("lengths", "limit", "places"),
     [
@@ -344,6 +390,8 @@ def test_no_more_arrays_at_a_time_than_jobs(
         ([3, 3, 3], 2, [1, 1, 1]),
         ([2], 8, [2]),
         ([], 8, []),
+        ([4, 4], 0, [1, 1]),
+        ([4], -1, [1]),
     ],
 )
 def test_arrays_share_the_jobs_that_may_run(lengths, limit, places):
@@ -480,6 +528,38 @@ def test_numbers_that_are_none(submit, more, words):
     assert words in err
 
 
+def test_a_model_that_no_device_holds_is_not_evaluated(submit, study, data, cluster, fake_slurm):
+    """Told before it is trained: one device evaluates a whole model."""
+    cluster.write_text(CLUSTER.replace("memory_gb = 2.0", "memory_gb = 64.0"))
+    write_study(study, ((100, 10240),))
+    status, _, err = submit("--evaluate", str(data), cluster=cluster)
+    assert status == 2
+    (run,) = runs_of(study)
+    size = f"{4 * run.shape.params_total / 1e9:.3g}"
+    assert (
+        f"--evaluate: the weights of {run.run_id} take {size} GB; wanted at most the 80 GB" in err
+    )
+    assert "of a h100, for one device evaluates a whole model. Leave --evaluate out" in err
+
+
+def test_information_of_what(submit, data):
+    status, _, err = submit("--information")
+    assert status == 2
+    assert "--information: no dataset to find it on; wanted it with --evaluate. Name one" in err
+    status, _, err = submit("--information", "--evaluate", str(data))
+    assert status == 2
+    assert "--information: was trained on image-8x8, whose rows are no pairs; wanted a model" in err
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["STUDY"], ["STUDY", "--results", "r", "--out", "o"], ["--out", "o", "STUDY"]]
+)
+def test_cancel_of_what(study, capsys, words):
+    assert main(["cancel", *[str(study) if word == "STUDY" else word for word in words]]) == 2
+    err = capsys.readouterr().err
+    assert "wanted what to end: a study, STUDY.toml --results DIR, or a build that `prepare`" in err
+
+
 def test_an_evaluation_on_nothing(submit, tmp_path):
     status, _, err = submit("--evaluate", str(tmp_path))
     assert status == 2
@@ -508,6 +588,20 @@ def test_prepare_refuses(tmp_path, data, capsys):
     assert "imag-8x8" in capsys.readouterr().err
     assert main(["prepare", "image-8x8", *words, str(data)]) == 0
     assert f"{data}: already built" in capsys.readouterr().out
+
+
+def test_prepare_asks_for_no_more_than_the_partition_has(
+    tmp_path, cluster, fake_slurm, capsys, monkeypatch
+):
+    words = ["--raw", str(tmp_path), "--cluster", str(cluster), "--out", str(tmp_path / "new")]
+    cluster.write_text(CLUSTER.replace("max_minutes = 7", "max_minutes = 241"))
+    assert main(["prepare", "image-8x8", *words]) == 2
+    said = "prepare: max_minutes = 241: partition 'small' has at most 240 minutes for a job"
+    assert said in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["prepare", "image-8x8", *words]) == 2
+    assert "but sbatch is not on this machine; wanted a login node" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.fixture

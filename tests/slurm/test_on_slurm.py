@@ -1,33 +1,43 @@
 """Training on a real Slurm, disturbed in every way we know; each time the losses are those of an
 undisturbed run, to the last bit, and what was submitted is told."""
 
+import os
 import random
 import re
+import shutil
 import signal
 import time
+from itertools import accumulate
 
 import pytest
 
 from launch.exits import STOPPED
+from slurm.__main__ import main
 from slurm.causes import Cause
+from slurm.freeze import PACKAGES
 from slurm.ledger import CANCELLED
-from tests.slurm.conftest import runs_of
+from slurm.playground import playground as started
+from tests.slurm.conftest import ROOT, runs_of
 from tests.slurm.trial import PATIENCE, Trial, trained, write_study
 
 pytestmark = pytest.mark.slurm
+# Enough for ten lives, each of which saves once or twice before a test stops it.
+TOKENS, INTERVAL = 8e5, 0.002
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data):
     """The losses of the study when nothing happens to it."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return trained(write_study(folder / "tiny.toml"), data, folder / "results")
+    study = write_study(folder / "tiny.toml", tokens=TOKENS, interval=INTERVAL)
+    return trained(study, data, folder / "results")
 
 
 @pytest.fixture
 def trial(playground, data, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(playground.conf))
-    opened = Trial(playground, write_study(tmp_path / "tiny.toml"), data, tmp_path / "results")
+    study = write_study(tmp_path / "tiny.toml", tokens=TOKENS, interval=INTERVAL)
+    opened = Trial(playground, study, data, tmp_path / "results")
     yield opened
     opened.close()
 
@@ -40,36 +50,135 @@ def finished(trial, undisturbed) -> None:
     assert trial.losses() == undisturbed
 
 
-def test_a_rank_killed(trial, undisturbed):
-    """It starts again in place, from the newest checkpoint."""
-    trial.submit()
-    trial.until_saved()
-    trial.kill(trial.ranks())
-    finished(trial, undisturbed)
-    assert trial.causes() == [Cause.KILLED, Cause.DONE]
-    assert "rank 0 on n1: killed by SIGKILL" in trial.attempts()[0].message
+# --- faults: each stops the run once it has saved a new step, and tells the cause that is to be found
 
 
-def test_scontrol_requeue(trial, undisturbed):
-    """Slurm asks the ranks to stop: they save, and nothing is lost."""
-    trial.submit()
-    saved = trial.until_saved()
+def rank_killed(trial) -> Cause:
+    trial.kill([trial.pause(trial.saved())])
+    return Cause.KILLED
+
+
+def killed_while_it_saves(trial) -> Cause:
+    """A checkpoint that was not finished is as if it had never been begun."""
+    rank = trial.pause(trial.saved())
+    checkpoints = trial.folder / trial.runs[0].run_id / "checkpoints"
+    deadline = time.monotonic() + PATIENCE
+    while all(re.fullmatch(r"step-\d+", path.name) for path in checkpoints.iterdir()):
+        assert time.monotonic() < deadline, trial.describe()
+        os.kill(rank, signal.SIGCONT)
+        time.sleep(0.002)
+        os.kill(rank, signal.SIGSTOP)
+    trial.kill([rank])
+    return Cause.KILLED
+
+
+def requeued(trial) -> Cause:
+    trial.pause(trial.saved())
     trial.playground.run("scontrol", "requeue", trial.job)
-    finished(trial, undisturbed)
-    first, second = trial.attempts()
-    assert (first.cause, second.cause) == (Cause.STOPPED, Cause.DONE)
-    assert (first.restart, second.restart) == (0, 1)
-    assert first.saved >= saved
+    return Cause.STOPPED
 
 
-@pytest.mark.parametrize("number", ["USR2", pytest.param("TERM", marks=pytest.mark.long)])
-def test_a_signal_to_the_ranks(trial, undisturbed, number):
-    """As Slurm sends before a time limit, or before a preemption: the job requeues itself."""
-    trial.submit()
-    trial.until_saved()
-    trial.playground.run("scancel", f"--signal={number}", trial.job)
+def told_to_save(trial) -> Cause:
+    rank = trial.pause(trial.saved())
+    trial.playground.run("scancel", "--signal=USR2", trial.job)
+    trial.resume(rank, signal.SIGUSR2)
+    return Cause.STOPPED
+
+
+def out_of_time(trial) -> Cause:
+    """The limit is lowered under the running job, so that Slurm gives notice when it looks next."""
+    rank = trial.pause(trial.saved())
+    trial.set_time_limit(trial.minutes() + 2)
+    trial.resume(rank, signal.SIGUSR2)
+    trial.set_time_limit(60)
+    return Cause.STOPPED
+
+
+def controller_restarted(trial) -> Cause:
+    """Training does not need it; a requeue waits until it answers again."""
+    rank = trial.pause(trial.saved())
+    trial.playground.kill("slurmctld")
+    os.kill(rank, signal.SIGUSR2)
+    os.kill(rank, signal.SIGCONT)
+    trial.until(lambda: "asking again" in trial.describe_files())
+    trial.playground.start_controller()
+    return Cause.STOPPED
+
+
+def daemon_killed(trial) -> Cause:
+    """Slurm gives up a node on which the rank lives on: the job starts elsewhere, and the old one gives way."""
+    trial.pause(trial.saved())
+    trial.playground.kill(trial.attempts()[-1].nodes[0])
+    return Cause.NODE
+
+
+def node_crashed(trial) -> Cause:
+    """slurmd and all that runs there are gone at once."""
+    trial.pause(trial.saved())
+    trial.playground.crash(trial.attempts()[-1].nodes[0])
+    return Cause.NODE
+
+
+FAULTS = [
+    killed_while_it_saves, requeued, told_to_save, out_of_time, out_of_time, out_of_time,
+    controller_restarted, daemon_killed,
+]  # fmt: skip
+
+
+def survives(trial, undisturbed, faults, **more) -> None:
+    """Each of the faults is met in a life of its own, found out, and survived."""
+    trial.submit(notice_seconds=120, **more)
+    expected = []
+    for number, fault in enumerate(faults):
+        expected.append(fault(trial))
+        trial.until(lambda number=number: len(trial.attempts()) > number + 1)
+        attempt = trial.attempts()[number]
+        assert attempt.cause == expected[-1], trial.describe()
+        if attempt.cause == Cause.KILLED:
+            assert f"rank 0 on {attempt.nodes[0]}: killed by SIGKILL" in attempt.message
+        if attempt.cause == Cause.NODE:
+            assert trial.attempts()[number + 1].nodes != attempt.nodes
+            trial.playground.start_node(attempt.nodes[0])
     finished(trial, undisturbed)
-    assert trial.causes() == [Cause.STOPPED, Cause.DONE]
+    assert trial.causes() == [*expected, Cause.DONE]
+    requeues = accumulate((cause != Cause.KILLED for cause in expected), initial=0)
+    assert [attempt.restart for attempt in trial.attempts()] == list(requeues)
+    steps = [attempt.saved for attempt in trial.attempts()]
+    assert steps == sorted(set(steps))  # each life got on
+    trial.playground.until(trial.playground.idle, "its nodes")
+
+
+def test_every_fault_in_one_run(trial, undisturbed, tmp_path):
+    """The checkout is broken once the job is submitted: each life runs the code of the submission."""
+    checkout = tmp_path / "checkout"
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, checkout / package, ignore=ignored)
+
+    def edit(trial) -> Cause:
+        for path in (checkout / "launch" / "train.py", checkout / "slurm" / "rank.py"):
+            path.write_text("raise SystemExit('edited')\n")
+        return rank_killed(trial)
+
+    survives(trial, undisturbed, [edit, *FAULTS], root=checkout)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [rank_killed, *dict.fromkeys(FAULTS), node_crashed])
+def test_one_fault(trial, undisturbed, fault):
+    survives(trial, undisturbed, [fault])
+
+
+@pytest.mark.long
+def test_twenty_faults_in_one_run(trial, data, tmp_path):
+    """Each of them five times, in an order that nobody chose."""
+    for study in (trial.study, tmp_path / "undisturbed.toml"):
+        write_study(study, tokens=3 * TOKENS, interval=INTERVAL)
+    trial.runs = runs_of(trial.study)
+    faults = [rank_killed, requeued, told_to_save, node_crashed] * 5
+    random.Random(0).shuffle(faults)
+    alone = trained(tmp_path / "undisturbed.toml", data, tmp_path / "undisturbed")
+    survives(trial, alone, faults)
 
 
 @pytest.mark.long
@@ -78,8 +187,11 @@ def test_one_task_of_an_array(trial, data, tmp_path):
     trial.study = write_study(tmp_path / "two.toml", (16, 24))
     trial.runs = runs_of(trial.study)
     trial.submit(groups=[[run] for run in trial.runs])
-    trial.until(lambda: all(trial.saved(run) for run in trial.runs))
+    trial.until(lambda: trial.saved(trial.runs[1]))
+    (rank,) = trial.processes("slurm.rank", trial.runs[1].run_id)
+    trial.kill([rank], signal.SIGSTOP)
     trial.playground.run("scancel", "--signal=USR2", f"{trial.job}_1")
+    trial.resume(rank, signal.SIGUSR2)
     assert [trial.outcome(task)["status"] for task in (0, 1)] == [0, 0], trial.describe()
     assert trial.causes(0) == [Cause.DONE]
     assert trial.causes(1) == [Cause.STOPPED, Cause.DONE]
@@ -87,29 +199,10 @@ def test_one_task_of_an_array(trial, data, tmp_path):
 
 
 @pytest.mark.long
-def test_the_time_limit_three_times(trial, undisturbed):
-    """The limit is lowered under the running job, so that Slurm gives notice at once."""
-    trial.submit(notice_seconds=120)
-    saved = 0
-    for life in (1, 2, 3):
-        trial.until_saved(saved)
-        trial.set_time_limit(trial.minutes() + 2)
-        trial.until(lambda life=life: trial.attempts()[life - 1].ended)
-        saved = trial.attempts()[-1].saved
-        trial.set_time_limit(60)
-    finished(trial, undisturbed)
-    assert trial.causes() == [Cause.STOPPED] * 3 + [Cause.DONE]
-    assert [attempt.restart for attempt in trial.attempts()] == [0, 1, 2, 3]
-    steps = [attempt.saved for attempt in trial.attempts()]
-    assert steps == sorted(set(steps))  # each life got on
-
-
-@pytest.mark.long
 def test_the_time_limit_without_notice(trial, undisturbed):
     """Slurm itself would end the job as timed out: it saves while it is being ended, and is requeued."""
     trial.submit()
-    trial.until_saved()
-    trial.kill(trial.ranks(), signal.SIGSTOP)  # so that it is not finished before
+    trial.pause()
     trial.until(lambda: trial.minutes() >= 1)
     trial.set_time_limit(1)
     trial.until(lambda: trial.attempts()[0].ended)
@@ -122,74 +215,22 @@ def test_the_time_limit_without_notice(trial, undisturbed):
 def test_a_preemption(trial, undisturbed):
     """A job of more weight takes both nodes: Slurm requeues this one, which saves first."""
     trial.submit()
-    trial.until_saved()
+    trial.pause()
     dear = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     trial.playground.run("sbatch", *dear, "--wrap", "sleep 3")
     finished(trial, undisturbed)
     assert trial.causes() == [Cause.STOPPED, Cause.DONE]
 
 
-@pytest.mark.long
-def test_slurmd_killed(trial, undisturbed):
-    """Slurm gives up a node on which the rank lives on: the job starts elsewhere, and the old one gives way."""
-
-    def lose(node: str) -> None:
-        trial.playground.kill(node)
-        (rank,) = trial.ranks()
-        trial.kill([rank], signal.SIGSTOP)  # so that it is not finished before
-
-    goes_on_elsewhere(trial, undisturbed, lose)
-
-
-@pytest.mark.long
-def test_a_node_crashes(trial, undisturbed):
-    """slurmd and all that runs there are gone at once."""
-    goes_on_elsewhere(trial, undisturbed, trial.playground.crash)
-
-
-def goes_on_elsewhere(trial, undisturbed, lose) -> None:
-    """`lose` takes the node that the job began on."""
-    trial.submit()
-    trial.until_saved()
-    (node,) = trial.attempts()[0].nodes
-    lose(node)
-    try:
-        finished(trial, undisturbed)
-    finally:
-        trial.playground.start_node(node)
-        trial.playground.until(trial.playground.idle, "its nodes")
-    assert trial.causes() == [Cause.NODE, Cause.DONE]
-    assert trial.attempts()[1].nodes != (node,)
-
-
-@pytest.mark.long
-def test_killed_while_it_saves(trial, undisturbed):
-    """A checkpoint that was not finished is as if it had never been begun."""
-    trial.submit()
-    trial.until_saved()
-    checkpoints = trial.folder / trial.runs[0].run_id / "checkpoints"
-    whole = re.compile(r"step-\d+")
-    deadline = time.monotonic() + PATIENCE
-    while all(whole.fullmatch(path.name) for path in checkpoints.iterdir()):
-        assert time.monotonic() < deadline, trial.describe()
-    trial.kill(trial.ranks())
-    finished(trial, undisturbed)
-    assert trial.causes() == [Cause.KILLED, Cause.DONE]
-
-
-@pytest.mark.long
-def test_slurmctld_restarted(trial, undisturbed):
-    """Training does not need it; a requeue waits until it answers again."""
-    trial.submit()
-    trial.until_saved()
-    trial.playground.kill("slurmctld")
-    trial.kill(trial.ranks(), signal.SIGUSR2)
-    trial.until(lambda: trial.attempts()[0].ended)
-    trial.until(lambda: "asking again" in trial.describe_files())
-    trial.playground.start_controller()
-    finished(trial, undisturbed)
-    assert trial.causes() == [Cause.STOPPED, Cause.DONE]
-    assert trial.attempts()[1].restart == 1
+def test_without_accounting(data, tmp_path, monkeypatch, undisturbed, capsys):
+    """What is needed is in files and in the queue."""
+    with started(nodes=1, accounting=False) as bare:
+        monkeypatch.setenv("SLURM_CONF", str(bare.conf))
+        study = write_study(tmp_path / "tiny.toml", tokens=TOKENS, interval=INTERVAL)
+        trial = Trial(bare, study, data, tmp_path / "results")
+        survives(trial, undisturbed, [rank_killed])
+        assert main(["status", str(study), "--results", str(trial.results)]) == 0
+        assert "1 runs: 1 finished" in capsys.readouterr().out
 
 
 def test_out_of_memory_is_not_tried_again(trial):
@@ -209,8 +250,9 @@ def test_out_of_memory_is_not_tried_again(trial):
 def test_cancelled(trial, undisturbed):
     """It saves, ends, and is not requeued; what is submitted then goes on from there."""
     trial.submit()
-    trial.until_saved()
+    rank = trial.pause()
     (trial.submission.folder / CANCELLED).touch()
+    trial.resume(rank, signal.SIGUSR2)
     outcome = trial.outcome()
     assert outcome["status"] == STOPPED
     assert trial.causes() == [Cause.CANCELLED]
@@ -219,46 +261,3 @@ def test_cancelled(trial, undisturbed):
     trial.submit()
     finished(trial, undisturbed)
     assert f"continues after step {saved} " in trial.describe_files()
-
-
-@pytest.mark.long
-def test_twenty_faults_in_one_run(trial, data, tmp_path):
-    """Each of them five times, in an order that nobody chose."""
-    for study in (trial.study, tmp_path / "undisturbed.toml"):
-        write_study(study, tokens=6e6)
-    trial.runs = runs_of(trial.study)
-    faults = [rank_killed, requeued, told_of_the_time_limit, node_crashed] * 5
-    random.Random(0).shuffle(faults)
-    trial.submit()
-    expected = []
-    for number, fault in enumerate(faults):
-        trial.until_saved(trial.saved())
-        expected.append(fault(trial))
-        trial.until(lambda number=number: len(trial.attempts()) > number + 1)
-        assert trial.attempts()[number].cause == expected[-1], trial.describe()
-    finished(trial, trained(tmp_path / "undisturbed.toml", data, tmp_path / "undisturbed"))
-    assert trial.causes() == [*expected, Cause.DONE]
-
-
-def rank_killed(trial) -> Cause:
-    trial.kill(trial.ranks())
-    return Cause.KILLED
-
-
-def requeued(trial) -> Cause:
-    trial.playground.run("scontrol", "requeue", trial.job)
-    return Cause.STOPPED
-
-
-def told_of_the_time_limit(trial) -> Cause:
-    trial.playground.run("scancel", "--signal=USR2", trial.job)
-    return Cause.STOPPED
-
-
-def node_crashed(trial) -> Cause:
-    (node,) = trial.attempts()[-1].nodes
-    trial.playground.crash(node)
-    number = len(trial.attempts())
-    trial.until(lambda: len(trial.attempts()) > number)
-    trial.playground.start_node(node)
-    return Cause.NODE

@@ -9,6 +9,7 @@ import pytest
 from launch.verify import LARGEST, STEPS
 from slurm.causes import Cause
 from slurm.resources import Shape
+from slurm.status import look
 from tests.slurm.trial import Trial, trained, write_study
 
 pytestmark = pytest.mark.slurm
@@ -55,10 +56,18 @@ def test_two_nodes_are_one_process_within_rounding(spread, data, tmp_path):
         np.testing.assert_allclose(losses[:STEPS], alone[run_id][:STEPS], rtol=LARGEST["fp32"])
 
 
+def pause(trial) -> list[int]:
+    """Stop every rank once there is a checkpoint, so that the run is not finished before it is disturbed."""
+    trial.until_saved()
+    ranks = trial.ranks()
+    trial.kill(ranks, signal.SIGSTOP)
+    return ranks
+
+
 @pytest.mark.long
 def test_a_rank_of_the_other_node_killed(trial, spread):
     trial.submit(TWO_BY_TWO)
-    trial.until_saved()
+    pause(trial)
     trial.kill(trial.ranks("n2")[:1])
     assert trial.outcome()["status"] == 0, trial.describe()
     assert trial.losses() == spread
@@ -72,9 +81,11 @@ def test_a_rank_of_the_other_node_killed(trial, spread):
 def test_all_ranks_stop_at_one_step(trial, spread, how):
     """The save is collective: no rank may be a step ahead."""
     trial.submit(TWO_BY_TWO)
-    trial.until_saved()
+    ranks = pause(trial)
     if how == "USR2":
         trial.playground.run("scancel", "--signal=USR2", trial.job)
+        for rank in ranks:
+            trial.resume(rank, signal.SIGUSR2)
     else:
         trial.playground.run("scontrol", "requeue", trial.job)
     assert trial.outcome()["status"] == 0, trial.describe()
@@ -86,13 +97,30 @@ def test_all_ranks_stop_at_one_step(trial, spread, how):
 def test_the_other_node_crashes(trial, spread):
     """It comes back, and the job goes on there."""
     trial.submit(TWO_BY_TWO)
-    trial.until_saved()
+    pause(trial)
     trial.playground.crash("n2")
     trial.until(lambda: trial.attempts()[0].ended)
     trial.playground.start_node("n2")
     assert trial.outcome()["status"] == 0, trial.describe()
     assert trial.losses() == spread
     assert trial.causes()[-1] == Cause.DONE
+
+
+@pytest.mark.long
+def test_a_job_that_needs_its_bad_node_waits_for_an_operator(trial, spread):
+    """It is held, not lost: released, it goes on."""
+    trial.submit(TWO_BY_TWO, health_seconds=60.0)
+    trial.until(lambda: trial.processes("slurm.health", node="n2"))
+    trial.kill(trial.processes("slurm.health", node="n2")[:1], signal.SIGSTOP)
+    waits = ("squeue", "-h", "-j", trial.job, "-o", "%r")
+    trial.until(lambda: "held" in trial.playground.run(*waits))
+    (run,) = look(trial.runs, trial.folder).runs
+    assert (run.state, run.reason) == ("waiting", "for an operator")
+    assert run.cause.endswith(f"Have n2 repaired, then: scontrol release {trial.job}")
+    trial.playground.run("scontrol", "release", trial.job)
+    assert trial.outcome()["status"] == 0, trial.describe()
+    assert trial.losses() == spread
+    assert trial.causes() == [Cause.NODE, Cause.DONE]
 
 
 @pytest.mark.long

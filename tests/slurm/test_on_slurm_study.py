@@ -1,8 +1,6 @@
 """Whole studies on a real Slurm, by the commands that a person types."""
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +9,7 @@ import pytest
 
 from launch.results import read_result
 from slurm.causes import Cause
-from slurm.freeze import PACKAGES
 from slurm.ledger import REPORT, TRAIN, submissions
-from slurm.playground import playground as started
 from tests.slurm.conftest import ROOT
 from tests.slurm.trial import Trial, losses, trained, write_study
 
@@ -117,23 +113,6 @@ def test_two_submits_at_once(shell, playground):
     assert len(submissions(one.trial.folder)) == 1
 
 
-def test_what_is_queued_does_not_see_an_edit(shell, data, tmp_path):
-    """Submit, break the code, requeue: the code of the submission trains on, to the same losses."""
-    checkout = tmp_path / "checkout"
-    for package in PACKAGES:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, checkout / package, ignore=ignored)
-    edited = shell(tokens=3e5, code=checkout)
-    edited.submit("--no-report")
-    edited.trial.until_saved()
-    for path in (checkout / "launch" / "train.py", checkout / "slurm" / "rank.py"):
-        path.write_text("raise SystemExit('edited')\n")
-    edited.playground.run("scontrol", "requeue", edited.trial.job)
-    assert edited.trial.outcome()["status"] == 0, edited.trial.describe()
-    assert edited.trial.causes() == [Cause.STOPPED, Cause.DONE]
-    assert edited.trial.losses() == trained(edited.study, data, tmp_path / "alone")
-
-
 @pytest.mark.long
 def test_a_failing_rung_among_good_ones(shell, tmp_path, data):
     """It is named, the report is made of the rest, and says so; later the rest of the work is one run."""
@@ -163,19 +142,3 @@ def test_a_failing_rung_among_good_ones(shell, tmp_path, data):
     four.run("submit")
     four.until_all_is_over()
     assert four.trial.losses() == trained(four.study, data, tmp_path / "alone")
-
-
-@pytest.mark.long
-def test_without_accounting(data, tmp_path, monkeypatch):
-    """What is needed is in files and in the queue."""
-    with started(nodes=1, accounting=False) as bare:
-        monkeypatch.setenv("SLURM_CONF", str(bare.conf))
-        study = write_study(tmp_path / "tiny.toml", tokens=3e5)
-        shell = Shell(bare, study, data, tmp_path / "results")
-        shell.submit("--no-report")
-        shell.trial.until_saved()
-        shell.trial.kill(shell.trial.ranks(), signal.SIGKILL)
-        assert shell.trial.outcome()["status"] == 0, shell.trial.describe()
-        status, said = shell.run("status")
-        assert (status, "finished" in said) == (0, True), said
-        assert shell.trial.losses() == trained(study, data, tmp_path / "alone")

@@ -52,7 +52,7 @@ def test_another_beside_it_and_nothing_left(playground, monkeypatch):
         assert other.processes("n1")
     assert other.processes() == []
     assert not other.folder.exists()
-    assert playground.idle()
+    playground.until(playground.idle, "the nodes of the one that goes on")
 
 
 @pytest.mark.slurm
@@ -65,7 +65,7 @@ def test_a_requeued_job_starts_at_once(playground, tmp_path):
     ).strip()
     playground.until(lambda: playground.run("squeue", "-h", "-t", "RUNNING"), "a running job")
     playground.run("scontrol", "requeue", job)
-    playground.until(lambda: not playground.run("squeue", "-h", "-j", job), "its end", 60)
+    playground.until(lambda: not playground.run("squeue", "-h", "-j", job), "its end")
     assert "Restarts=1" in playground.run("scontrol", "show", "job", job)
 
 

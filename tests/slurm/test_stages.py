@@ -183,35 +183,35 @@ def test_a_setup_line_that_fails_on_slurm(on_slurm, data, playground):
 @pytest.mark.slurm
 def test_what_waits_on_slurm(on_slurm, data, playground):
     """Two submits start each run once; status says why they wait, also where Slurm is silent; cancel."""
-    down = ("scontrol", "update", "PartitionName=main", "State=DOWN")
-    playground.run(*down)
-    try:
-        both = [on_slurm.run("submit", "--data", str(data)) for _ in range(2)]
-        assert [each.returncode for each in both] == [0, 0], both
-        assert "3 started now" in both[0].stderr
-        assert "0 started now in 0 jobs, 3 under way" in both[1].stderr
-        status = on_slurm.status()
-        assert {(run.state, run.reason) for run in status.runs} == {("waiting", "PartitionDown")}
-        [report] = status.stages  # Slurm gives a job that waits for two things whichever it looked at last
-        assert report.stage == REPORT and report.reason in {"Dependency", "PartitionDown"}, report
-        stages = [each.stage for each in submissions(on_slurm.study_folder)]
-        assert sorted(stages) == sorted([TRAIN, REPORT])
+    cluster = on_slurm.folder / "cluster.toml"
+    cluster.write_text(playground.cluster_file.read_text() + "[sbatch]\nhold = true\n")
+    on_slurm.cluster = str(cluster)  # Slurm takes the jobs, and starts none
+    both = [on_slurm.run("submit", "--data", str(data)) for _ in range(2)]
+    assert [each.returncode for each in both] == [0, 0], both
+    assert "3 started now" in both[0].stderr
+    assert "0 started now in 0 jobs, 3 under way" in both[1].stderr
+    status = on_slurm.status()
+    assert {(run.state, run.reason) for run in status.runs} == {("waiting", "JobHeldUser")}
+    (report,) = status.stages
+    # Of two things that a job waits for, Slurm names the one that it looked at last.
+    assert report.stage == REPORT
+    assert report.reason in {"Dependency", "JobHeldUser"}
+    stages = [each.stage for each in submissions(on_slurm.study_folder)]
+    assert sorted(stages) == sorted([TRAIN, REPORT])
 
-        playground.kill("slurmctld", signal.SIGTERM)  # it writes down what it knows: not so with -9
-        status = on_slurm.status()
-        assert "wanted the list of your jobs" in status.slurm
-        assert {run.state for run in status.runs} == {"waiting"}
-        assert on_slurm.run("submit", "--data", str(data)).returncode == 2
-        playground.start_controller()
-        playground.run(*down)  # it reads its files anew
+    playground.kill("slurmctld", signal.SIGTERM)  # it writes down what it knows: not so with -9
+    status = on_slurm.status()
+    assert "wanted the list of your jobs" in status.slurm
+    assert {run.state for run in status.runs} == {"waiting"}
+    assert on_slurm.run("submit", "--data", str(data)).returncode == 2
+    playground.start_controller()
+    playground.until(lambda: playground.answers("squeue"), "slurmctld")
 
-        done = on_slurm.run("cancel")
-        assert "jobs asked to stop" in done.stdout, done
-        assert {run.state for run in on_slurm.status().runs} == {"not begun"}
-        assert "3 started now" in on_slurm.run("submit", "--data", str(data)).stderr
-        on_slurm.run("cancel")
-    finally:
-        playground.run("scontrol", "update", "PartitionName=main", "State=UP")
+    done = on_slurm.run("cancel")
+    assert "jobs asked to stop" in done.stdout, done
+    assert {run.state for run in on_slurm.status().runs} == {"not begun"}
+    assert "3 started now" in on_slurm.run("submit", "--data", str(data)).stderr
+    on_slurm.run("cancel")
     past = submissions(on_slurm.study_folder)
     assert live_tasks([*submissions_before(past), *past]) == []
 

@@ -6,7 +6,8 @@ from slurm.allocation import Here
 from slurm.attempts import Attempts
 from slurm.causes import INTERRUPTIONS, Cause
 from slurm.freeze import freeze_runs
-from slurm.supervisor import Supervisor, Work
+from slurm.supervisor import Supervisor
+from slurm.work import Work
 from tests.slurm.conftest import runs_of, write_study
 
 
@@ -39,28 +40,60 @@ class LastNodes(Here):
     """A job of Slurm's whose partition has no other node that fits."""
 
     can_requeue = True
+    release = "scontrol release 17"
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked = []
 
     def can_do_without(self, exclude) -> bool:
         return False
 
+    def requeue(self, exclude) -> None:
+        self.asked.append(("requeue", exclude))
 
-def test_a_job_that_could_never_start_again_ends_and_says_why(tmp_path):
-    """Requeued without its bad node it would wait for ever; its other runs are given up too."""
+    def hold(self) -> None:
+        self.asked.append(("hold",))
+
+
+@pytest.fixture
+def last_nodes(tmp_path):
+    """`after(...)`: what is asked of Slurm after an attempt that ended so, and the attempt as it is recorded then."""
     runs = runs_of(write_study(tmp_path / "tiny.toml"))
     run_ids = tuple(run.run_id for run in runs)
     folder = tmp_path / "job"
     folder.mkdir()
     freeze_runs(folder, runs)
-    work = Work(folder, "17", tmp_path / "data", tmp_path / "results", run_ids)
-    supervisor = Supervisor(work, LastNodes(1), lambda: 0, 1.0)
-    supervisor._attempts.begin(run_ids, ["n1"])
-    bad = supervisor._attempts.end(
-        cause=Cause.NODE, message="n1: 0 GPUs are visible", exclude=("n1",), blamed=run_ids[0]
+
+    def after(**ended):
+        allocation = LastNodes()
+        work = Work(folder, "17", tmp_path / "data", tmp_path / "results", run_ids)
+        supervisor = Supervisor(work, allocation, lambda: 0, 1.0)
+        supervisor._attempts.begin(run_ids, ["n1"])
+        attempt = supervisor._attempts.end(cause=Cause.NODE, blamed=run_ids[0], **ended)
+        assert not supervisor._again(attempt)
+        assert not supervisor._requeue(supervisor._attempts.all[-1])
+        assert supervisor._left() == list(run_ids)  # no run is given up
+        return allocation.asked, supervisor._attempts.all[-1]
+
+    return after
+
+
+def test_a_job_that_needs_its_bad_node_waits_for_an_operator(last_nodes, capsys):
+    """Requeued without that node it would wait for ever, requeued with it fail at once."""
+    asked, attempt = last_nodes(message="n1: 0 GPUs are visible", exclude=("n1",))
+    assert asked == [("hold",)]
+    assert attempt.exclude == ()
+    assert attempt.held == (
+        "n1: 0 GPUs are visible; without n1 this partition has too few nodes that fit the job. Have n1 "
+        "repaired, then: scontrol release 17"
     )
-    assert supervisor._again(bad)
-    assert supervisor._left() == []
-    for run in supervisor.outcome()["runs"].values():
-        assert (run["state"], run["cause"]) == ("failed", Cause.NODE)
-        assert (
-            "n1: 0 GPUs are visible; without n1 this partition has too few nodes" in run["message"]
-        )
+    assert f"job: waits for an operator: {attempt.held}\n" in capsys.readouterr().err
+
+
+def test_a_job_that_needs_the_node_that_slurm_has_lost_is_requeued(last_nodes, capsys):
+    """Slurm gives that node no job until it is back."""
+    asked, attempt = last_nodes(message="srun: error: Node failure on n1", node="n1")
+    assert asked == [("requeue", ())]
+    assert (attempt.held, attempt.exclude) == ("", ())
+    assert "job: n1 not left out: without, this partition has too few" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,6 +67,16 @@ def losses(study: Path, results: Path) -> dict[str, list[float]]:
     }
 
 
+def _heard(pid: int, number: int) -> bool:
+    """Whether a process that is stopped has been sent a signal; true as well once it has gone on and ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    pending = re.search(r"^ShdPnd:\s*(\w+)", status, re.M)
+    return pending is None or bool(int(pending[1], 16) >> number - 1 & 1)
+
+
 class Trial:
     """Jobs of one study on the playground."""
 
@@ -79,10 +90,14 @@ class Trial:
         return self.results / "tiny"
 
     def submit(
-        self, shape: Shape = ONE, groups: list[list[RunConfig]] | None = None, **more: object
+        self,
+        shape: Shape = ONE,
+        groups: list[list[RunConfig]] | None = None,
+        root: Path = ROOT,
+        **more: object,
     ) -> Submission:
-        """One array: a task for each group of runs, by default one for all; `more`: fields of `Job`
-        and of the cluster file."""
+        """One array: a task for each group of runs, by default one for all; `root`: of the code;
+        `more`: fields of `Job` and of the cluster file."""
         fields = {each.name for each in dataclasses.fields(Job)}
         of_job = {name: value for name, value in more.items() if name in fields}
         of_cluster = {name: value for name, value in more.items() if name not in fields}
@@ -90,7 +105,7 @@ class Trial:
         tasks = [tuple(run.run_id for run in group) for group in groups]
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.study, self.folder / "study.toml")
-        code = freeze_code(self.folder)
+        code = freeze_code(self.folder, root)
         self.submission = open_submission(self.folder, "tiny", "slurm", tasks, stage=TRAIN)
         freeze_runs(self.submission.folder, self.runs)
         jobs = [
@@ -184,6 +199,20 @@ class Trial:
         assert pids, self.describe()
         for pid in pids:
             os.kill(pid, number)
+
+    def pause(self, beyond: int = 0) -> int:
+        """Stop the only rank as soon as it has saved a step beyond that one: it is not finished before a test has
+        done what it does next. Its process id. Whatever Slurm ends it with lets it go on first."""
+        self.until_saved(beyond)
+        (rank,) = self.ranks()
+        os.kill(rank, signal.SIGSTOP)
+        return rank
+
+    def resume(self, rank: int, number: int) -> None:
+        """Let it go on once it has been sent that signal; Slurm may have done both."""
+        self.until(lambda: _heard(rank, number))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGCONT)
 
     def describe(self) -> str:
         lines = []
