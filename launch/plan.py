@@ -13,8 +13,14 @@ from launch.devices import GPUS, Device
 from launch.planner import GPUS_PER_NODE, Plan, choose
 
 DEVICE = GPUS["h100"]  # that a plan is for if nobody says
-COLUMNS = ("run", "N", "with head", "total", "tokens", "steps", "6ND", "exact FLOPs", "peak LR")
+COLUMNS = (
+    "run", "N", "with head", "total", "tokens", "steps", "6ND", "exact FLOPs", "peak LR", "disk",
+)  # fmt: skip
 CHOSEN = ("TP", "ZeRO", "micro-batch", "accumulate", "recompute", "memory", "hours")
+# Of one parameter in a checkpoint: weights, moments, and in bf16 or with ZeRO the master weights.
+STATE_BYTES = {"bf16": 14, "fp32": 16}
+STEP_BYTES = 128  # of one step in metrics.h5
+POSITION_BYTES = 12  # of one token's place at one evaluation there
 
 
 def print_plan(
@@ -48,6 +54,7 @@ def print_plan(
         f"{len(runs)} runs, {sum(run.tokens for run in runs):.3g} tokens, "
         f"{sum(run.flops for run in runs):.2e} FLOPs (6ND), "
         f"{sum(run.flops_exact for run in runs):.2e} exact, "
+        f"up to {_gigabytes(sum(disk_bytes(run) for run in runs))} of disk, "
         f"{total:.3g} {hours} on {gpus} {device.name}"
     )
     for start in dict.fromkeys(run.start for run in runs):
@@ -62,6 +69,24 @@ def print_plan(
         raise ValueError("\n".join(dict.fromkeys(refusals)))
 
 
+def disk_bytes(run: RunConfig) -> float:
+    """Of a run's folder at its largest: the checkpoints that are kept, one that is being written, and `metrics.h5`,
+    of which each checkpoint holds a copy."""
+    every = run.checkpoint.keep_every
+    kept = (
+        run.checkpoint.keep_last + len(run.keep_steps) + (run.train_steps // every if every else 0)
+    )
+    measured = STEP_BYTES * run.train_steps
+    measured += (
+        POSITION_BYTES
+        * run.shape.row_length
+        * len(run.evaluation.splits)
+        * len(run.evaluation_steps())
+    )
+    state = STATE_BYTES[run.precision] * run.shape.params_total
+    return (kept + 1) * (state + measured) + measured
+
+
 def _counts(run: RunConfig) -> list[str]:
     return [
         run.run_id,
@@ -73,6 +98,7 @@ def _counts(run: RunConfig) -> list[str]:
         f"{run.flops:.2e}",
         f"{run.flops_exact:.2e}",
         f"{run.peak_learning_rate:.3g}",
+        _gigabytes(disk_bytes(run)),
     ]
 
 
