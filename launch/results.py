@@ -18,7 +18,6 @@ This is the only module that imports h5py; it needs no torch.
 """
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +29,12 @@ import h5py
 import numpy as np
 
 from launch.diagnosis import noise_scale, skipped_places, spike_places
+from launch.disk import STORAGE_ERRORS, refuse_full
 
 SCHEMA = 1
 METRICS_FILE = "metrics.h5"
 RESTORE = "Remove it and run the study again: it comes back from the run's newest checkpoint."
 RECENT_ROWS = 32  # steps over which a rate is told: one step alone says little on a shared machine
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 TRAIN_COLUMNS = np.dtype(
     [
@@ -134,10 +133,7 @@ class RunResult:
 
 
 class ResultWriter:
-    """Appends to a run's `metrics.h5`, or begins it. Use as a context manager.
-
-    Raises `ValueError` that names the file where there is one that is damaged or of another kind.
-    """
+    """Appends to a run's `metrics.h5`, or begins it; a context manager. `ValueError` names a file that is damaged."""
 
     def __init__(
         self,
@@ -165,8 +161,10 @@ class ResultWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.flush()
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
     def train(self, **row: float) -> None:
         """Buffer one step's row (all of TRAIN_COLUMNS); `flush` writes it."""
@@ -208,7 +206,8 @@ class ResultWriter:
         self._file.attrs.update({name: float(values[name]) for name in SPEED_NAMES})
 
     def flush(self) -> None:
-        """Write the buffered rows and hand them to the operating system."""
+        """Write the buffered rows and hand them to the operating system, or keep them: `OSError` on a full disk."""
+        refuse_full(self.path)
         if self._train_rows:
             _append(self._file["train"], np.array(self._train_rows, TRAIN_COLUMNS))
             self._train_rows.clear()
@@ -317,6 +316,7 @@ def _open(path: Path, mode: str) -> h5py.File:
 
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_full(path)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with h5py.File(temporary, "w", locking=False) as file:
         file.attrs["schema"] = SCHEMA

@@ -56,6 +56,7 @@ TORCH_FREE = [
     "launch/console.py",
     "launch/datasets.py",
     "launch/diagnosis.py",
+    "launch/disk.py",
     "launch/evaluation_file.py",
     "launch/folder.py",
     "launch/plan.py",

@@ -148,6 +148,27 @@ def whole(tmp_path_factory):
     return folder / "metrics.h5"
 
 
+def test_a_full_disk_is_told_before_it_can_hurt_the_file(tmp_path, monkeypatch):
+    """HDF5 ends the process where a write fails, so there is none: no file is begun, and one that is there stays whole."""
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.disk.ROOM", 1 << 62)
+        with pytest.raises(OSError, match=r"No space left.*metrics\.h5"):
+            open_writer(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    writer = open_writer(tmp_path)
+    write(writer, 1, 4)
+    writer.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.disk.ROOM", 1 << 62)
+        writer.train(**train_row(5))
+        with pytest.raises(OSError, match="No space left"):
+            writer.flush()
+    assert len(read_result(tmp_path).train) == 4
+    with writer:
+        write(writer, 6, 6)
+    assert_steps(tmp_path, 6, [])
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file; wanted the metrics.h5 of a run") as error:
         read_result(tmp_path)
