@@ -129,7 +129,12 @@ def _report(options: argparse.Namespace) -> int:
     from analysis.report import write_report
 
     for line in write_report(
-        options.results, options.out, _counting(options), options.bootstrap, options.seed
+        options.results,
+        options.out,
+        _counting(options),
+        options.bootstrap,
+        options.seed,
+        options.data_limits,
     ):
         print(line)
     return 0
@@ -173,6 +178,12 @@ def _parser() -> argparse.ArgumentParser:
         "results", type=Path, metavar="RESULTS_DIR", help="a study's results folder"
     )
     report.add_argument("--out", type=Path, required=True, metavar="DIR")
+    report.add_argument(
+        "--data-limits",
+        type=Path,
+        metavar="RESULTS_DIR",
+        help="take L(D) from another study on the same data, to see where it contradicts L(C)",
+    )
     for name, command, function in (
         ("fitting", fit, _fit),
         ("predicting", predict, _predict),

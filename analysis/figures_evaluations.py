@@ -1,12 +1,13 @@
 """Figures of what was measured on saved checkpoints, one function each: SVG text."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from analysis.figures import (
     BELOW,
     DASHED,
+    FAINT,
     FIT,
     LOSS_LABEL,
     Axes,
@@ -114,6 +115,28 @@ def against_size(rows: Rows, laws: Rows, label: str = LOSS_LABEL) -> str:
         return svg(figure)
 
 
+def by_steps(
+    rows: Sequence[tuple[float, str, np.ndarray, np.ndarray]], dashed: Collection[str], label: str
+) -> str:
+    """Loss against steps, coloured by size: (N, what the line is, step, loss); those of a name in `dashed` dashed."""
+    with paper():
+        figure, axes = subplots()
+        sizes = np.unique([params for params, *_ in rows])
+        for params, name, step, loss in rows:
+            look = look_of(int(np.searchsorted(sizes, params)), len(sizes)) | {"markersize": 2.6}
+            style = (0, (4, 2)) if name in dashed else "-"
+            axes.plot(step, loss, linewidth=1.1, linestyle=style, **look)
+        handles = size_handles(axes, sizes)
+        for name in dict.fromkeys(name for _, name, *_ in rows):
+            style = (0, (4, 2)) if name in dashed else "-"
+            handles += axes.plot([], [], color=FAINT, linestyle=style, label=name)
+        loss_axis(axes, np.concatenate([loss for *_, loss in rows]))
+        axes.set_ylabel(label)
+        plain_powers(axes, "steps")
+        figure.legend(handles=handles, **BELOW)
+        return svg(figure)
+
+
 def by_place(place: np.ndarray, loss: np.ndarray, law: np.ndarray) -> str:
     """Loss by place in the context, measured and by its law."""
     with paper():
@@ -123,50 +146,6 @@ def by_place(place: np.ndarray, loss: np.ndarray, law: np.ndarray) -> str:
         axes.plot(place, law, color=FIT, label="law")
         loss_axis(axes, np.concatenate([loss, law]))
         plain_powers(axes, "place T in the context")
-        figure.legend(**BELOW)
-        return svg(figure)
-
-
-def by_level(accuracy: Rows, loss: Rows) -> str:
-    """Accuracy and loss against the level of difficulty, one line for each size."""
-    with paper(WIDE):
-        figure, (left, right) = subplots(1, 2, layout="constrained")
-        _lines(left, accuracy)
-        left.set_ylabel("answers that are right  [%]")
-        _lines(right, loss)
-        loss_axis(right, np.concatenate([y for _, _, y in loss]))
-        for axes in (left, right):
-            axes.set_xlabel("level s")
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, **BELOW)
-        return svg(figure)
-
-
-def collapse(accuracy: Rows, loss: Rows) -> str:
-    """Accuracy and loss on each set against the training loss, all sizes and steps together."""
-    with paper(WIDE):
-        figure, (left, right) = subplots(1, 2, layout="constrained")
-        for axes, rows in ((left, accuracy), (right, loss)):
-            for rank, (name, x, y) in enumerate(rows):
-                axes.plot(x, y, label=name, **(look_of(rank, len(rows)) | {"linestyle": "none"}))
-            axes.set_xlabel("training loss  [nats per token]")
-        left.set_ylabel("answers that are right  [%]")
-        loss_axis(right, np.concatenate([y for _, _, y in loss]))
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, **BELOW)
-        return svg(figure)
-
-
-def by_module(rows: Rows) -> str:
-    """Accuracy by module, one row of marks for each size: (name, place of the module, per cent)."""
-    with paper(WIDE):
-        figure, axes = subplots()
-        for rank, (name, place, value) in enumerate(rows):
-            axes.plot(
-                place, value, label=name, **(look_of(rank, len(rows)) | {"linestyle": "none"})
-            )
-        axes.set_xlabel("module, the easiest for the largest model first")
-        axes.set_ylabel("answers that are right  [%]")
         figure.legend(**BELOW)
         return svg(figure)
 

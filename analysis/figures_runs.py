@@ -43,8 +43,8 @@ def learning_curves(
     fitted: LossPoints,
     published: PublishedCurve | None,
 ) -> str:
-    """Held-out loss of every run against tokens or compute; with the frontier of the points that were
-    `fitted`, its fit, and the published law dashed."""
+    """Held-out loss of every run against tokens or compute; against compute with the frontier of the points that were
+    `fitted` and its fit, against tokens with L(D) if `fit` is one; the published law dashed."""
     with paper():
         figure, axes = subplots()
         sizes = np.unique(points.params)
@@ -59,7 +59,11 @@ def learning_curves(
         handles = size_handles(axes, sizes)
         if frontier is not None and x == "flops":
             handles += _draw_frontier(axes, fitted, fit, frontier)
-        loss_axis(axes, points.loss)
+        shown = points.loss
+        if fit is not None and x == "tokens":
+            handles += _draw_data_law(axes, points, fit)
+            shown = np.append(shown, curve(fit, np.array([points.tokens.max()])))
+        loss_axis(axes, shown)
         if published is not None:
             line = np.geomspace(points.x(x).min(), points.x(x).max(), 80)
             shown = power_constant(line, **vars(published))
@@ -106,6 +110,26 @@ def by_pixel(rows: Sequence[tuple[float, np.ndarray]]) -> str:
         if bar.solids is not None:
             bar.solids.set_rasterized(False)
         bar.set_label(LOSS_LABEL)
+        return svg(figure)
+
+
+def by_frame(
+    rows: Sequence[tuple[float, np.ndarray]], laws: Sequence[tuple[float, np.ndarray, np.ndarray]]
+) -> str:
+    """Mean held-out loss by frame of a clip, marks for each (N, loss [frames]), and laws (N, frame, loss) as lines."""
+    with paper():
+        figure, axes = subplots()
+        sizes = np.array([params for params, _ in rows])
+        for rank, (_, loss) in enumerate(rows):
+            look = look_of(rank, len(rows)) | {"linestyle": "none"}
+            axes.plot(np.arange(1, len(loss) + 1), loss, **look)
+        for params, frame, loss in laws:
+            rank = int(np.searchsorted(sizes, params))
+            axes.plot(frame, loss, color=look_of(rank, len(rows))["color"], linewidth=1.1)
+        axes.set_xlabel("frame")
+        axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+        loss_axis(axes, np.concatenate([loss for _, loss in rows]))
+        figure.legend(handles=size_handles(axes, sizes), **BELOW)
         return svg(figure)
 
 
@@ -165,20 +189,24 @@ def batches(
     loss: np.ndarray,
     scale: np.ndarray,
     params: np.ndarray,
-    measured: np.ndarray,
+    measured: Sequence[tuple[float, float]],
+    extrapolated: Sequence[tuple[float, float]],
     laws: Sequence[tuple[str, np.ndarray, np.ndarray, bool]],
     unit: str,
 ) -> str:
-    """Gradient noise scale of each run against its loss, measured critical batches (rows of loss, batch), and
-    laws of them (name, loss, batch, whether it was fitted here)."""
+    """Gradient noise scale of each run against its loss, critical batches (loss, batch) inside and outside the batches
+    that were trained, and laws of them (name, loss, batch, whether it was fitted here)."""
     with paper():
         figure, axes = subplots()
         draw_sized(axes, loss, scale, params)
         handles = size_handles(axes, np.unique(params))
-        if len(measured):
-            look: dict[str, Any] = {"color": FIT, "markerfacecolor": "none", "markersize": 5}
-            name = "measured B_crit"
-            handles += axes.plot(*measured.T, "D", label=name, **look)
+        look: dict[str, Any] = {"color": FIT, "markersize": 5}
+        for name, found, fill in (
+            ("measured B_crit", measured, {}),
+            ("extrapolated B_crit", extrapolated, {"markerfacecolor": "none"}),
+        ):
+            if found:
+                handles += axes.plot(*np.array(found).T, "D", label=name, **(look | fill))
         for name, x, y, fitted in laws:
             style: dict[str, Any] = {"color": FIT} if fitted else DASHED
             handles += axes.plot(x, y, label=name, **style)
@@ -187,7 +215,7 @@ def batches(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         power_axis(axes, f"batch  [{unit}]")
-        figure.legend(handles=handles, **BELOW)
+        figure.legend(handles=handles, **(BELOW | {"ncols": 2}))
         return svg(figure)
 
 
@@ -201,6 +229,15 @@ def tokens_to_reach(rows: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> str
         x_axis(axes, "params", np.concatenate([params for _, params, _ in rows]))
         figure.legend(**BELOW)
         return svg(figure)
+
+
+def _draw_data_law(axes: Axes, points: LossPoints, fit: Fit) -> list[Line2D]:
+    """L(D) over the tokens of the points: thick where it was fitted, dotted beyond."""
+    line = np.geomspace(points.tokens.min(), points.tokens.max(), 120)
+    axes.plot(line, curve(fit, line), ":", color=FIT, linewidth=1.0)
+    low, high = fit.diagnostics["x_range"]
+    line = line[(line >= low) & (line <= high)]
+    return axes.plot(line, curve(fit, line), color=FIT, linewidth=2.0, label="L(D)")
 
 
 def _draw_frontier(

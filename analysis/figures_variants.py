@@ -174,11 +174,12 @@ def hyperbolas(levels: Sequence[Mapping[str, Any]], unit: str) -> str:
                 if each["critical_batch"]:
                     line = np.geomspace(batch.min() / 2, batch.max() * 2, 60)
                     at = steps_at_batch(line, each["min_steps"], each["critical_batch"])
-                    axes.plot(at, at * line, color=look["color"], linewidth=1.0)
+                    style = "--" if each["extrapolated"] else "-"
+                    axes.plot(at, at * line, style, color=look["color"], linewidth=1.0)
             plain_powers(axes, "steps S")
             power_axis(axes, f"examples processed E = B S  [{unit}]")
             axes.set_title(f"N = {short(params)}", fontsize=8)
-            axes.legend(fontsize=6.5, ncols=2, loc="upper right")
+            axes.legend(fontsize=6.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))
         return svg(figure)
 
 

@@ -4,7 +4,9 @@ To reach a loss L at batch B takes S = S_min + E_min/B steps, which is the hyper
 1)(E/E_min - 1) = 1 with E = B S (McCandlish et al. 2018, 1812.06162, eq 2.11; Kaplan et al. 2020,
 section 5.1). A hyperbola is of one model size: for each and each level of the loss S_min and E_min follow
 by non-negative least squares of relative errors. B_crit = E_min/S_min then falls as a power of the loss,
-one law for all sizes (Kaplan et al. 2020, section 5.1), from which each size's offset is reported.
+one law for all sizes (Kaplan et al. 2020, section 5.1), from which each size's offset is reported. A B_crit
+outside the batches that were trained is extrapolated: it is marked, and left out of the law where it lies
+farther outside than the batches reach.
 """
 
 import time
@@ -49,16 +51,22 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
             "size reach; wanted at least 2. Give the steps to the same losses at several batch sizes, or "
             "learning curves with a column group that names the run of each row."
         )
-    ends = np.array([hyperbola(each.batch, each.steps) for each in known])
+    every_end = np.array([hyperbola(each.batch, each.steps) for each in known])
+    every, outside = (
+        known,
+        np.array([_outside(*each) for each in zip(known, every_end, strict=True)]),
+    )
+    near = outside <= 1
+    known, ends = [each for each, kept in zip(every, near, strict=True) if kept], every_end[near]
     loss = np.array([each.loss for each in known])
     best = _power(loss, ends)
-    samples = _samples(known, ends, draws, seed)
+    samples = _samples(known, ends, draws, seed) if known else []
     each_draw = [_power(loss, sample) for sample in samples]
     drawn = {name: np.array([one[name] for one in each_draw]) for name in best}
     inverse = interval(1 / best["aB"], 1 / drawn["aB"])
     parameters = {"B_star": interval(best["B_star"], drawn["B_star"]), "aB": _inverted(inverse)}
     sizes = _sizes(known, ends, best, samples, each_draw)
-    relative = [_residual(each, end) for each, end in zip(known, ends, strict=True)]
+    relative = [_residual(each, end) for each, end in zip(every, every_end, strict=True)]
     used = int(np.sum(np.all(ends > 0, axis=1)))
     return Fit(
         law=CRITICAL_BATCH,
@@ -69,14 +77,22 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
             "name": "root mean square of S/S_fitted - 1",
             "value": float(np.sqrt(np.mean(np.concatenate(relative) ** 2))),
         },
-        points_used=sum(len(each.batch) for each in known),
+        points_used=sum(len(each.batch) for each in every),
         points_left_out=found.left_out,
         bootstrap={"method": "wild cluster" if draws else "none", "draws": draws, "seed": seed},
         diagnostics={
-            "levels": [_as_json(each, end) for each, end in zip(known, ends, strict=True)],
+            "levels": [
+                _as_json(*each) | {"extrapolated": bool(out > 0)}
+                for *each, out in zip(every, every_end, outside, strict=True)
+            ],
             "sizes": sizes,
         },
-        warnings=(*found.remarks, *_about_exponent(inverse), *_warnings(known, used, sizes)),
+        warnings=(
+            *found.remarks,
+            *_about_exponent(inverse),
+            *_about_range(outside, loss, ends, outside[near]),
+            *_warnings(known, used, sizes),
+        ),
         seconds=time.perf_counter() - began,
         draws=drawn,
     )
@@ -149,6 +165,34 @@ def hyperbola(batch: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
     norm = np.linalg.norm(design, axis=0)
     found = nnls(design / norm, np.ones(len(batch)))[0] / norm
     return float(found[0]), float(found[1] * scale)
+
+
+def _outside(level: Level, end: np.ndarray) -> float:
+    """How far B_crit lies outside the batches of a level, in log, as a share of the log of their range: 0 inside, and
+    where there is no B_crit."""
+    if not np.all(end > 0):
+        return 0.0
+    at, batch = np.log(end[1] / end[0]), np.log(level.batch)
+    return float(max(batch.min() - at, at - batch.max(), 0.0) / (batch.max() - batch.min()))
+
+
+def _about_range(
+    outside: np.ndarray, loss: np.ndarray, ends: np.ndarray, kept: np.ndarray
+) -> list[str]:
+    """What is said of critical batches that were extrapolated: of all levels, and of those in the law."""
+    if not np.any(outside > 0):
+        return []
+    inside = _power(loss[kept == 0], ends[kept == 0])["aB"]
+    alone = (
+        f"the others alone give aB = {inside:.3g}"
+        if np.isfinite(inside)
+        else "the others alone give no aB"
+    )
+    return [
+        f"critical_batch_extrapolated: at {np.sum(outside > 0)} of {len(outside)} losses B_crit lies outside the "
+        f"batches that were trained, at {np.sum(outside > 1)} of them farther than the batches reach, which are left "
+        f"out of B*/L^(1/aB); {alone}. Train smaller or larger batches."
+    ]
 
 
 def _residual(level: Level, end: np.ndarray) -> np.ndarray:
@@ -252,13 +296,15 @@ def _warnings(known: list[Level], used: int, sizes: list[dict[str, Any]]) -> lis
             f"few_levels: {used} losses with a critical batch; wanted at least 3 for an exponent that "
             "can be checked."
         )
-    if max(len(np.unique(each.batch)) for each in known) < 4:
+    if max((len(np.unique(each.batch)) for each in known), default=0) < 4:
         said.append("few_batches: three batch sizes; the hyperbola itself cannot be tested.")
     return said
 
 
 def _about_sizes(sizes: list[dict[str, Any]]) -> list[str]:
     """What is assumed of model sizes, and whether the points speak against it."""
+    if not sizes:
+        return []
     if np.isnan(sizes[0]["params"]):
         return [
             "size_unknown: nobody says of which model size a row is (no column params), so all are taken "

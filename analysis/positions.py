@@ -1,5 +1,5 @@
 """The loss by place in the context as points, for the law L_T = irreducible + amplitude T^-exponent
-(Kaplan et al. 2020, appendix D.5): of one run, or of the largest run of a study."""
+(Kaplan et al. 2020, appendix D.5): of one run, or of the largest run of a study. And the runs that figures show."""
 
 import numpy as np
 
@@ -36,3 +36,14 @@ def largest_run(study: StudyRuns, counting: Counting) -> RunResult:
             "Choose another split, or give a CSV with the columns position and loss."
         )
     return max(having, key=lambda run: (counting.of(run), run.config.get("tokens", 0), run.run_id))
+
+
+def one_run_a_size(study: StudyRuns) -> list[RunResult]:
+    """The longest run of every size (the first seed of it), small to large."""
+    best: dict[float, RunResult] = {}
+    for run in study.runs:
+        size = run.counts["params_non_embedding"]
+        old = best.get(size)
+        if old is None or run.eval["tokens"].max() > old.eval["tokens"].max():
+            best[size] = run
+    return [best[size] for size in sorted(best)]

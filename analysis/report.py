@@ -24,20 +24,29 @@ RUNS, CONSTANTS, CONVENTIONS = "runs.csv", "constants.csv", "conventions.csv"
 
 
 def write_report(
-    results: Path, out: Path, counting: "Counting", draws: int, seed: int
+    results: Path,
+    out: Path,
+    counting: "Counting",
+    draws: int,
+    seed: int,
+    limits: Path | None = None,
 ) -> list[str]:
-    """Write the files unless they are up to date; the lines to print.
+    """Write the files unless they are up to date; the lines to print. L(D) is that of the results folder `limits`, if
+    given (`analysis.data_limits`).
 
     Raises `ValueError` where there is nothing to report on, and, with the report written, where no run could be used.
     """
-    if not results.is_dir():
-        raise ValueError(
-            f"{results}: no such folder; wanted a study's results folder. Check the path, or run "
-            "the study first."
-        )
+    for folder, option in ((results, ""), (limits, "--data-limits ")):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(
+                f"{option}{folder}: no such folder; wanted a study's results folder. Check the path, or run "
+                "the study first."
+            )
     digest = inputs_digest(results, counting, draws, seed)
+    if limits is not None:
+        digest += inputs_digest(limits, counting, draws, seed)
     old = _up_to_date(out, digest)
-    summary = old["summary"] if old else _build(results, out, counting, draws, seed, digest)
+    summary = old["summary"] if old else _build(results, out, counting, draws, seed, digest, limits)
     if summary[0].startswith("0 "):
         raise ValueError(
             f"{results}: {summary[0]}; wanted at least one run to report on. {out / REPORT} says why each "
@@ -75,8 +84,10 @@ def _up_to_date(out: Path, digest: str) -> dict[str, Any] | None:
 
 
 def _build(
-    results: Path, out: Path, counting: "Counting", draws: int, seed: int, digest: str
-) -> list[str]:
+    results: Path, out: Path, counting: "Counting", draws: int, seed: int, digest: str,
+    limits: Path | None,
+) -> list[str]:  # fmt: skip
+    from analysis.data_limits import data_limits
     from analysis.downloads import (
         constants_csv,
         conventions_csv,
@@ -93,6 +104,9 @@ def _build(
     study = read_runs(results, counting.split, counting.include)
     fits = fit_study(study, counting, draws, seed)
     conventions = by_convention(study, counting, fits, draws, seed)
+    if limits is not None:
+        fits.tried["loss-by-tokens"] = data_limits(limits, study, counting, draws, seed)
+        fits.not_tried.pop("L(D)", None)
     implied = findings(fits.tried, sample_of(study))
     corrected = corrections(study, counting, draws, seed)
     summary = _summary(fits.tried, study)
@@ -138,7 +152,11 @@ def _fits_json(
             "counting": vars(counting),
             "runs_used": len(study.runs),
             "summary": summary,
-            "fits": [{"name": a.name} | a.fit.as_json() for a in fits.tried.values() if a.fit],
+            "fits": [
+                {"name": a.name, "title": a.title} | a.fit.as_json()
+                for a in fits.tried.values()
+                if a.fit
+            ],
             "not_fitted": [
                 {"name": a.name, "law": a.law, "reason": a.problem}
                 for a in fits.tried.values()

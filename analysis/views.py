@@ -45,7 +45,7 @@ def pictures(
     shown: list[Picture] = []
     if not len(curves):
         return shown
-    shown += [_token_curves(curves), _compute_curves(curves, tried, known)]
+    shown += [_token_curves(curves, tried), _compute_curves(curves, tried, known)]
     shown += _loss_by_x(tried, "loss-by-params", known) + _loss_by_x(tried, "loss-by-tokens", known)
     shown += _optimum(tried, known)
     shown += law_pictures(tried, conventions, known, sample_of(study))
@@ -73,15 +73,23 @@ def dark_colours(study: StudyRuns, tried: dict[str, Attempt]) -> dict[str, str]:
     return {light: dark for count in range(1, most + 1) for light, dark in palette(count)}
 
 
-def _token_curves(curves: LossPoints) -> Picture:
+def _token_curves(curves: LossPoints, tried: dict[str, Attempt]) -> Picture:
+    """With L(D) where it is known (Henighan et al. 2020, figure 14)."""
     best = float(curves.loss.min())
-    return Picture(
-        "curves-tokens",
-        figures_runs.learning_curves(curves, "tokens", None, None, curves, None),
+    limits = tried.get("loss-by-tokens")
+    fit = limits.fit if limits is not None else None
+    caption = (
         f"<b>Learning curves against tokens.</b> Held-out loss of "
         f"{len(np.unique(curves.group))} runs, coloured by model size; the lowest reaches "
-        f"{best:.3f} nats per token.",
+        f"{best:.3f} nats per token."
     )
+    if limits is not None and fit is not None:
+        caption += (
+            f" Thick: {safe(limits.title)}, what so many tokens allow a large model that stops early; dotted beyond "
+            "its runs."
+        )
+    svg = figures_runs.learning_curves(curves, "tokens", fit, None, curves, None)
+    return Picture("curves-tokens", svg, caption)
 
 
 def _compute_curves(

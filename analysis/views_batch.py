@@ -48,6 +48,8 @@ def _hyperbolas(fit: Fit) -> list[Picture]:
         chosen = np.unique(np.linspace(0, len(own) - 1, LEVELS_SHOWN).astype(int))
         shown += [own[index] for index in chosen]
     known = sum(each["critical_batch"] is not None for each in shown)
+    out = sum(each["extrapolated"] for each in levels)
+    beyond = f" Dashed: B_crit outside the batches trained, at {out} of all." if out else ""
     return [
         Picture(
             "batch-hyperbolas",
@@ -55,7 +57,7 @@ def _hyperbolas(fit: Fit) -> list[Picture]:
             "<b>Steps and examples to the same losses.</b> Each mark is a batch size; lines: (S/S_min - 1)"
             f"(E/E_min - 1) = 1 (McCandlish et al. 2018), through {known} of the {len(shown)} losses shown, of "
             f"{len(levels)}. Where the marks go straight up or straight across, every batch is on one side of "
-            "the critical one.",
+            f"the critical one.{beyond}",
         )
     ]
 
@@ -77,7 +79,10 @@ def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[P
     if fit is not None and known and math.isfinite(fit.value("B_star")):
         fitted = critical_batch(line, fit.value("B_star"), fit.value("aB"))
         laws.append(("B_crit(L), fitted", line, fitted, True))
-    measured = np.array([(each["loss"], each["critical_batch"]) for each in levels]).reshape(-1, 2)
+    inside, outside = (
+        [(each["loss"], each["critical_batch"]) for each in levels if each["extrapolated"] is out]
+        for out in (False, True)
+    )
     caption = (
         "<b>Gradient noise scale and critical batch</b>, in rows. "
         + (
@@ -87,6 +92,11 @@ def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[P
             else "No run recorded the noise scale: it needs more than one micro-batch a step. "
         )
         + ("Diamonds: E_min/S_min of each loss. " if levels else "")
+        + (
+            f"Hollow, {len(outside)} of {len(levels)}: outside the batches trained, so extrapolated. "
+            if outside
+            else ""
+        )
     )
     if fit is not None and math.isfinite(fit.value("B_star")):
         caption += f"Fitted exponent aB {value_with_interval(fit.parameters['aB'])}. "
@@ -94,7 +104,7 @@ def noise_scale(study: StudyRuns, counting: Counting, fit: Fit | None) -> list[P
     return [
         Picture(
             "noise-scale",
-            figures_runs.batches(loss, scale, params, measured, laws, "rows"),
+            figures_runs.batches(loss, scale, params, inside, outside, laws, "rows"),
             caption,
         )
     ]

@@ -1,5 +1,5 @@
-"""The figures of fine-tuning for classification: loss and error against N, from pretrained weights and from scratch
-(Henighan et al. 2020, section 5 and figure 11)."""
+"""The figures of fine-tuning for classification: loss and error against N, and loss against steps, from pretrained
+weights and from scratch (Henighan et al. 2020, section 5 and figure 11)."""
 
 import math
 
@@ -48,7 +48,37 @@ def class_pictures(study: StudyRuns, counting: Counting) -> list[Picture]:
             caption += f"{safe('; '.join(said))}.{_none_wrong(study, counting, name)}{PUBLISHED}"
             svg = figures.against_size(lines, laws, label)
             shown.append(Picture(f"classes-{name}", svg, caption))
-    return shown
+    return shown + _curves(study, counting)
+
+
+def _curves(study: StudyRuns, counting: Counting) -> list[Picture]:
+    """Of each size the longest run of either start."""
+    best: dict[tuple[float, str], np.ndarray] = {}
+    for run in study.runs:
+        table = run.eval_rows(counting.split)
+        table = table[table["step"] > 0]  # before the first step there is no logarithm of it
+        key = counting.of(run), _start(run)
+        if len(table) and (key not in best or table["step"][-1] > best[key]["step"][-1]):
+            best[key] = table
+    starts = sorted({start for _, start in best})
+    if not starts:
+        return []
+    rows = [(*key, table["step"], table["loss"]) for key, table in sorted(best.items())]
+    looks = {PRETRAINED: "solid", SCRATCH: "dashed"}
+    caption = (
+        "<b>Loss of the class against steps</b>, held-out, one run of every size, "
+        f"{' and '.join(f'{looks[start]}: {start}' for start in starts)}."
+    )
+    if len(starts) == 1:
+        caption += (
+            " Runs of the other start are not in this study, so there is nothing to compare with."
+        )
+    svg = figures.by_steps(rows, {SCRATCH}, LOSS_LABEL.replace("token", "picture"))
+    return [Picture("classes-curves", svg, caption)]
+
+
+def _start(run: RunResult) -> str:
+    return PRETRAINED if run.config.get("start") else SCRATCH
 
 
 def _points(study: StudyRuns, counting: Counting, kind: str) -> dict[str, PointSet]:
@@ -57,8 +87,7 @@ def _points(study: StudyRuns, counting: Counting, kind: str) -> dict[str, PointS
     for run in study.runs:
         lowest = _lowest(run, counting, kind)
         if lowest > 0:  # of no wrong picture among so few there is no logarithm
-            start = PRETRAINED if run.config.get("start") else SCRATCH
-            rows.setdefault(start, []).append((run.run_id, counting.of(run), lowest))
+            rows.setdefault(_start(run), []).append((run.run_id, counting.of(run), lowest))
     found = {}
     for start, each in sorted(rows.items()):
         label = np.array([name for name, _, _ in each])

@@ -1,5 +1,5 @@
-"""The figures of what is inside the runs: by position, pixel, kind and split, and the noise of
-seeds; each with its caption."""
+"""The figures of what is inside the runs: by position, kind and split, and the noise of seeds; each with its caption.
+Of pictures and clips see `analysis.views_grid`."""
 
 import math
 
@@ -8,11 +8,11 @@ import numpy as np
 from analysis import figures_runs
 from analysis.page import Picture
 from analysis.points import LossPoints, cells
+from analysis.positions import one_run_a_size
 from analysis.published import published_of_kind
 from analysis.runs import Counting, StudyRuns
+from analysis.views_grid import grid_pictures
 from analysis.words import short
-from data_prep.domain import domain, domain_names
-from launch.results import RunResult
 
 MOST_POSITIONS = 6
 
@@ -26,7 +26,7 @@ def run_pictures(study: StudyRuns, counting: Counting, curves: LossPoints) -> li
 def _by_split(study: StudyRuns, counting: Counting) -> list[Picture]:
     """Kaplan et al. 2020, figure 8: the same models on each split that was evaluated."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for run in _one_run_a_size(study):
+    for run in one_run_a_size(study):
         for split in np.unique(run.eval["split"]):
             table = run.eval_rows(split.decode())
             if len(table):
@@ -74,22 +74,16 @@ def _tokens_to_reach(curves: LossPoints) -> list[Picture]:
 
 
 def _by_position(study: StudyRuns, counting: Counting) -> list[Picture]:
+    folded = grid_pictures(study, counting)
+    if folded:
+        return folded
     rows = []
-    for run in _one_run_a_size(study):
+    for run in one_run_a_size(study):
         table = run.eval_position.get(counting.split)
         if table is not None and len(table["loss"]):
             rows.append((counting.of(run), table["loss"][-1].astype(float), table["count"][-1]))
     if not rows:
         return []
-    grid = _grid(study, len(rows[0][1]))
-    if grid:
-        chosen = [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})]
-        maps = [(size, np.nanmean(loss.reshape(*grid[:2], -1), axis=2)) for size, loss, _ in chosen]
-        caption = (
-            "<b>Held-out loss by pixel</b>, mean of the colours, from the smallest to the largest "
-            "model, on one scale."
-        )
-        return [Picture("positions", figures_runs.by_pixel(maps), caption)]
     return _along_the_row(rows)
 
 
@@ -115,15 +109,6 @@ def _along_the_row(rows: list[tuple[float, np.ndarray, np.ndarray]]) -> list[Pic
     return found
 
 
-def _grid(study: StudyRuns, positions: int) -> tuple[int, ...]:
-    """The sides of the domain's picture, () where it has none or does not fit the rows."""
-    name = str(study.runs[0].config.get("domain"))
-    if name not in domain_names():
-        return ()
-    sides = tuple(side for _, side in domain(name).grid)
-    return sides if len(sides) in (2, 3) and math.prod(sides) == positions else ()
-
-
 def _window(positions: int) -> int:
     return max(1, positions // 64)
 
@@ -140,7 +125,7 @@ def _smooth(loss: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 def _by_kind(study: StudyRuns, counting: Counting) -> list[Picture]:
     found: dict[str, list[tuple[float, float]]] = {}
-    for run in _one_run_a_size(study):
+    for run in one_run_a_size(study):
         mine = run.eval[run.eval["split"] == counting.split.encode()]
         last = mine[mine["step"] == mine["step"].max()]
         for row in last[last["kind"] != b"loss"]:
@@ -175,14 +160,3 @@ def _repeats(curves: LossPoints) -> list[Picture]:
         "loss of each is from their mean, over the course of training."
     )
     return [Picture("seeds", figures_runs.repeats(chosen), caption)]
-
-
-def _one_run_a_size(study: StudyRuns) -> list[RunResult]:
-    """The longest run of every size (the first seed of it), small to large."""
-    best: dict[float, RunResult] = {}
-    for run in study.runs:
-        size = run.counts["params_non_embedding"]
-        old = best.get(size)
-        if old is None or run.eval["tokens"].max() > old.eval["tokens"].max():
-            best[size] = run
-    return [best[size] for size in sorted(best)]

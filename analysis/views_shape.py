@@ -10,17 +10,15 @@ import numpy as np
 
 from analysis import figures_runs
 from analysis.figures_variants import shape_panels
+from analysis.laws import power_constant
 from analysis.page import Picture
+from analysis.published import PublishedDomain, published
 from analysis.runs import Counting, StudyRuns
 from analysis.words import short
 from launch.results import RunResult
 
 SAME_SIZE = 1.1
 """Shapes whose N differ by at most this factor are compared with one another."""
-
-SIZE_EXPONENT = 0.076
-"""aN of L(N) (Kaplan et al. 2020, eq 1.1): losses are brought to one N by it, as in their section 3.1.
-Within a factor 1.1 of N it moves a loss by at most 0.7%."""
 
 FEWEST_SHAPES = 3
 Cell = list[tuple[RunResult, float]]
@@ -35,8 +33,8 @@ def shapes(study: StudyRuns, counting: Counting) -> list[Picture]:
     """Sizes that were trained in several proportions on equal tokens: one proportion at a time, the others
     as most runs of that size have them."""
     panels: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
-    worst = 0.0
-    for size, cell in _cells(study, counting):
+    worst, known = 0.0, published(str(study.runs[0].config.get("domain"))) if study.runs else None
+    for size, cell in _cells(study, counting, known):
         for label, found in _panels(cell).items():
             at = np.array(sorted(found))
             loss = np.array([np.mean(found[each]) for each in at])
@@ -50,35 +48,59 @@ def shapes(study: StudyRuns, counting: Counting) -> list[Picture]:
             "shapes",
             shape_panels(panels),
             "<b>Shape at equal size.</b> Lowest loss in percent above the best shape of that N, one proportion "
-            "at a time; what is left of a difference in N is taken out by L ∝ N^-0.076. At most "
-            f"{worst:.1f}% here. Kaplan et al. 2020: a few percent over a factor 40 in width over depth; "
-            "Henighan et al. 2020: best near 5 for pictures and mathematics, near 100 for language.",
+            f"at a time; {_corrected(known)}. At most {worst:.1f}% here. Kaplan et al. 2020: a few "
+            "percent over a factor 40 in width over depth; Henighan et al. 2020: best near 5 for pictures and "
+            "mathematics, near 100 for language.",
         )
     ]
 
 
-def _cells(study: StudyRuns, counting: Counting) -> Iterable[tuple[float, Cell]]:
+def _corrected(known: PublishedDomain | None) -> str:
+    """What was done about sizes that are not quite equal, in words."""
+    if known is None:
+        return "what is left of a difference in N is not taken out, since no L(N) of this domain is published"
+    law = known.loss_by_params
+    start = f"{law.irreducible:g} + " if law.irreducible else ""
+    return (
+        f"what is left of a difference in N is taken out by the published L(N) = {start}({short(law.scale)}/N)^"
+        f"{law.exponent:g}"
+    )
+
+
+def _cells(
+    study: StudyRuns, counting: Counting, known: PublishedDomain | None
+) -> Iterable[tuple[float, Cell]]:
     """Runs of about one N and equal tokens, with their lowest losses brought to the middle N; only where
     at least three shapes were trained."""
-    known: list[list[RunResult]] = []
+    found: list[list[RunResult]] = []
     latest: dict[float, list[RunResult]] = {}  # tokens -> the cell of the largest N so far
     for run in sorted(study.runs, key=lambda each: each.counts["params_non_embedding"]):
         tokens = float(run.eval_rows(counting.split)["tokens"][-1])
         cell = latest.get(tokens)
         if cell is None or _size(run) > SAME_SIZE * _size(cell[0]):
             cell = latest[tokens] = []
-            known.append(cell)
+            found.append(cell)
         cell.append(run)
-    for cell in known:
+    for cell in found:
         if len({_proportions(run) for run in cell}) >= FEWEST_SHAPES:
             middle = float(np.median([_size(run) for run in cell]))
-            yield middle, [(run, _lowest(run, counting, middle)) for run in cell]
+            yield (
+                middle,
+                [(run, _lowest(run, counting) * _ratio(known, middle, run)) for run in cell],
+            )
 
 
-def _lowest(run: RunResult, counting: Counting, size: float) -> float:
-    """The lowest loss of a run as L(N) would have it at another size."""
-    lowest = float(run.eval_rows(counting.split)["loss"].min())
-    return lowest * (_size(run) / size) ** SIZE_EXPONENT
+def _lowest(run: RunResult, counting: Counting) -> float:
+    return float(run.eval_rows(counting.split)["loss"].min())
+
+
+def _ratio(known: PublishedDomain | None, size: float, run: RunResult) -> float:
+    """L(size)/L(N) by the domain's published law: it brings the loss of a run to another size, as Kaplan et al. 2020,
+    section 3.1, do for text. Of domains with a constant it moves less than of text."""
+    if known is None:
+        return 1.0
+    at, own = (power_constant(n, **vars(known.loss_by_params)) for n in (size, _size(run)))
+    return float(at / own)
 
 
 def _size(run: RunResult) -> float:

@@ -118,8 +118,10 @@ def prompt(question: bytes) -> bytes:
 
 
 def _file_name(saved: Saved, folder: Path, per_module: int | None) -> str:
+    """By the last two names of the path: own questions and the official ones have sets of the same name."""
     first = "" if per_module is None else f"-first{per_module}"
-    return f"{saved.path.name}-{ANSWERS}-{folder.resolve().name}{first}.h5"
+    asked = "-".join(folder.resolve().parts[-2:]).strip("/")
+    return f"{saved.path.name}-{ANSWERS}-{asked}{first}.h5"
 
 
 def _attributes(saved: Saved, folder: Path, table: np.ndarray) -> dict[str, Any]:

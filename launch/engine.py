@@ -21,7 +21,7 @@ from launch.config import RunConfig
 from launch.deepspeed_config import deepspeed_clips, deepspeed_config
 from launch.noise import SquaredGradient, squared_gradient
 from launch.objective import Objective
-from launch.optimizer import forget_warm_up_step, optimizer_of
+from launch.optimizer import forget_gradients, forget_warm_up_step, optimizer_of
 from launch.process import keep_freed_memory, own_device
 from launch.safe_load import SafeCheckpointEngine
 from launch.universal import Universal, load_universal
@@ -169,6 +169,8 @@ class Engine:
         self._adam.norm = self._deepspeeds_norm if clipped is None else lambda: clipped
         self._deepspeed.step()
         grad_norm = self._adam.norm()
+        if not math.isfinite(grad_norm) and self.config.parallel.zero_stage in (1, 2):
+            forget_gradients(self._deepspeed.optimizer)
         loss = self._sum_over_ranks(total) / objective.count
         return StepResult(loss, grad_norm, small, small_batch)
 

@@ -48,3 +48,11 @@ def forget_warm_up_step(optimizer: torch.optim.Optimizer) -> None:
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].zero_()
+
+
+def forget_gradients(optimizer: Any) -> None:
+    """After a step that was skipped: ZeRO 1 and 2 in bf16 with the optimizer on the host keep the sum of the step's
+    gradients, add those of the next step to it, and so would skip every step after one that was not finite."""
+    kept = getattr(optimizer, "averaged_gradients", {})
+    for group in kept:
+        kept[group] = None

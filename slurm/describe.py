@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.config import RunConfig
+from launch.plan import disk_bytes
 from slurm import later, prepare, queue
 from slurm.freeze import CODE
 from slurm.launcher import Order, script
@@ -19,9 +19,6 @@ from slurm.submit import arrays, orders_of, refuse_dear
 from slurm.target import Target, refuse_beyond_partition
 
 COLUMNS = ("runs", "nodes", "tasks", "GPUs", "minutes", "memory", "GPU-hours", "disk", "cost")
-# Of one parameter in a checkpoint: weights, moments, and in bf16 or with ZeRO the master weights.
-STATE_BYTES = {"bf16": 14, "fp32": 16}
-ROW_BYTES = 128  # of one step in metrics.h5
 MINUTES = "minutes are predictions; on a CPU they only balance the jobs"
 
 
@@ -37,14 +34,6 @@ def describe(of: Target, packed: Sequence[PackedJob]) -> list[str]:
     if of.cluster.executor == "slurm":
         lines += _scripts(of, packed, silent)
     return lines
-
-
-def disk_bytes(run: RunConfig) -> float:
-    """Of a run's folder at its largest: the checkpoints that are kept, one being written, and metrics.h5."""
-    kept = run.checkpoint.keep_last + 1 + len(run.keep_steps)
-    kept += run.train_steps // run.checkpoint.keep_every if run.checkpoint.keep_every else 0
-    state = STATE_BYTES[run.precision] * run.shape.params_total
-    return kept * state + ROW_BYTES * run.train_steps
 
 
 def _table(of: Target, packed: Sequence[PackedJob]) -> list[str]:

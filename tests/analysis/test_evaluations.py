@@ -159,7 +159,9 @@ def test_figures_say_the_planted_numbers(planted):
     study, found = planted
     drawn = {each.name: each for each in evaluation_pictures(study, Counting(), found)}
     assert set(drawn) == {"information", "information-curves", "transfer", "percentiles",
-                          "mathematics-collapse", "mathematics-levels", "mathematics-modules"}  # fmt: skip
+                          "mathematics-collapse", "mathematics-levels", "mathematics-levels-size",
+                          "mathematics-modules", "mathematics-modules-2",
+                          "mathematics-modules-size", "mathematics-modules-size-2"}  # fmt: skip
     dark = dark_colours(study, {})
     assert all(figure(each, dark).startswith("<figure><svg") for each in drawn.values())
     told = drawn["information"].caption
@@ -216,7 +218,7 @@ def test_answers_without_a_loss_draw_no_level(planted):
             table["num_tokens"] = 0
             rows.append(replace(each, content=each.content | {"answers": table}))
     drawn = mathematics_pictures(replace(found, found=rows))
-    assert [each.name for each in drawn] == ["mathematics-modules"]
+    assert [each.name for each in drawn] == ["mathematics-modules", "mathematics-modules-2"]
 
 
 def test_a_share_has_no_exact_line(planted):
@@ -250,7 +252,12 @@ def test_pretrained_and_scratch_have_a_law_each(tmp_path):
     started = [replace(run, config=run.config | {"start": {"study": "x"}}) for run in study.runs]
     both = replace(study, runs=(*study.runs, *started))
     drawn = {each.name: each.caption for each in class_pictures(both, Counting())}
-    assert set(drawn) == {"classes-loss", "classes-error"}
+    assert set(drawn) == {"classes-loss", "classes-error", "classes-curves"}
+    assert "solid: pretrained and dashed: from scratch" not in drawn["classes-curves"]
+    assert "dashed: from scratch and solid: pretrained" in drawn["classes-curves"]
+    (alone,) = [each for each in class_pictures(study, Counting()) if each.name == "classes-curves"]
+    assert "nothing to compare with" in alone.caption
+    assert "nothing to compare with" not in drawn.pop("classes-curves")
     for caption in drawn.values():
         assert "from scratch: exponent 0.100" in caption
         assert "pretrained: exponent 0.100" in caption

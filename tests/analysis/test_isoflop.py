@@ -215,6 +215,25 @@ def test_sizes_that_contradict_one_law_of_the_critical_batch_are_named():
     assert offsets[1] - offsets[0] == pytest.approx(np.log(4), rel=0.1)
 
 
+@pytest.mark.parametrize(("least", "said"), [(2.0, "at 2 of them"), (64.0, "at 0 of them")])
+def test_a_critical_batch_outside_the_batches_trained_is_flagged(least, said):
+    """B_crit is 16 at loss 3, 8 and less above it; the batches reach from `least` times a half to 16 times that."""
+    loss, batch = (each.reshape(-1) for each in np.meshgrid(
+        [3.0, 3.5, 4.0, 4.5], least / 2 * np.array([1.0, 2.0, 4.0, 16.0]), indexing="ij"))  # fmt: skip
+    crit = np.array([0.01, 0.05, 8.0, 6.0] if least < 10 else [40.0, 36.0, 20.0, 16.0])
+    steps = laws.steps_at_batch(batch, 1e3, np.repeat(crit, 4))
+    fit = fit_critical_batch(point_set(loss, batch=batch, steps=steps), 20, 0)
+    (text,) = [each for each in fit.warnings if each.startswith("critical_batch_extrapolated: ")]
+    assert "at 2 of 4 losses B_crit lies outside the batches that were trained" in text
+    assert said in text
+    known = {each["loss"]: each for each in fit.diagnostics["levels"]}
+    assert [known[each]["extrapolated"] for each in (3.0, 3.5, 4.0, 4.5)] == (
+        [True, True, False, False] if least < 10 else [False, False, True, True])  # fmt: skip
+    used = [2, 3] if least < 10 else [0, 1, 2, 3]
+    slope = np.polyfit(np.log([3.0, 3.5, 4.0, 4.5])[used], np.log(crit[used]), 1)[0]
+    assert fit.value("aB") == pytest.approx(-1 / slope, rel=1e-6)
+
+
 def test_batches_all_above_the_critical_one_are_flagged():
     batch, loss = np.tile([1e9, 2e9, 4e9], 2), np.repeat([3.0, 4.0], 3)
     steps = np.where(loss == 3, 2e3, 1e3) * np.tile([1.0, 1.001, 1.002], 2)  # rising: E_min = 0

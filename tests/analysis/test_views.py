@@ -10,11 +10,13 @@ from analysis.estimate import Estimate, Fit
 from analysis.figures import interval_bars, paper, subplots, svg
 from analysis.findings import Sample, disagreements, findings
 from analysis.laws import PF_DAY
+from analysis.published import published
 from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.study_fits import Attempt
 from analysis.views_batch import noise_scale
 from analysis.views_laws import _crossing, _rule
 from analysis.views_runs import _by_kind, _by_split, _tokens_to_reach
+from analysis.views_shape import _cells
 from analysis.views_shape import shapes as shapes_of
 from analysis.words import short, value_with_interval
 from launch.results import NOISE_COLUMNS
@@ -42,6 +44,34 @@ def test_shapes_of_one_size_are_compared(shapes):
     (picture,) = shapes_of(shapes, Counting())
     assert "Shape at equal size" in picture.caption
     assert shapes_of(StudyRuns(shapes.path, shapes.runs[:2], ()), Counting()) == []
+
+
+def test_losses_of_unequal_sizes_are_brought_together_by_the_law_of_their_domain(tmp_path):
+    """Nothing but N differs between these shapes, and the law of the pictures has a constant."""
+    law = published("image-8x8").loss_by_params
+    surface = Surface(law.irreducible, law.scale, law.exponent, b=1e-30)
+    made = [
+        replace(RUN, run_id=f"l{layers}", num_layers=layers, hidden_size=width, length=192,
+                domain="image-8x8")
+        for layers, width in ((8, 64), (2, 126), (31, 32))
+    ]  # fmt: skip
+    study = read_runs(write_study(tmp_path / "study", made, surface))
+
+    def spread(known):
+        ((_, cell),) = _cells(study, Counting(), known)
+        losses = [loss for _, loss in cell]
+        return max(losses) / min(losses) - 1
+
+    assert spread(published("image-8x8")) < 1e-6  # of a float32
+    assert spread(published("text")) > 1e-3
+    assert spread(None) > 1e-4
+    (picture,) = shapes_of(study, Counting())
+    assert "published L(N) = 3.12 + (80/N)^0.24" in picture.caption
+    other = tuple(
+        replace(run, config=run.config | {"domain": "known-entropy"}) for run in study.runs
+    )
+    (picture,) = shapes_of(replace(study, runs=other), Counting())
+    assert "is not taken out, since no L(N) of this domain is published" in picture.caption
 
 
 def test_splits_are_drawn_where_there_are_several(shapes):

@@ -201,7 +201,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(
         else:
             torch.save({**torch.load(file, weights_only=False), "more": bomb}, file)
         describe_again(newest_step)
-        assert run_all([run, good], pictures, tmp_path) == 1
+        assert run_all([run, good], pictures, tmp_path) == 2
         error = capfd.readouterr().err
         assert not ran.exists(), f"the code in {file.name} ran"
         assert f"{run.run_id}: FAILED" in error
@@ -222,7 +222,7 @@ def test_other_data_is_refused_naming_both(copy, mathematics, tmp_path, capfd):
         Image.new("RGB", (8, 8), (number, 2 * number, 7)).save(raw / f"{number}.png")
     other = build("image-8x8", raw, tmp_path / "other")
     there, here = newest(folder).data_identity, data_identity(run, other)
-    assert run_all([run], other, results) == 1
+    assert run_all([run], other, results) == 2
     error = capfd.readouterr().err
     assert f"trained on data {there[:12]} and is now given data {here[:12]}" in error
     assert "Give that dataset, or other --results" in error
@@ -231,7 +231,7 @@ def test_other_data_is_refused_naming_both(copy, mathematics, tmp_path, capfd):
 def test_another_configuration_in_the_folder_is_refused_naming_both(copy, pictures, capfd):
     run, results, folder = copy
     save_config(run.model_copy(update={"seed": 7}), folder)
-    assert run_all([run], pictures, results) == 1
+    assert run_all([run], pictures, results) == 2
     error = capfd.readouterr().err
     assert "holds a run of another configuration: seed is 7 there and 0 here" in error
     assert load_config(folder).seed == 7, "left as it was"
@@ -276,7 +276,7 @@ def test_files_copied_from_another_run_are_refused(copy, pictures, capfd):
     other = config(seeds=[5])
     there = run_folder(results, other)
     shutil.copytree(folder / "checkpoints", there / "checkpoints")
-    assert run_all([other], pictures, results) == 1
+    assert run_all([other], pictures, results) == 2
     error = capfd.readouterr().err
     assert f"{there / 'checkpoints' / 'step-8'}: saved by the run whose id ends in " in error
     assert f"wanted {other.run_id}" in error
@@ -284,7 +284,7 @@ def test_files_copied_from_another_run_are_refused(copy, pictures, capfd):
     finished = train_alone(run, pictures, results)
     there.mkdir()
     shutil.copy(finished.path, there / "metrics.h5")
-    assert run_all([other], pictures, results) == 1
+    assert run_all([other], pictures, results) == 2
     error = capfd.readouterr().err
     assert f"{there / 'metrics.h5'}: measured by run {run.run_id}; wanted {other.run_id}" in error
 

@@ -1,23 +1,37 @@
-"""The papers' studies: the published shapes and rates, a plan for each, and small twins that train."""
+"""The shipped studies: the published shapes and rates, a plan for each run, and small twins that train."""
 
+import math
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import launch
-from benchmarks.synthetic import batch_of
+from launch.__main__ import main
+from launch.checkpoint_files import step_number, steps_of
+from launch.config import RunConfig
 from launch.devices import GPUS
-from launch.engine import Engine, start_process
-from launch.planner import choose
+from launch.folder import run_folder
+from launch.plan import STATE_BYTES, disk_bytes
+from launch.planner import AS_FAST, choose
+from launch.results import RunResult, read_result
+from launch.run import run_all
+from launch.saved import find_saved
 from launch.study import expand, load_study
+from tests.launch.tiny_data import TinyData
 
 STUDIES = Path(launch.__file__).parent / "studies"
-PAPERS = sorted(
-    path.stem
-    for pattern in ("henighan-*.toml", "kaplan-*.toml", "porian-*.toml", "known-entropy-*.toml")
-    for path in STUDIES.glob(pattern)
-    if not path.stem.endswith("-small")
-)
+ALL = sorted(path.stem for path in STUDIES.glob("*.toml"))
+PAPERS = [
+    name
+    for name in ALL
+    if name.startswith(("henighan-", "kaplan-", "porian-", "known-entropy-"))
+    and not name.endswith("-small")
+]
+# What two cores train in minutes: the twins, and two that have none
+SMALL = [name for name in ALL if name.endswith("-small") or f"{name}-small" not in ALL]
 # Henighan et al. 2020, tables 5 and 4: N and the peak rate as printed
 TABLE_5 = {1.23e4: 0.002686, 9.83e4: 0.001597, 7.86e5: 0.000950, 6.29e6: 0.000565,
            5.03e7: 0.000336, 4.03e8: 0.000200, 3.22e9: 0.000119}  # fmt: skip
@@ -63,10 +77,20 @@ def test_shapes_rates_batch_and_schedule_are_the_published_ones(row):
         assert (run.shape.attention_window > 0) == sparse
 
 
-def test_the_shapes_of_one_size_are_of_one_size():
-    for name, size, within in (("kaplan-shape", 2.5166e7, 0.02), ("kaplan-shape-small", 9.83e4, 0.03)):  # fmt: skip
-        for run in runs(name):
-            assert run.shape.params_non_embedding == pytest.approx(size, rel=within)
+@pytest.mark.parametrize(
+    ("name", "size", "within"),
+    [
+        ("kaplan-shape", 2.5166e7, 0.02),
+        ("kaplan-shape-small", 98_304, 0.03),
+        ("henighan-image-shape", 6.29e6, 0.025),  # a row of table 5
+        ("henighan-image-shape-small", 24_576, 0.025),
+        ("henighan-mathematics-shape", 2.5166e7, 0.025),
+        ("henighan-mathematics-shape-small", 98_304, 0.025),
+    ],
+)
+def test_the_shapes_of_one_size_are_of_one_size(name, size, within):
+    for run in runs(name):
+        assert run.shape.params_non_embedding == pytest.approx(size, rel=within)
 
 
 INFORMATION = [name for name in PAPERS if name.endswith("-information")]
@@ -148,21 +172,183 @@ def test_schedules_have_the_same_summed_rate_after_the_warm_up():
     assert max(found.values()) == pytest.approx(min(found.values()), rel=5e-3)
 
 
-@pytest.mark.parametrize("name", PAPERS)
-def test_the_smallest_and_the_largest_run_have_a_plan(name):
+@pytest.mark.parametrize("name", [name for name in ALL if "shape" in name])
+def test_a_study_of_shape_has_the_paper_s_optimum_between_its_aspects(name):
+    """Henighan figure 4: near 5 for pictures and mathematics; Kaplan figure 5: flat over a factor of 40."""
+    of_its_own = [run.shape for run in runs(name)]
+    usual = {shape.ffn_hidden_size / shape.hidden_size for shape in of_its_own}
+    aspects = sorted({shape.hidden_size / shape.num_layers for shape in of_its_own})
+    assert aspects[-1] / aspects[0] >= (20 if name in SMALL else 40)
+    if name.startswith("henighan"):
+        assert usual == {4.0 if "mathematics" in name else 1.0}
+        assert aspects[1] < 5 < aspects[-2], "the optimum is not at an end"
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if re.search(r"-data(-small)?$", name)])
+def test_subsets_are_whole_rows_and_grow(name):
+    by_size: dict[str, list[RunConfig]] = {}
+    for run in runs(name):
+        by_size.setdefault(run.shape.name, []).append(run)
+    for found in by_size.values():
+        subsets = sorted(run.data.unique_tokens for run in found)
+        assert len(set(subsets)) == len(found) >= 3
+        assert subsets[-1] >= 10 * subsets[0], "a decade of D"
+        for run in found:
+            assert run.data.unique_tokens >= run.shape.seq_length
+            # The lowest loss is looked for after the warm-up.
+            assert run.tokens > 2 * run.warmup_tokens
+
+
+def test_l_d_of_mathematics_is_of_the_paper_s_model():
+    """Henighan appendix B.2: 64 layers of 512, d_ff = 4 d, d_attn = d, and N >> D."""
+    for run in runs("henighan-mathematics-data"):
+        shape = run.shape
+        assert (shape.num_layers, shape.hidden_size, shape.ffn_hidden_size) == (64, 512, 2048)
+        assert shape.attention_size == 512
+        assert run.data.unique_tokens < shape.params_non_embedding
+
+
+ALONG = [
+    name for name in ALL
+    if name.removesuffix("-small").endswith(("-information", "-blanks"))
+    or name.removesuffix("-small") in ("henighan-mathematics", "henighan-image-32x32", "kaplan-params")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_what_is_measured_along_training_keeps_eight_checkpoints(name):
+    """Henighan figures 13, 24, 25, 29, 32; Kaplan figures 8, 24. The comment says what disk that takes."""
     found = runs(name)
-    for run in (found[0], found[-1]):
-        plan = choose(run, GPUS["h100"], 8)
-        assert plan.device_hours(run.train_steps) > 0
+    for run in found:
+        assert run.train_steps // run.checkpoint.keep_every == 8
+        assert all(run.keeps(number * run.checkpoint.keep_every) for number in range(1, 9))
+    text = (STUDIES / f"{name}.toml").read_text()
+    said, unit = re.search(r"; ([\d.]+) (MB|GB) of disk", text).groups()
+    in_all = sum(disk_bytes(run) for run in found) / {"MB": 1e6, "GB": 1e9}[unit]
+    assert float(said) == pytest.approx(in_all, rel=0.02)  # at least two digits
 
 
-@pytest.mark.parametrize("name", [f"{name}-small" for name in PAPERS])
-def test_the_small_twin_trains(name):
-    """Two steps of its largest model on random tokens: half a minute's worth of a run would say no more."""
-    run = runs(name)[-1]
-    device = start_process()
-    engine = Engine(run, device)
-    batch = batch_of(run, device)
-    first, second = (engine.train_step(batch, run.peak_learning_rate) for _ in range(2))
-    assert second.loss < first.loss, "the same batch again"
-    engine.close()
+@pytest.mark.parametrize("name", ALL)
+def test_every_run_has_a_plan_on_one_gpu_of_either_kind(name):
+    """As `launch plan STUDY.toml` asks."""
+    for run in runs(name):
+        least = run.flops_exact / GPUS["h100"].bf16 / 3600  # both have the same peak
+        hours = {}
+        for device in (GPUS["h100"], GPUS["h200"]):
+            plan = choose(run, device, 1)
+            hours[device.name] = plan.device_hours(run.train_steps)
+            assert plan.bytes <= device.memory
+            assert least < hours[device.name] < math.inf
+        # More memory, and faster; of what is as fast the simplest is taken
+        assert hours["h200"] <= AS_FAST * hours["h100"]
+
+
+def test_the_table_has_disk_and_its_sum(capsys):
+    name = "henighan-mathematics"
+    assert main(["plan", str(STUDIES / f"{name}.toml")]) == 0
+    header, *rows, total = capsys.readouterr().out.splitlines()
+    found = runs(name)
+    # Memory comes after it
+    cells = [re.findall(r" ([\d.e+]+)GB ", row)[0] for row in rows]
+    assert header.split()[-8] == "disk"
+    of_each = [disk_bytes(run) / 1e9 for run in found]
+    assert [float(cell) for cell in cells] == pytest.approx(of_each, rel=5e-3)  # three digits
+    said = float(re.search(r"up to ([\d.e+]+)GB of disk", total).group(1))
+    assert said == pytest.approx(sum(of_each), rel=5e-3)
+    # By hand, for the largest: two that are last, eight that are kept, one being written
+    largest = found[-1]
+    assert disk_bytes(largest) == pytest.approx(11 * 14 * largest.shape.params_total, rel=0.01)
+
+
+def test_disk_counts_the_checkpoints_that_shorter_runs_start_from():
+    trunk = runs("ground-truth")[-1]
+    alone = trunk.model_copy(update={"keep_steps": []})
+    assert len(trunk.keep_steps) == 4
+    checkpoint = (disk_bytes(trunk) - disk_bytes(alone)) / 4
+    assert checkpoint > 16 * trunk.shape.params_total
+    # Two that are last and one being written, and metrics.h5 itself
+    assert 3 * checkpoint < disk_bytes(alone) < 4 * checkpoint
+
+
+# --- training
+
+
+STEPS = 2
+
+
+@dataclass
+class Trained:
+    """Of each study a run of each variant, the smallest, cut to a few steps; trained when it is first asked for."""
+
+    data: TinyData
+    results: Path
+    known: dict[str, list[tuple[RunConfig, RunResult]]] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> list[tuple[RunConfig, RunResult]]:
+        if name not in self.known:
+            short = [_short(run) for run in _smallest(name)]
+            for start in {run.start.study for run in short if run.start}:
+                self(start)  # what it begins with
+            assert run_all(short, self.data(short[0].domain), self.results) == 0
+            self.known[name] = [(run, read_result(run_folder(self.results, run))) for run in short]
+        return self.known[name]
+
+
+def _smallest(name: str) -> list[RunConfig]:
+    """The first run of every variant: runs come smallest first."""
+    first: dict[str, RunConfig] = {}
+    for run in runs(name):
+        first.setdefault(run.variant, run)
+    return list(first.values())
+
+
+def _short(run: RunConfig) -> RunConfig:
+    """The same for a few steps, alone; what is kept along the run is kept at every step."""
+    every = run.checkpoint.keep_every and 1
+    return run.model_copy(
+        update={
+            "trunk": None,
+            "keep_steps": [],
+            "tokens": STEPS * run.tokens_per_step,
+            "schedule": run.schedule.model_copy(update={"warmup_steps": 1, "warmup_tokens": None}),
+            "evaluation": run.evaluation.model_copy(update={"rows": 2}),
+            "checkpoint": run.checkpoint.model_copy(update={"keep_every": every}),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("studies")
+    return Trained(TinyData(folder / "data"), folder / "results")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_of_each_variant_trains(name, trained):
+    for run, result in trained(name):
+        folder = run_folder(trained.results, run)
+        assert result.finished
+        assert len(result.train) == STEPS
+        assert np.isfinite(result.train["loss"]).all()
+        assert (result.train["grad_norm"] > 0).all()
+        # Weights of variance 0.02^2 tell little: the first loss is that of equal chances for every token (or class).
+        outcomes = run.shape.classes or run.shape.vocab_size
+        if run.start is None or run.shape.classes:
+            assert result.train["loss"][0] == pytest.approx(math.log(outcomes), rel=0.1)
+        before = [each for each, _ in trained(run.start.study)] if run.start else []
+        sources = {f"{each.run_id}/step-{STEPS}" for each in before} or {""}
+        assert result.provenance[-1]["started_from"] in sources
+        kept = [step_number(path) for path in steps_of(folder)]
+        assert kept == (list(range(1, STEPS + 1)) if run.checkpoint.keep_every else [STEPS])
+        # What `launch evaluate RUN/checkpoints/step-*` takes
+        assert [saved.step for saved in find_saved(steps_of(folder))] == kept
+
+
+def test_the_disk_that_is_foretold_is_an_upper_bound(trained):
+    """fp32 without ZeRO has no master weights; the planner may yet choose ZeRO, so they are counted."""
+    for run, _ in trained("kaplan-params-small"):
+        folder = run_folder(trained.results, run)
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        states = STEPS * run.shape.params_total
+        assert 12 * states < held < disk_bytes(run)
+        assert STATE_BYTES[run.precision] * states < disk_bytes(run)

@@ -119,7 +119,7 @@ def test_weights_alone_do_not_continue_a_run(stopped, universal, pictures, tmp_p
     folder = run_folder(tmp_path / "results", run)
     save_config(run, folder)
     shutil.copytree(back / "step-4", folder / "checkpoints" / "step-4")
-    assert run_all([run], pictures, tmp_path / "results") == 1
+    assert run_all([run], pictures, tmp_path / "results") == 2
     assert (
         "holds weights alone, from another tool; wanted the optimizer's" in capsys.readouterr().err
     )

@@ -149,7 +149,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_full_disk_is_told_before_it_can_hurt_the_file(tmp_path, monkeypatch):
-    """HDF5 ends the process where a write fails, so there is none: no file is begun, and one that is there stays whole."""
+    """HDF5 ends the process where a write fails, so there is none: no file is begun, and what is there stays whole."""
     with monkeypatch.context() as patch:
         patch.setattr("launch.disk.ROOM", 1 << 62)
         with pytest.raises(OSError, match=r"No space left.*metrics\.h5"):

@@ -129,7 +129,7 @@ def test_two_ranks_resume_exactly_and_reshard(precision, tmp_path):
             stage,
             precision,
             recompute=stage in (0, 3),
-            offload=stage == 3,
+            offload=stage in (1, 3),
         )
         for split, stage in product((1, 2), (0, 1, 2, 3))
     ]

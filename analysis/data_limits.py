@@ -1,0 +1,59 @@
+"""L(D) of another study beside the runs of this one: where what compute buys and what data allow contradict each other
+(Henighan et al. 2020, section 6, figures 14 and 15; Kaplan et al. 2020, section 6.3, figure 15).
+
+A study of L(D) has one large model on several subsets, one of L(C) several sizes on all data: no study is both.
+"""
+
+from pathlib import Path
+
+from analysis.runs import Counting, StudyRuns, read_runs, refuse_variants
+from analysis.separable import POWER_CONSTANT
+from analysis.sources import study_points
+from analysis.study_fits import Attempt, Trial, attempt
+
+COMPARABLE = ("domain", "vocab_size", "seq_length", "data")
+
+
+def data_limits(
+    folder: Path, study: StudyRuns, counting: Counting, draws: int, seed: int
+) -> Attempt:
+    """L(D) of the results in `folder`, in the place of the study's own. Raises `ValueError` for runs that were not
+    judged on the data of this study, and for such as allow no L(D)."""
+    other = read_runs(folder, counting.split, counting.include)
+    refuse_variants(other, None)
+    _refuse_other_data(other, study)
+    found = study_points(other, POWER_CONSTANT.name, "tokens", counting)
+    trial = Trial(
+        "loss-by-tokens", f"L(D) of {folder.resolve().name}", POWER_CONSTANT.name, "tokens"
+    )
+    done = attempt(trial, found, draws, seed)
+    if done.fit is None:
+        raise ValueError(
+            f"--data-limits {folder}: gives no L(D): {done.problem} Wanted one size trained on several subsets or "
+            "lengths: name another study, or leave the option out."
+        )
+    return done
+
+
+def _refuse_other_data(other: StudyRuns, study: StudyRuns) -> None:
+    if not (other.runs and study.runs):
+        return
+    mine, theirs = (_judged_on(each) for each in (study, other))
+    differ = [name for name in COMPARABLE if mine[name] != theirs[name]]
+    if differ:
+        said = "; ".join(f"{name} {theirs[name]}, not {mine[name]}" for name in differ)
+        raise ValueError(
+            f"--data-limits {other.path}: judged on other data than {study.path}: {said}; wanted one dataset in both. "
+            "Train the two studies on the same data."
+        )
+
+
+def _judged_on(study: StudyRuns) -> dict[str, object]:
+    run = study.runs[0]
+    shape = run.config.get("shape", {})
+    return {
+        "domain": run.config.get("domain"),
+        "vocab_size": shape.get("vocab_size"),
+        "seq_length": shape.get("seq_length"),
+        "data": str(run.provenance[-1].get("data_identity"))[:12],
+    }
