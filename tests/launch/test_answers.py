@@ -116,7 +116,11 @@ def test_each_runs_folder_gets_its_file_with_the_loss_in_training(trained, folde
     assert status == 0
     result = read_result(trained)
     for step, evaluated in ((30, False), (60, True)):
-        path = trained / "evaluations" / f"step-{step}-answers-{folder.parent.name}-{folder.name}-first3.h5"
+        path = (
+            trained
+            / "evaluations"
+            / f"step-{step}-answers-{folder.parent.name}-{folder.name}-first3.h5"
+        )
         ((_, found),) = read_evaluations(path).items()
         attributes = found["attributes"]
         assert (attributes["kind"], attributes["step"]) == ("answers", step)

@@ -15,6 +15,7 @@ from data_prep.__main__ import main as data_prep
 from data_prep.domain import family
 from launch.batches import TrainingBatches, open_dataset
 from launch.checkpoint import newest
+from launch.exits import BAD_INPUT
 from launch.folder import run_folder
 from launch.results import RunResult, read_result
 from launch.run import run_all
