@@ -49,7 +49,7 @@ def test_a_rank_that_ends_is_named(tmp_path):
 
 
 def test_rows_that_do_not_divide_are_refused_where_ranks_share_them():
-    odd = replace(run_of(Case(2, 2, True, 0, "fp32")).shape, seq_length=191)
+    odd = replace(run_of(Case(2, 2, True, 0, "fp32")).shape, seq_length=191, position_axes=())
     refuse_indivisible(odd, 2, sequence_parallel=False)
     with pytest.raises(
         ValueError, match="size = 2 does not divide seq_length = 191 of .*; wanted equal parts"
