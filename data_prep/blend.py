@@ -110,7 +110,7 @@ class Blend:
         self.datasets = tuple(datasets)
         self.sampler = BlendSampler([each.num_rows for each in datasets], weights, seed)
         self.domain, self.split = datasets[0].domain, datasets[0].split
-        self.classes = datasets[0].classes
+        self.classes, self.codec = datasets[0].classes, datasets[0].codec
         self.num_rows = self.sampler.num_rows
         self.num_tokens = self.num_rows * self.domain.seq_length
         self._starts = np.cumsum([0, *(each.num_rows for each in datasets)], dtype=np.int64)

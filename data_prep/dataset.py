@@ -13,6 +13,7 @@ import itertools
 import resource
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,13 @@ class RowBatch:
 
     tokens: np.ndarray
     kinds: np.ndarray
+
+
+def meaning(codec: str, classes: Sequence[str]) -> str:
+    """A hex digest of what, beside the domain, decides what an id means: the tokenizer's or codebook's sha256, and the
+    names of classes. "" where there is nothing, or nothing is known."""
+    told = [codec, *classes] if codec or classes else []
+    return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else ""
 
 
 class TokenDataset:

@@ -77,7 +77,7 @@ def evaluate_all(
     dataset = TokenDataset(data, split)
     checkpoints = find_saved(sources)
     for saved in checkpoints:
-        refuse_other_tokens(saved, dataset.domain, data)
+        refuse_other_tokens(saved, dataset, data)
         refuse_other_classes(dataset, data, saved.config)
         if told:
             direction(dataset.domain.name, saved.config.domain, saved.path)

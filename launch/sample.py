@@ -69,7 +69,7 @@ def sample_sheet(
     codec = codec_path(data, load_manifest(data)) if data.is_dir() else None
     checkpoints = find_saved(sources)
     for saved in checkpoints:
-        refuse_other_tokens(saved, dataset.domain, data)
+        refuse_other_tokens(saved, dataset, data)
         if saved.config.shape.classes:
             raise ValueError(
                 f"{saved.path}: a classifier of {saved.config.shape.classes} classes, which predicts no tokens; wanted "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.domain import Domain
+from data_prep.dataset import TokenDataset, meaning
 from launch.checkpoint_files import (
     CHECKPOINTS,
     DESCRIPTION,
@@ -15,6 +15,7 @@ from launch.checkpoint_files import (
     verify,
 )
 from launch.config import CONFIG_FILE, RunConfig, load_config
+from launch.results import METRICS_FILE, read_result
 
 EVALUATIONS = "evaluations"  # in a run's folder: what was measured on its checkpoints later
 
@@ -66,14 +67,36 @@ def _find(source: Path) -> Saved:
     return Saved(path, run.resolve(), config)
 
 
-def refuse_other_tokens(saved: Saved, here: Domain, data: Path) -> None:
-    """Raise `ValueError` unless a dataset of domain `here`, in the folder `data`, is tokenised as the model's own."""
-    shape = saved.config.shape
+def vocabulary_of(*folders: Path) -> str:
+    """What the run file in the first of `folders` that holds one says of its tokens (`data_prep.dataset.meaning`); ""
+    where there is none, as with an exported model, or it is from before this was recorded."""
+    for folder in folders:
+        if (folder / METRICS_FILE).exists():
+            return str(read_result(folder).provenance[-1].get("vocabulary", ""))
+    return ""
+
+
+def refuse_other_tokens(saved: Saved, dataset: TokenDataset, data: Path) -> None:
+    """Raise `ValueError` unless a dataset, in the folder `data`, is tokenised as the model's own."""
+    shape, here = saved.config.shape, dataset.domain
     if (here.vocab_size, here.seq_length) != (shape.vocab_size, shape.row_length):
         raise ValueError(
             f"{data}: domain {here.name} has a vocabulary of {here.vocab_size} and rows of {here.seq_length} tokens; "
             f"wanted {shape.vocab_size} and {shape.row_length}, as in {saved.config.domain}, which {saved.path} was "
             "trained on. Give --data a dataset that is tokenised the same way."
+        )
+    pairs = {"text", "pixel"} <= {each.kind for each in here.kinds}
+    if pairs and here.name != saved.config.domain:
+        raise ValueError(
+            f"{data}: holds {here.name}; wanted {saved.config.domain}, which {saved.path} was trained on: what comes "
+            "first in a row is another. Give --data pairs of that domain."
+        )
+    there, found = vocabulary_of(saved.path, saved.run), meaning(dataset.codec, dataset.classes)
+    if there and found and there != found:
+        raise ValueError(
+            f"{data}: its tokens were made by the tokenizer, codebook or classes {found[:12]}; wanted {there[:12]}, by "
+            f"which {saved.path} was trained: the same ids mean something else. Build the data with that file "
+            "(--tokenizer, --codebook), which lies in the folder of the run's own data."
         )
 
 

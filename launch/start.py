@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data_prep.domain import domain
 from launch import checkpoint
 from launch.checkpoint_files import Checkpoint
 from launch.config import CONFIG_FILE, RunConfig, Start, load_config
 from launch.console import say
 from launch.results import is_finished
+from launch.saved import vocabulary_of
 from launch.universal import whole_weights
 from megatron_ext.model import VOCABULARY_TABLES, LanguageModel, split_dimension
 from megatron_ext.parallel import tensor_parallel_rank, tensor_parallel_size
@@ -44,7 +46,8 @@ def start_of(run: RunConfig, start: Start, results: Path) -> tuple[RunConfig, Pa
     if not found:
         raise ValueError(
             f"{run.run_id}: [start]: {results / start.study} holds no run of {name} with the sizes of "
-            f"{run.shape.name}; wanted one to take the weights of. Train that study with the same --results first."
+            f"{run.shape.name} on {domain(run.domain).labelled or run.domain}; wanted one to take the weights of. "
+            "Train that study with the same --results first."
         )
     most = max(config.tokens for config, _ in found)
     best = [each for each in found if each[0].tokens == most]
@@ -71,11 +74,18 @@ class Beginning:
     fill: Callable[[LanguageModel], None] | None = None
 
     @staticmethod
-    def of(run: RunConfig, results: Path) -> "Beginning":
-        """As `run` asks for. Collective. Raises `ValueError` on every rank where there is nothing that serves."""
+    def of(run: RunConfig, results: Path, vocabulary: str) -> "Beginning":
+        """As `run` asks for, whose data has this `vocabulary` (`data_prep.dataset.meaning`). Collective. Raises
+        `ValueError` on every rank where there is nothing that serves."""
         if run.start is None:
             return Beginning()
         source, folder = start_of(run, run.start, results)
+        there = vocabulary_of(folder)
+        if there and vocabulary and there != vocabulary:
+            raise ValueError(
+                f"{run.run_id}: [start]: {folder} was trained on tokens of another tokenizer or codebook "
+                f"({there[:12]}); wanted {vocabulary[:12]}, which made the data here. Build this data with that file."
+            )
         found = checkpoint.newest(folder, at_step=source.train_steps)
         if found is None:
             raise ValueError(
@@ -118,7 +128,9 @@ def _of_this_rank(name: str, whole: Tensor, model: LanguageModel) -> Tensor:
 
 def _serves(config: RunConfig, run: RunConfig, start: Start) -> bool:
     same_sizes = all(getattr(config.shape, name) == getattr(run.shape, name) for name in SIZES)
-    return same_sizes and start.variant in (None, config.variant)
+    # The first weights of a classifier are those of a model of the same pictures.
+    same_rows = config.domain in (run.domain, domain(run.domain).labelled)
+    return same_sizes and same_rows and start.variant in (None, config.variant)
 
 
 def _does_not_fit(found: Checkpoint, what: str, model: LanguageModel, name: str) -> ValueError:

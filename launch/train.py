@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_prep.dataset import meaning
 from launch import checkpoint, noise
 from launch.batches import TrainingBatches, evaluation_rows, open_dataset
 from launch.config import RunConfig
@@ -70,14 +71,15 @@ def train(
     # --- model, optimizer, and where to continue ---
     with contextlib.ExitStack() as opened:
         found = _found(config, folder, identity)
-        begin = Beginning.of(config, folder.parents[1]) if found is None else Beginning()
+        means = meaning(train_set.codec, train_set.classes)
+        begin = Beginning.of(config, folder.parents[1], means) if found is None else Beginning()
         engine = opened.enter_context(contextlib.closing(Engine(config, device, begin.fill)))
         batches = TrainingBatches(train_set, config, data_parallel_rank(), engine.world_size)
         step = _resume(engine, folder, found)
         evaluation_steps = set(config.evaluation_steps())
         writer = None
         if first_rank():
-            results = _open_results(engine, folder, step, identity, begin.source)
+            results = _open_results(engine, folder, step, identity, means, begin.source)
             writer = opened.enter_context(results)
         # The last to be opened: what it is still writing is waited for first.
         saver = opened.enter_context(checkpoint.Saver(engine, folder, identity))
@@ -285,6 +287,7 @@ def _open_results(
     folder: Path,
     step: int,
     identity: str,
+    means: str,
     started_from: str,
 ) -> ResultWriter:
     config = engine.config
@@ -293,6 +296,7 @@ def _open_results(
         config=config.model_dump(mode="json"),
         provenance=provenance(
             data_identity=identity,
+            vocabulary=means,
             device=str(engine.device),
             world_size=torch.distributed.get_world_size(),
             tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,

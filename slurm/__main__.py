@@ -114,6 +114,11 @@ def _add_submit(submit: argparse.ArgumentParser) -> None:
         help="with --evaluate, of pairs: also how many nats one part tells of the other",
     )
     submit.add_argument(
+        "--every-checkpoint",
+        action="store_true",
+        help="with --evaluate: every checkpoint that was kept, not each run's newest alone",
+    )
+    submit.add_argument(
         "--raw", metavar="PATH", help="build the data first, if --data is not there"
     )
     _add_build(submit)
@@ -147,6 +152,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         max_gpu_hours=arguments.max_gpu_hours,
         evaluate=tuple(arguments.evaluate),
         information=arguments.information,
+        every_checkpoint=arguments.every_checkpoint,
         report=not arguments.no_report,
     )
     of = target(arguments.study, arguments.cluster, arguments.data, arguments.results, wishes)

@@ -11,6 +11,8 @@ from pathlib import Path
 from slurm.launcher import Order, launch
 from slurm.ledger import (
     EVALUATE,
+    EVERY_CHECKPOINT,
+    EVERY_RUN,
     REPORT,
     TRAIN,
     Submission,
@@ -108,7 +110,8 @@ def shares(of: Target) -> list[Share]:
 
 def _about(of: Target, stage: str) -> tuple[str, ...]:
     """What its jobs are known by beside their names: the datasets, and what is asked of them."""
-    return (*map(str, of.evaluate), *_more(of)) if stage == EVALUATE else ()
+    every = (EVERY_CHECKPOINT,) if of.every_checkpoint else ()
+    return (*map(str, of.evaluate), *_more(of), *every) if stage == EVALUATE else ()
 
 
 def _more(of: Target) -> tuple[str, ...]:
@@ -125,11 +128,12 @@ def _order(of: Target, stage: str, code: Path) -> Order:
 
 
 def _evaluation(of: Target, before: Sequence[Made], code: Path) -> list[Made]:
-    """Every run that has a checkpoint, on datasets beside its own."""
-    from slurm.stages import EVERY_RUN, Stage
+    """Every run that has a checkpoint, or every checkpoint, on datasets beside its own."""
+    from slurm.stages import Stage
 
+    which = EVERY_CHECKPOINT if of.every_checkpoint else EVERY_RUN
     commands = tuple(
-        ("launch", "evaluate", EVERY_RUN, "--data", str(data), *_more(of)) for data in of.evaluate
+        ("launch", "evaluate", which, "--data", str(data), *_more(of)) for data in of.evaluate
     )
     order, parts = _order(of, EVALUATE, code), shares(of)
     names = [

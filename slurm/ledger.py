@@ -27,6 +27,8 @@ SUBMIT_LOCK = "submit.lock"
 WANTED = "wanted"  # in a build's folder: who waits for it
 CANCELLED = "cancelled"  # in a submission's folder: its jobs are to end before they begin
 OUTCOME_SUFFIX = ".outcome.json"  # see slurm.traces
+# In a command: the folders of the runs that have a checkpoint by then, and all their checkpoints.
+EVERY_RUN, EVERY_CHECKPOINT = "{every run}", "{every checkpoint}"
 TRAIN, DATA, CHECK, EVALUATE, REPORT = "train", "data", "check", "evaluation", "report"
 
 

@@ -20,11 +20,17 @@ from launch.checkpoint_files import steps_of
 from launch.exits import FAILED, STOPPED
 from launch.stopping import STOP_SIGNALS
 from slurm.alive import live_tasks
-from slurm.ledger import CANCELLED, Submission, leave_outcome, read_submission
+from slurm.ledger import (
+    CANCELLED,
+    EVERY_CHECKPOINT,
+    EVERY_RUN,
+    Submission,
+    leave_outcome,
+    read_submission,
+)
 from slurm.step import python
 from slurm.traces import failures
 
-EVERY_RUN = "{every run}"  # in a command: the folders of the runs that have a checkpoint by then
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0
 
@@ -36,7 +42,7 @@ class Stage:
     submission: str  # its folder
     commands: tuple[tuple[str, ...], ...]
     after: tuple[str, ...] = ()  # folders of the submissions before it: what failed there is told
-    runs: tuple[str, ...] = ()  # folders of those that EVERY_RUN stands for
+    runs: tuple[str, ...] = ()  # folders of those that EVERY_RUN and EVERY_CHECKPOINT stand for
 
     def __call__(self) -> int:
         """0; or the process ends with the exit status of the command that failed."""
@@ -60,11 +66,15 @@ class Stage:
     def _commands(self) -> Iterator[list[str]]:
         """Those that have something to work on."""
         for words in self.commands:
-            runs = [folder for folder in self.runs if steps_of(Path(folder))]
-            if EVERY_RUN in words and not runs:
+            steps = {folder: [str(each) for each in steps_of(Path(folder))] for folder in self.runs}
+            found = {
+                EVERY_RUN: [folder for folder in self.runs if steps[folder]],
+                EVERY_CHECKPOINT: [each for folder in self.runs for each in steps[folder]],
+            }
+            if found.keys() & set(words) and not found[EVERY_RUN]:
                 print(f"{' '.join(words)}: no run has a checkpoint", file=sys.stderr, flush=True)
                 continue
-            yield [each for word in words for each in (runs if word == EVERY_RUN else [word])]
+            yield [each for word in words for each in found.get(word, [word])]
 
 
 @dataclass(frozen=True)

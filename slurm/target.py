@@ -34,6 +34,7 @@ class Target:
     max_gpu_hours: float | None = None
     evaluate: tuple[Path, ...] = ()  # datasets beside `data`
     information: bool = False  # and of pairs, what one part tells of the other
+    every_checkpoint: bool = False  # not each run's newest alone
     report: bool = True
 
     @property
@@ -52,6 +53,7 @@ class Wishes:
     max_gpu_hours: float | None = None
     evaluate: tuple[Path, ...] = ()
     information: bool = False
+    every_checkpoint: bool = False
     report: bool = True
 
     def __post_init__(self) -> None:
@@ -64,10 +66,12 @@ class Wishes:
             raise ValueError(
                 f"--max-gpu-hours {hours}: wanted a number from 0. Leave it out for no limit."
             )
-        if self.information and not self.evaluate:
-            raise ValueError(
-                "--information: no dataset to find it on; wanted it with --evaluate. Name one: --evaluate DIR."
-            )
+        for option in ("information", "every_checkpoint"):
+            if getattr(self, option) and not self.evaluate:
+                raise ValueError(
+                    f"--{option.replace('_', '-')}: no dataset to find it on; wanted it with --evaluate. Name one: "
+                    "--evaluate DIR."
+                )
 
 
 def target(
@@ -97,6 +101,7 @@ def target(
         max_gpu_hours=wishes.max_gpu_hours,
         evaluate=tuple(path.resolve() for path in wishes.evaluate),
         information=wishes.information,
+        every_checkpoint=wishes.every_checkpoint,
         report=wishes.report,
     )
 

@@ -122,7 +122,8 @@ def test_what_cannot_serve_is_refused(before, pictures, tmp_path, capfd):
     run = after()
     said = refusal(after(start={"study": "nowhere"}), tmp_path)
     assert (
-        f"{tmp_path / 'nowhere'} holds no run of study 'nowhere' with the sizes of L2-H32" in said
+        f"{tmp_path / 'nowhere'} holds no run of study 'nowhere' with the sizes of L2-H32 on image-8x8"
+        in said
     )
     assert "Train that study with the same --results first" in said
     other = after(ladder=[{"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4}])

@@ -6,7 +6,15 @@ import pytest
 
 from slurm import later
 from slurm.__main__ import main
-from slurm.ledger import EVALUATE, REPORT, TRAIN, leave_outcome, submissions
+from slurm.ledger import (
+    EVALUATE,
+    EVERY_CHECKPOINT,
+    EVERY_RUN,
+    REPORT,
+    TRAIN,
+    leave_outcome,
+    submissions,
+)
 from slurm.status import look
 from slurm.target import Wishes, target
 from tests.slurm.conftest import runs_of
@@ -87,20 +95,26 @@ def test_datasets_of_now_are_evaluated_in_an_array_then_reported(trained, data, 
     assert shown == ["evaluation 1 of 2", "evaluation 2 of 2", "report"]
 
 
-def test_the_information_of_pairs_is_asked_for_once_more(trained, data, folder, monkeypatch):
-    """An evaluation without it is another one; each job gets the word."""
+def test_what_is_asked_of_an_evaluation_makes_it_another_one(trained, data, folder, monkeypatch):
+    """The information of pairs, and every checkpoint; each job gets the word."""
     monkeypatch.setattr("slurm.target.refuse_evaluation", lambda *_, **__: None)
     for stage in submissions(folder):
         for task in range(len(stage.tasks)):
             leave_outcome(
                 stage.folder, f"77_{task}" if len(stage.tasks) > 1 else "77", {"status": 0}
             )
-    for more in ([], ["--information"]):
+    for more, known_by, which in (
+        ([], [], EVERY_RUN),
+        (["--information"], ["--information"], EVERY_RUN),
+        (["--every-checkpoint"], [EVERY_CHECKPOINT], EVERY_CHECKPOINT),
+    ):
         assert "evaluation after it" in trained("--evaluate", str(data), *more)
         evaluation = submissions(folder)[-2]
-        assert evaluation.tasks[0][1:] == (str(data), *more)
+        assert evaluation.tasks[0][1:] == (str(data), *known_by)
         job = pickle.loads((evaluation.folder / "77_0_submitted.pkl").read_bytes())
-        assert job.function.commands[0][-1 - len(more) :] == (str(data), *more)
+        asked = ["--information"] if "--information" in more else []
+        wanted = ("launch", "evaluate", which, "--data", str(data), *asked)
+        assert job.function.commands == (wanted,)
         for task in (0, 1):
             leave_outcome(evaluation.folder, f"77_{task}", {"status": 0})
         leave_outcome(submissions(folder)[-1].folder, "77", {"status": 0})

@@ -21,6 +21,8 @@ from slurm.ledger import (
     CHECK,
     DATA,
     EVALUATE,
+    EVERY_CHECKPOINT,
+    EVERY_RUN,
     REPORT,
     TRAIN,
     open_submission,
@@ -29,7 +31,7 @@ from slurm.ledger import (
 )
 from slurm.playground import Playground
 from slurm.resources import Shape
-from slurm.stages import EVERY_RUN, Stage
+from slurm.stages import Stage
 from slurm.status import StudyStatus, look
 from tests.slurm.conftest import ROOT, runs_of, write_study
 
@@ -284,6 +286,10 @@ def test_runs_without_a_checkpoint_are_not_evaluated(tmp_path, capfd):
     runs = tuple(str(tmp_path / name) for name in "ab")
     some = Stage("", (("launch", "evaluate", EVERY_RUN, "--data", "D"),), runs=runs)
     assert list(some._commands()) == [["launch", "evaluate", runs[1], "--data", "D"]]
+    (tmp_path / "b" / "checkpoints" / "step-12").mkdir()
+    every = Stage("", (("launch", "evaluate", EVERY_CHECKPOINT, "--data", "D"),), runs=runs)
+    steps = [f"{runs[1]}/checkpoints/step-{step}" for step in (3, 12)]
+    assert list(every._commands()) == [["launch", "evaluate", *steps, "--data", "D"]]
     none = Stage("", (("launch", "evaluate", EVERY_RUN), ("slurm",)), runs=runs[:1])
     assert list(none._commands()) == [["slurm"]]
     assert "launch evaluate {every run}: no run has a checkpoint" in capfd.readouterr().err
