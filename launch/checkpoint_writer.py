@@ -11,9 +11,10 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,24 @@ class Part:
     state: Any
 
 
-def copied(value: Any, known: dict[int, torch.UntypedStorage] | None = None) -> Any:
-    """`value` with every tensor copied to the host's memory; tensors that share memory share it again."""
-    known = {} if known is None else known
-    if isinstance(value, torch.Tensor):
-        return _copied_tensor(value.detach(), known)
+def copied(value: Any) -> Any:
+    """`plain`, with every tensor copied to the host's memory; tensors that share memory share it again."""
+    known: dict[int, torch.UntypedStorage] = {}
+
+    def copy(each: Any) -> Any:
+        return _copied_tensor(each.detach(), known) if isinstance(each, torch.Tensor) else each
+
+    return plain(value, copy)
+
+
+def plain(value: Any, leaf: Callable[[Any], Any] = lambda each: each) -> Any:
+    """`value` in new containers, `leaf` of what they hold, and the values of enumerations: Python before 3.11.4 pickles
+    their members as a call, which no safe reader makes."""
     if type(value) in (dict, OrderedDict):
-        return type(value)((key, copied(each, known)) for key, each in value.items())
+        return type(value)((key, plain(each, leaf)) for key, each in value.items())
     if type(value) in (list, tuple):
-        return type(value)(copied(each, known) for each in value)
-    return value
+        return type(value)(plain(each, leaf) for each in value)
+    return value.value if isinstance(value, Enum) else leaf(value)
 
 
 def _copied_tensor(tensor: torch.Tensor, known: dict[int, torch.UntypedStorage]) -> torch.Tensor:

@@ -55,7 +55,7 @@ def start_process() -> torch.device:
     # 85 s of g++ the first time, for a collective that gloo has already (measured; stack notes).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = agreed(own_device)
-    start_process_groups()
+    agreed(start_process_groups)  # a rank that is refused next must not leave while others connect
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return device

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from launch.checkpoint_writer import Part, copied
+from launch.checkpoint_writer import Part, copied, plain
 from megatron_ext.quiet import quiet
 
 # DeepSpeed looks for a compiler, a launcher and GPUs when imported, and tells at length. This is the
@@ -74,7 +74,7 @@ class SafeCheckpointEngine(TorchCheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         try:
-            state = copied(state_dict) if self.copies else state_dict
+            state = copied(state_dict) if self.copies else plain(state_dict)
             self.parts.append(Part(Path(path), state))
         except Exception as error:
             self.problem = error

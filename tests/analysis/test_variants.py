@@ -9,6 +9,7 @@ from analysis import views_data, views_schedule, views_shape
 from analysis.estimate import Estimate
 from analysis.guards import over_fitted, unique_tokens, unusable
 from analysis.laws import critical_batch, minimum_flops, steps_at_batch
+from analysis.published import published
 from analysis.runs import (
     Counting,
     StudyRuns,
@@ -275,7 +276,7 @@ def test_each_proportion_is_compared_with_the_others_as_usual(base):
               (2, 50, 400, 2), (2, 64, 256, 1), (2, 64, 256, 8)]  # fmt: skip
     runs = tuple(shaped(base.runs[0], *shape, loss=2.0) for shape in ladder)
     (picture,) = views_shape.shapes(StudyRuns(base.path, runs, ()), Counting())
-    ((_, cell),) = views_shape._cells(StudyRuns(base.path, runs, ()), Counting())
+    ((_, cell),) = views_shape._cells(StudyRuns(base.path, runs, ()), Counting(), None)
     panels = {label: sorted(found) for label, found in views_shape._panels(cell).items()}
     assert panels == {
         "aspect ratio d / layers": [4.0, 11.25, 32.0, 90.0],
@@ -292,7 +293,7 @@ def test_what_is_left_of_a_difference_in_size_is_taken_out(base):
         )
         for layers, width in ((2, 64), (8, 32), (1, 90))
     )
-    ((_, cell),) = views_shape._cells(StudyRuns(base.path, runs, ()), Counting())
+    ((_, cell),) = views_shape._cells(StudyRuns(base.path, runs, ()), Counting(), published("text"))
     losses = [loss for _, loss in cell]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
 

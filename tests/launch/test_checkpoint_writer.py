@@ -7,10 +7,11 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from launch.checkpoint import Saver, newest, save, verify
 from launch.checkpoint_files import CHECKPOINTS
-from launch.checkpoint_writer import Part, Writing, copied, write_file
+from launch.checkpoint_writer import Part, Writing, copied, plain, write_file
 from launch.engine import Engine, start_process
 from launch.results import METRICS_FILE
 from tests.launch.small import config, run_folder, train_alone, train_until
@@ -40,6 +41,14 @@ def test_a_copy_is_equal_shares_what_was_shared_and_does_not_follow():
     assert second.tolist() == [6, 7, 8, 9, 10, 11]
     assert torch.equal(copy["turned"], torch.arange(12.0).view(3, 4).T)
     assert (copy["half"].dtype, copy["number"].item(), len(copy["empty"])) == (torch.bfloat16, 7, 0)
+
+
+@pytest.mark.parametrize("of", [copied, plain])
+def test_a_member_of_an_enumeration_is_written_as_its_value(of):
+    """Python before 3.11.4 would write a call in its place, and the file could not be read again."""
+    written = of({"zero_stage": ZeroStageEnum.gradients, "more": [(ZeroStageEnum.weights,)]})
+    assert (type(written["zero_stage"]), written["zero_stage"]) == (int, 2)
+    assert type(written["more"][0][0]) is int
 
 
 def test_a_file_is_whole_and_its_record_is_true(tmp_path):

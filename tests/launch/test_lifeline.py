@@ -28,7 +28,7 @@ def stuck():
     time.sleep(600)
 
 start_process()
-with Lifeline("the run", 0.03, lambda error: print("recorded:", error)) as lifeline:
+with Lifeline("the run", 0.03, lambda error: print("recorded:", error, flush=True)) as lifeline:
     for _ in range(3):
         lifeline.step()
     stuck()
@@ -86,7 +86,7 @@ from launch.lifeline import Lifeline
 lifeline.BEAT_SECONDS, lifeline.SILENCE_SECONDS = 0.2, 4.0
 start_process()
 
-with Lifeline("the run", 10.0, lambda error: print("recorded:", error)) as watched:
+with Lifeline("the run", 10.0, lambda error: print("recorded:", error, flush=True)) as watched:
     watched.step()
     if torch.distributed.get_rank() == 1:
         raise RuntimeError("CUDA out of memory, say")
