@@ -42,6 +42,34 @@ def evaluate(capsys, *arguments):
     return status, said.out.splitlines(), said.err
 
 
+class Counted:
+    """A model of one of two ranks, which counts the forward passes that it takes part in."""
+
+    micro_batch, world_size, device = 1, 2, torch.device("cpu")
+
+    def __init__(self):
+        self.passes = 0
+
+    def losses(self, batch):
+        self.passes += 1
+        return torch.ones(batch.tokens.shape)
+
+    def add_over_ranks(self, tensors):
+        pass
+
+
+def test_every_rank_takes_part_in_every_forward_pass(pictures, monkeypatch):
+    """Under ZeRO 3 those of a large model gather its parameters from all ranks, so one that has no rows left would
+    leave the others waiting; what it computes then counts nowhere."""
+    dataset = TokenDataset(pictures, "valid")
+    for rank, mine in ((0, [0, 2]), (1, [1])):
+        monkeypatch.setattr(evaluation, "data_parallel_rank", lambda rank=rank: rank)
+        model = Counted()
+        sums = evaluation.evaluate(model, dataset, np.arange(3))
+        assert model.passes == 2
+        assert sums.count_R.nonzero().flatten().tolist() == mine
+
+
 def test_it_measures_what_training_measured(trained, pictures, capsys):
     """The same rows, weights and model: only the number of rows that go through at once differs."""
     result = read_result(trained)
