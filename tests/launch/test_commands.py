@@ -200,8 +200,8 @@ def test_a_run_file_of_another_schema_fails_that_run_alone(pictures, tmp_path, s
 
 def test_a_second_process_is_refused_and_leaves_no_mark(pictures, tmp_path, capfd):
     tables = {"checkpoint": {"interval_minutes": 0.0}}
-    path = write_study(tmp_path / "s.toml", study(400, **tables))
-    run = config(400, **tables)
+    path = write_study(tmp_path / "s.toml", study(4000, **tables))
+    run = config(4000, **tables)
     command = ["run", str(path), "--data", str(pictures), "--results", str(tmp_path)]
     folder = run_folder(tmp_path, run)
     first = start(command, tmp_path / "log")
