@@ -6,12 +6,11 @@ A study of L(D) has one large model on several subsets, one of L(C) several size
 
 from pathlib import Path
 
+from analysis.guards import judged_on
 from analysis.runs import Counting, StudyRuns, read_runs, refuse_variants
 from analysis.separable import POWER_CONSTANT
 from analysis.sources import study_points
 from analysis.study_fits import Attempt, Trial, attempt
-
-COMPARABLE = ("domain", "vocab_size", "seq_length", "data")
 
 
 def data_limits(
@@ -21,7 +20,7 @@ def data_limits(
     judged on the data of this study, and for such as allow no L(D)."""
     other = read_runs(folder, counting.split, counting.include)
     refuse_variants(other, None)
-    _refuse_other_data(other, study)
+    _refuse_other_data(other, study, counting.split)
     found = study_points(other, POWER_CONSTANT.name, "tokens", counting)
     trial = Trial(
         "loss-by-tokens", f"L(D) of {folder.resolve().name}", POWER_CONSTANT.name, "tokens"
@@ -35,25 +34,14 @@ def data_limits(
     return done
 
 
-def _refuse_other_data(other: StudyRuns, study: StudyRuns) -> None:
+def _refuse_other_data(other: StudyRuns, study: StudyRuns, split: str) -> None:
     if not (other.runs and study.runs):
         return
-    mine, theirs = (_judged_on(each) for each in (study, other))
-    differ = [name for name in COMPARABLE if mine[name] != theirs[name]]
+    mine, theirs = (judged_on(each.runs[0], split) for each in (study, other))
+    differ = [name for name in mine if mine[name] != theirs[name]]
     if differ:
         said = "; ".join(f"{name} {theirs[name]}, not {mine[name]}" for name in differ)
         raise ValueError(
             f"--data-limits {other.path}: judged on other data than {study.path}: {said}; wanted one dataset in both. "
             "Train the two studies on the same data."
         )
-
-
-def _judged_on(study: StudyRuns) -> dict[str, object]:
-    run = study.runs[0]
-    shape = run.config.get("shape", {})
-    return {
-        "domain": run.config.get("domain"),
-        "vocab_size": shape.get("vocab_size"),
-        "seq_length": shape.get("seq_length"),
-        "data": str(run.provenance[-1].get("data_identity"))[:12],
-    }

@@ -160,7 +160,7 @@ def refuse_mixtures(folder: Path, runs: Collection[RunResult], split: str) -> No
     `ValueError` that names two runs which differ, and in what."""
     seen: dict[str, str] = {}
     for run in runs:
-        seen.setdefault(json.dumps(_judged_on(run, split)), run.run_id)
+        seen.setdefault(json.dumps(judged_on(run, split)), run.run_id)
     if len(seen) < 2:
         return
     (one, first), (other, second) = list(seen.items())[:2]
@@ -175,7 +175,7 @@ def refuse_mixtures(folder: Path, runs: Collection[RunResult], split: str) -> No
     )
 
 
-def _judged_on(run: RunResult, split: str) -> dict[str, object]:
+def judged_on(run: RunResult, split: str) -> dict[str, object]:
     """All that must be equal for two losses to be comparable."""
     shape, last = run.config.get("shape", {}), run.eval_rows(split)[-1]
     return {
