@@ -223,6 +223,8 @@ def _status(arguments: argparse.Namespace) -> int:
         status = look(runs, folder)
     if status.slurm:
         say(status.slurm)
+    if not folder.exists():
+        say(f"{folder} is not there: nothing of this study was ever begun below this --results")
     if arguments.json:
         print(as_json(status))
     else:
@@ -251,6 +253,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
         return DONE
     study = load_study(arguments.study)
     folder = arguments.results.resolve() / study.name
+    if not folder.exists():
+        raise ValueError(
+            f"--results {arguments.results}: nothing of {study.name} was ever begun there; wanted what submit was "
+            "given. Check the path."
+        )
     done = cancel(folder)
     print(f"{len(done.live)} jobs asked to stop at their next step, with a checkpoint")
     for line in done.kept:

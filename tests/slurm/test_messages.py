@@ -560,6 +560,19 @@ def test_cancel_of_what(study, capsys, words):
     assert "wanted what to end: a study, STUDY.toml --results DIR, or a build that `prepare`" in err
 
 
+def test_a_results_folder_that_holds_nothing_of_the_study(study, tmp_path, capsys):
+    words = [str(study), "--results", str(tmp_path / "resluts")]
+    assert main(["cancel", *words]) == 2
+    assert (
+        f"--results {tmp_path}/resluts: nothing of tiny was ever begun there; wanted what submit was given"
+        in capsys.readouterr().err
+    )
+    assert main(["status", *words]) == 0
+    out, err = capsys.readouterr()
+    assert f"{tmp_path}/resluts/tiny is not there: nothing of this study was ever begun" in err
+    assert "not begun" in out
+
+
 def test_an_evaluation_on_nothing(submit, tmp_path):
     status, _, err = submit("--evaluate", str(tmp_path))
     assert status == 2
