@@ -63,17 +63,22 @@ def evaluate_all(
     out: Path | None,
     *,
     told: bool = False,
+    missing: bool = False,
 ) -> list[str]:
     """Evaluate every source (a run folder: its newest checkpoint; or a checkpoint) on one split.
 
     `rows`: how many, chosen as in training; None for all. `told`: also what one part of a pair tells of the other
-    (`launch.information`). Returns the lines to print. Raises `ValueError` for whatever does not fit, before anything
-    is computed where that can be known.
+    (`launch.information`). `missing`: pass over what is in the run folders already. Returns the lines to print.
+    Raises `ValueError` for whatever does not fit, before anything is computed where that can be known.
     """
     if rows is not None and rows < 1:
         raise ValueError(f"--rows {rows}: wanted a whole number of at least 1. Omit it for all.")
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out}: this is a folder; wanted a file. Name a file in it.")
+    if out is not None and missing:
+        raise ValueError(
+            f"--out {out} --missing: wanted one of the two, for a file is written whole. Leave one out."
+        )
     dataset = TokenDataset(data, split)
     checkpoints = find_saved(sources)
     for saved in checkpoints:
@@ -84,12 +89,14 @@ def evaluate_all(
     chosen = evaluation_rows(dataset, dataset.num_rows if rows is None else rows)
     asked = Asked(data, dataset, chosen, told)
     first, last = checkpoints[0], checkpoints[-1]
+    there = [missing and _own_file(each, dataset, rows, told).exists() for each in checkpoints]
+    wanted = _without(checkpoints, there)
     lines, before, compared = [], None, None
     with contextlib.ExitStack() as opened:
         add = opened.enter_context(writing(out)) if out and first_rank() else None
-        for saved, content in _contents(checkpoints, asked):
-            before = before or content  # of the others nothing is kept
-            if saved is last is not first:
+        for saved, content in _contents(wanted, asked):
+            before = content if saved is first else before  # of the others nothing is kept
+            if before and saved is last is not first:
                 content["improved"] = compared = _compare(before, content)
             target = out or _own_file(saved, dataset, rows, told)
             if first_rank():
@@ -102,6 +109,18 @@ def evaluate_all(
     if compared is not None:
         lines += _improvement_lines(first.name, last.name, compared)
     return lines
+
+
+def _without(checkpoints: Sequence[Saved], there: Sequence[bool]) -> list[Saved]:
+    """Those whose results are not `there`. The last one's compare it with the first, which they need."""
+    left = [
+        saved
+        for saved, done in zip(checkpoints, there, strict=True)
+        if not done or (saved is checkpoints[0] and not there[-1])
+    ]
+    if len(left) < len(checkpoints):
+        say(f"{len(checkpoints) - len(left)} of {len(checkpoints)} are evaluated already")
+    return left
 
 
 def _write(add: Add | None, target: Path, name: str, content: dict[str, Any]) -> None:

@@ -133,7 +133,8 @@ def _evaluation(of: Target, before: Sequence[Made], code: Path) -> list[Made]:
 
     which = EVERY_CHECKPOINT if of.every_checkpoint else EVERY_RUN
     commands = tuple(
-        ("launch", "evaluate", which, "--data", str(data), *_more(of)) for data in of.evaluate
+        ("launch", "evaluate", which, "--data", str(data), "--missing", *_more(of))
+        for data in of.evaluate
     )
     order, parts = _order(of, EVALUATE, code), shares(of)
     names = [

@@ -117,6 +117,33 @@ def test_all_ways_to_look_at_it_agree(trained, pictures, tmp_path, capsys):
     np.testing.assert_array_equal(found["documents/start"], 0)
 
 
+def test_what_is_there_is_passed_over(trained, pictures, tmp_path, capsys):
+    """An evaluation that a time limit ended goes on; what compares it with the first is evaluated again for that."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    middle, end = (run / "checkpoints" / f"step-{step}" for step in (4, 8))
+    both = (middle, end, "--data", pictures, "--rows", 8)
+    assert evaluate(capsys, middle, "--data", pictures, "--rows", 8)[0] == 0
+    (first,) = (run / "evaluations").iterdir()
+    whole = first.read_bytes()
+    status, lines, err = evaluate(capsys, *both, "--missing")
+    assert status == 0
+    assert "are evaluated already" not in err  # the first is needed to compare the last one with it
+    assert len(list((run / "evaluations").iterdir())) == 2
+    assert first.read_bytes() == whole
+    status, lines, err = evaluate(capsys, *both, "--missing")
+    assert status == 0
+    assert "2 of 2 are evaluated already" in err
+    assert not any(lines)
+    first.unlink()
+    status, lines, err = evaluate(capsys, *both, "--missing")
+    assert status == 0
+    assert "1 of 2 are evaluated already" in err
+    assert [line.split(":")[0] for line in lines] == [f"{run.name}/{middle.name}"]
+    status, _, err = evaluate(capsys, *both, "--missing", "--out", tmp_path / "all.h5")
+    assert status == 2
+    assert "--missing: wanted one of the two, for a file is written whole. Leave one out." in err
+
+
 def test_two_checkpoints_are_compared_row_by_row(trained, pictures, tmp_path, capsys):
     steps = [trained / "checkpoints" / f"step-{step}" for step in (4, 8)]
     out = tmp_path / "two.h5"

@@ -113,7 +113,7 @@ def test_what_is_asked_of_an_evaluation_makes_it_another_one(trained, data, fold
         assert evaluation.tasks[0][1:] == (str(data), *known_by)
         job = pickle.loads((evaluation.folder / "77_0_submitted.pkl").read_bytes())
         asked = ["--information"] if "--information" in more else []
-        wanted = ("launch", "evaluate", which, "--data", str(data), *asked)
+        wanted = ("launch", "evaluate", which, "--data", str(data), "--missing", *asked)
         assert job.function.commands == (wanted,)
         for task in (0, 1):
             leave_outcome(evaluation.folder, f"77_{task}", {"status": 0})
