@@ -71,20 +71,30 @@ def answer_all(
 
 
 def in_words(table: np.ndarray) -> list[str]:
-    """A line for each set: share of right answers with its binomial standard error, loss per token."""
+    """A line for each set: share of right answers with its uncertainty, loss per token."""
     lines = []
     for name in np.unique(table["set"]):
         of_set = table[table["set"] == name]
         count, correct, loss, tokens = (
             of_set[each].sum() for each in ("questions", "correct", "loss_sum", "num_tokens")
         )
-        share = correct / count
-        error = (share * (1 - share) / count) ** 0.5
         lines.append(
-            f"  {name.decode():12} {100 * share:6.2f}% +- {100 * error:.2f}% of {count} answers are right; "
+            f"  {name.decode():12} {_share(int(correct), int(count))} of {count} answers are right; "
             f"loss {loss / tokens:.4f} nats per token"
         )
     return lines
+
+
+def _share(correct: int, count: int) -> str:
+    """With its binomial standard error; where none or all are right, which has none, the 95% bound (Clopper and
+    Pearson 1934)."""
+    share = correct / count
+    if 0 < correct < count:
+        error = (share * (1 - share) / count) ** 0.5
+        return f"{100 * share:6.2f}% +- {100 * error:.2f}%"
+    unlikely = 100 * (1 - 0.05 ** (1 / count))
+    bound = f"at most {unlikely:.2f}%" if correct == 0 else f"at least {100 - unlikely:.2f}%"
+    return f"{100 * share:6.2f}% ({bound} with 95% confidence)"
 
 
 # --- what is asked

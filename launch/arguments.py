@@ -74,7 +74,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         help="the loss of checkpoints on a dataset: by position, kind of token and document",
         description="Any dataset of the same vocabulary and context. Results go into each run's folder, "
-        "evaluations/*.h5. Of several checkpoints the first and the last are compared row by row.",
+        "evaluations/*.h5. Two checkpoints are compared document by document; of more, the earliest of the smallest "
+        "model and the latest of the largest.",
     )
     _add_checkpoints(evaluate)
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")

@@ -52,13 +52,18 @@ Rows = Annotated[
 ]
 
 
+_SHARED = 8
+
+
 class BatchOfSize(Strict):
     """A number of rows, or a rule that gives one to each size ("porian": `launch.schedule.batch_tokens`)."""
 
     train_batch_size: Rows = Batch().train_batch_size
 
     def rows(self, shape: ModelShape) -> int:
+        """Rows a step; of a rule, where there are many, a multiple of what a node's devices can share."""
         if isinstance(self.train_batch_size, int):
             return self.train_batch_size
-        tokens = batch_tokens(shape.params_non_embedding_and_head)
-        return max(1, round(tokens / shape.seq_length))
+        rows = batch_tokens(shape.params_non_embedding_and_head) / shape.seq_length
+        shared = _SHARED if rows >= 4 * _SHARED else 1
+        return max(1, shared * round(rows / shared))

@@ -263,12 +263,15 @@ class RunConfig(Strict):
         """The steps after which to evaluate, from the end of the warm-up (or step 10, if later) on.
 
         All but the last are on a grid that does not depend on the run's length, so runs that share
-        a beginning are evaluated at the same steps of it.
+        a beginning are evaluated at the same steps of it; and wherever `keep_every` keeps a checkpoint, so
+        that what is measured on it later stands beside its own held-out loss.
         """
         last, per_decade = self.train_steps, self.evaluation.points_per_decade
         first = max(FIRST_EVALUATION, math.ceil(self.warmup_tokens / self.tokens_per_step))
         exponents = range(math.floor(per_decade * math.log10(last)) + 1)
         grid = {round(10 ** (exponent / per_decade)) for exponent in exponents}
+        if every := self.checkpoint.keep_every:
+            grid |= set(range(every, last, every))
         return sorted({step for step in grid if first <= step < last} | {last})
 
 

@@ -80,7 +80,7 @@ def evaluate_all(
             f"--out {out} --missing: wanted one of the two, for a file is written whole. Leave one out."
         )
     dataset = TokenDataset(data, split)
-    checkpoints = find_saved(sources)
+    checkpoints = _in_order(find_saved(sources))
     for saved in checkpoints:
         refuse_other_tokens(saved, dataset, data)
         refuse_other_classes(dataset, data, saved.config)
@@ -109,6 +109,13 @@ def evaluate_all(
     if compared is not None:
         lines += _improvement_lines(first.name, last.name, compared)
     return lines
+
+
+def _in_order(checkpoints: list[Saved]) -> list[Saved]:
+    """Two as they were named; more by size and step, as the names of their folders do not sort them."""
+    if len(checkpoints) <= 2:
+        return checkpoints
+    return sorted(checkpoints, key=lambda each: (each.config.shape.params_non_embedding, each.step))
 
 
 def _without(checkpoints: Sequence[Saved], there: Sequence[bool]) -> list[Saved]:
@@ -244,6 +251,10 @@ def _compare(before: dict[str, Any], after: dict[str, Any]) -> np.ndarray:
 def _improvement_lines(first: str, last: str, table: np.ndarray) -> list[str]:
     known = table[np.isfinite(table["difference"])]
     lines = [f"from {first} to {last}, by document (row:first token):"]
+    if not len(known):
+        return [
+            f"from {first} to {last}: no document lies whole in a row, so none is compared. More rows may hold one."
+        ]
     for name, unit in (("difference", " nats per token"), ("ratio", "")):
         order = known[np.argsort(known[name], kind="stable")]
         for what, rows in (("most", order[::-1][:SHOWN]), ("least", order[:SHOWN])):

@@ -33,6 +33,7 @@ _CACHE_BYTES = 1 << 30  # of all rows that are continued together
 _MOST_TEXT = 128  # tokens of text to continue
 _MOST_ANSWER = 31  # the longest answer of the published generator, 30 characters, and its newline
 _NEWLINE = ord("\n")
+_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf", ".svg", ".txt"})
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,27 @@ def sample_sheet(
     part = part_of(dataset, evaluation_rows(dataset, rows))
     columns, cells = ["given", "truth"], [_given(dataset.domain, part, codec)]
     cells.append(_continued(dataset.domain, part, part.batch.tokens, part.stop, codec))
+    pictures = any(cell.picture is not None for column in cells for cell in column)
+    _refuse_ending(out, pictures, dataset.domain)
     for saved, tokens, stops in _completions(checkpoints, dataset.domain, part, temperature, seed):
         columns.append(_label(saved, checkpoints))
         cells.append(_continued(dataset.domain, part, tokens, stops, codec))
     table = list(zip(*cells, strict=True))
-    pictures = any(cell.picture is not None for row in table for cell in row)
     write_file(out, sheet_png(columns, table) if pictures else sheet_text(columns, table).encode())
     return (
         f"{len(table)} rows of {split}, {len(checkpoints)} models, temperature {temperature:g}, seed {seed}: "
         f"written to {out}"
     )
+
+
+def _refuse_ending(out: Path, pictures: bool, domain: Domain) -> None:
+    """What a file's name says it is."""
+    wanted = ".png" if pictures else ".txt"
+    if out.suffix.lower() in _ENDINGS - {wanted}:
+        what = "pictures" if pictures else "text"
+        raise ValueError(
+            f"--out {out}: a sheet of {domain.name} is {what}; wanted a name that ends in {wanted}. Rename it."
+        )
 
 
 def part_of(dataset: TokenDataset, rows: np.ndarray) -> Part:

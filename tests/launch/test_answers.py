@@ -147,7 +147,7 @@ def test_the_line_of_a_set_has_its_binomial_error():
     # 25 of 100: sqrt(0.25 * 0.75 / 100) = 0.0433
     words = "a 25.00% +- 4.33% of 100 answers are right; loss 0.5000 nats per token"
     assert " ".join(first.split()) == words
-    assert "100.00% +- 0.00% of 10" in second
+    assert "100.00% (at least 74.11% with 95% confidence) of 10" in second
 
 
 @pytest.mark.parametrize(

@@ -166,5 +166,17 @@ def test_runs_that_share_a_beginning_are_evaluated_at_the_same_steps_of_it(warmu
         assert evaluated(steps, 8, warmup)[:-1] == [step for step in long if step < steps]
 
 
+def test_a_checkpoint_that_is_kept_for_good_is_evaluated():
+    run = config(
+        1000,
+        checkpoint={"keep_every": 123},
+        evaluation={"points_per_decade": 8},
+        schedule={"kind": "linear", "warmup_steps": 200},
+    )
+    assert {246, 369, 492, 615, 738, 861, 984} < set(run.evaluation_steps())
+    assert 123 not in run.evaluation_steps(), "during the warm-up no run is"
+    assert set(evaluated(1000, 8, 200)) < set(run.evaluation_steps())
+
+
 def test_the_exit_statuses_are_what_the_help_says():
     assert (DONE, FAILED, STOPPED) == (0, 1, 3)

@@ -163,6 +163,26 @@ def test_two_checkpoints_are_compared_row_by_row(trained, pictures, tmp_path, ca
     assert change.mean() > 0, "four more steps help"
 
 
+def test_of_several_the_smallest_is_compared_with_the_largest(pictures, tmp_path, capsys):
+    """However their folders are named: 16 wide comes before 8 wide here, and step 10 before step 5."""
+    folders = []
+    for width, name in ((16, "a"), (8, "b")):
+        run = config(10, ladder=[{"num_layers": 1, "hidden_size": width}])
+        run = run.model_copy(update={"keep_steps": [5]})
+        assert run_all([run], pictures, tmp_path / name) == 0
+        folders.append(run_folder(tmp_path / name, run))
+    large, small = folders
+    sources = [large / "checkpoints" / "step-10", large / "checkpoints" / "step-5",
+               small / "checkpoints" / "step-10", small / "checkpoints" / "step-5"]  # fmt: skip
+    status, lines, _ = evaluate(capsys, *sources, "--data", pictures, "--out", tmp_path / "all.h5")
+    assert status == 0
+    names = (f"{small.name}/step-5", f"{large.name}/step-10")
+    assert f"from {names[0]} to {names[1]}, by document (row:first token):" in lines
+    assert [
+        name for name, each in read_evaluations(tmp_path / "all.h5").items() if "improved" in each
+    ] == [names[1]]
+
+
 def test_kinds_of_token_and_no_answer_position(mathematics, tmp_path, capsys):
     run = config(4, domain="mathematics", budget={"tokens": 4 * 4 * 512.0})
     assert run_all([run], mathematics, tmp_path) == 0

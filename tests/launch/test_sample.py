@@ -81,6 +81,19 @@ def rows_of(name, tokens, kinds):
     return found
 
 
+def test_text_is_no_picture(mathematics, tmp_path, capsys):
+    run = config(4, domain="mathematics", budget={"tokens": 4 * 4 * 512.0})
+    assert run_all([run], mathematics, tmp_path) == 0
+    words = ("--data", mathematics, "--split", "test", "--rows", 2, "--out", tmp_path / "a.png")
+    status, _, error = sample(capsys, run_folder(tmp_path, run), *words)
+    assert status == 2
+    assert (
+        "a.png: a sheet of mathematics is text; wanted a name that ends in .txt. Rename it."
+        in error
+    )
+    assert not (tmp_path / "a.png").exists()
+
+
 def test_of_a_pair_the_first_part_is_given_and_a_caption_ends_with_its_words(tmp_path):
     build = ["build", "known-entropy-pairs", "--raw", "generator", "--rows", "20", "--workers", "1"]
     assert data_prep([*build, "--split", "valid", "--out", str(tmp_path)]) == 0
@@ -108,6 +121,10 @@ def test_bad_input_is_refused(trained, pictures, mathematics, tmp_path, capsys, 
         (("--seed", -1), "--seed -1"),
         (("--split", "none"), "split 'none' is not there"),
         (("--out", tmp_path), "is a folder; wanted a file"),
+        (
+            ("--out", tmp_path / "a.txt"),
+            "a sheet of image-8x8 is pictures; wanted a name that ends in .png",
+        ),
         (("--data", mathematics), "wanted 256 and 192, as in image-8x8"),
     ):
         every = {"--data": pictures, "--out": out} | dict([words])
