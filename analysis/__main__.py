@@ -135,6 +135,7 @@ def _report(options: argparse.Namespace) -> int:
         options.bootstrap,
         options.seed,
         options.data_limits,
+        options.critical_batch,
     ):
         print(line)
     return 0
@@ -183,6 +184,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="RESULTS_DIR",
         help="take L(D) from another study on the same data, to see where it contradicts L(C)",
+    )
+    report.add_argument(
+        "--critical-batch",
+        type=Path,
+        metavar="RESULTS_DIR",
+        help="take B_crit(L) from another study on the same data, to bring compute to C_min",
     )
     for name, command, function in (
         ("fitting", fit, _fit),

@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from analysis.derived import crossing, inner_surface, optimal_allocation, x_for_reducible
+from analysis.derived import (
+    as_coupled,
+    crossing,
+    inner_surface,
+    optimal_allocation,
+    x_for_reducible,
+)
 from analysis.estimate import Estimate, Fit, interval
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN, surface
-from analysis.separable import (
-    COUPLED,
-    FRONTIER,
-    POWER,
-    POWER_CONSTANT,
-    SURFACE_KAPLAN,
-    SURFACE_LAWS,
-)
+from analysis.separable import FRONTIER, POWER, POWER_CONSTANT, SURFACE_LAWS
 
 CURVES = (POWER.name, POWER_CONSTANT.name, FRONTIER)
 
@@ -48,9 +47,7 @@ def _inverse(fit: Fit, constants: Mapping[str, Any], wanted: float) -> dict[str,
         scale, exponent = constants["scale"], constants["exponent"]
         return {str(fit.x): x_for_reducible(wanted, scale, exponent)}
     # on the optimum both terms fall as C^-(alpha beta/(alpha + beta)), and so does their sum
-    inner = inner_surface(fit.law, constants)
-    outer = {SURFACE_KAPLAN.name: "aD", COUPLED.name: "gamma"}.get(fit.law)
-    power = constants[outer] if outer else 1.0
+    inner, power = inner_surface(fit.law, constants), as_coupled(fit.law, constants)["gamma"]
     at = float(FLOPS_PER_PARAMETER_AND_TOKEN * 1e18)
     params, tokens = optimal_allocation(at, **inner)
     there = surface(params, tokens, 0.0, **inner) ** power

@@ -20,7 +20,7 @@ def data_limits(
     judged on the data of this study, and for such as allow no L(D)."""
     other = read_runs(folder, counting.split, counting.include)
     refuse_variants(other, None)
-    _refuse_other_data(other, study, counting.split)
+    refuse_other_data("--data-limits", other, study, counting.split)
     found = study_points(other, POWER_CONSTANT.name, "tokens", counting)
     trial = Trial(
         "loss-by-tokens", f"L(D) of {folder.resolve().name}", POWER_CONSTANT.name, "tokens"
@@ -34,7 +34,8 @@ def data_limits(
     return done
 
 
-def _refuse_other_data(other: StudyRuns, study: StudyRuns, split: str) -> None:
+def refuse_other_data(option: str, other: StudyRuns, study: StudyRuns, split: str) -> None:
+    """Raise `ValueError` where the runs that an option names were not judged on the data of the study."""
     if not (other.runs and study.runs):
         return
     mine, theirs = (judged_on(each.runs[0], split) for each in (study, other))
@@ -42,6 +43,6 @@ def _refuse_other_data(other: StudyRuns, study: StudyRuns, split: str) -> None:
     if differ:
         said = "; ".join(f"{name} {theirs[name]}, not {mine[name]}" for name in differ)
         raise ValueError(
-            f"--data-limits {other.path}: judged on other data than {study.path}: {said}; wanted one dataset in both. "
+            f"{option} {other.path}: judged on other data than {study.path}: {said}; wanted one dataset in both. "
             "Train the two studies on the same data."
         )

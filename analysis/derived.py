@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
+from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN, coupled
 
 Constants = Mapping[str, Any]
 
@@ -24,6 +24,13 @@ def inner_surface(law: str, constants: Constants) -> dict[str, Any]:
         return {name: constants[name] for name in ("A", "alpha", "B", "beta")}
     alpha = constants["aN"] / constants["aD"]
     return {"A": constants["Nc"] ** alpha, "alpha": alpha, "B": constants["Dc"], "beta": 1.0}
+
+
+def as_coupled(law: str, constants: Constants) -> dict[str, Any]:
+    """E, A, alpha, B, beta, gamma of a law of N and D written as L = E + (A/N^alpha + B/D^beta)^gamma:
+    `surface` is gamma = 1, Kaplan's law E = 0, gamma = aD."""
+    outer = constants.get("gamma", constants.get("aD", 1.0))
+    return {"E": constants.get("E", 0.0), **inner_surface(law, constants), "gamma": outer}
 
 
 def optimal_allocation(flops: Any, A: Any, alpha: Any, B: Any, beta: Any) -> tuple[Any, Any]:
@@ -99,6 +106,25 @@ def tokens_against_overfitting(
     """The fewest tokens that keep `overfitting` below `most`: D = Dc (N/Nc)^(aN/aD) / ((1 +
     most)^(1/aD) - 1) (Kaplan et al. 2020, eq 4.4: about 5e3 N^0.74 for 0.02)."""
     return Dc * (np.asarray(params, float) / Nc) ** (aN / aD) / ((1 + most) ** (1 / aD) - 1)
+
+
+def overfitting_of_surface(
+    params: Any, tokens: Any, E: Any, A: Any, alpha: Any, B: Any, beta: Any, gamma: Any
+) -> Any:
+    """L(N, D)/L(N, inf) - 1 where L = E + (A/N^alpha + B/D^beta)^gamma: `overfitting` for every law of N
+    and D, equal to it for Kaplan's (`as_coupled`)."""
+    constants = {"E": E, "A": A, "alpha": alpha, "B": B, "beta": beta, "gamma": gamma}
+    return coupled(params, tokens, **constants) / coupled(params, np.inf, **constants) - 1
+
+
+def tokens_against_overfitting_of_surface(
+    params: Any, most: Any, E: Any, A: Any, alpha: Any, B: Any, beta: Any, gamma: Any
+) -> Any:
+    """The fewest tokens that keep `overfitting_of_surface` below `most`, with L = L(N, inf): D = (B/([(1 +
+    most) L - E]^(1/gamma) - A/N^alpha))^(1/beta)."""
+    size = A / np.asarray(params, float) ** alpha
+    left = ((1 + most) * (E + size**gamma) - E) ** (1 / gamma) - size
+    return (B / left) ** (1 / beta)
 
 
 def early_stopping_step(loss: Any, loss_of_endless_data: Any, Sc: Any, aS: Any) -> Any:

@@ -3,8 +3,9 @@
 A constant is called not identified by a rule that is the same for every law:
 the irreducible loss, when its 95% interval reaches 0 or is wider than a quarter of the smallest loss;
 an exponent, when its interval reaches a limit of the search or spans more than a factor of 3;
-an amplitude or scale, when its interval spans more than a factor of 100;
-a share such as a = beta/(alpha + beta), when its interval is wider than 0.3.
+an amplitude or scale, when its interval reaches 0 or spans more than a factor of 100;
+a share such as a = beta/(alpha + beta), when its interval is wider than 0.3;
+any of them, when a term of the law is 0 in the best fit and no point depends on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,13 @@ AMPLITUDES = (
     "optimal_params", "optimal_tokens", "tokens_per_param",
 )  # fmt: skip
 SHARES = ("a",)
+IN_FORMULA = {
+    "amplitude": ("scale",), "level": ("scale",), "fall": ("amplitude",), "size": ("A", "Nc"), "data": ("B",),
+    "steps": ("Sc",), "both": ("A", "B", "Nc", "Dc"), "logit_share": ("A", "B", "Nc", "Dc"), "ratio": ("aN",),
+    "log_break": ("break_at",), "log_width": ("width",), "log_batch_ratio": ("B_star",), "inverse_aB": ("aB",),
+    "log_params_decay": ("params_decay",), "log_tokens_decay": ("tokens_decay",),
+}  # fmt: skip
+"""What the formula calls the internal parameters that have other names."""
 
 
 def warnings_of(
@@ -78,26 +86,55 @@ def _constants(
     derived: Mapping[str, Estimate],
     diagnostics: Mapping[str, Any],
 ) -> list[str]:
-    said: list[str] = []
+    said = _undetermined(parameters, diagnostics)
     exponents = {each.name for each in law.shapes if each.is_exponent} | {"aN", "aB"}
     for name, each in (*parameters.items(), *derived.items()):
+        if name in diagnostics["undetermined"]:
+            continue
         if name == law.irreducible:
             said += irreducible_warning(points, each, diagnostics["profile"].get(name, []))
         elif name == "exponent" and (reached := exponent_warning(each)):
             said += reached
         elif name in SHARES and each.high - each.low > WIDEST_SHARE:
             said.append(_vague(name, each, f"is wider than {WIDEST_SHARE:g}"))
+        elif name in AMPLITUDES and each.low <= 0:
+            said.append(_vague(name, each, "reaches 0"))
         elif name in AMPLITUDES and _factor(each) > WIDEST_SCALE:
             said.append(_vague(name, each, f"spans more than a factor of {WIDEST_SCALE:g}"))
         elif name in exponents and _factor(each) > WIDEST_EXPONENT:
             said.append(_vague(name, each, f"spans more than a factor of {WIDEST_EXPONENT:g}"))
-    bounds = [name for name in diagnostics["bounds_active"] if name not in ("irreducible", "E")]
-    if bounds and not any(text.startswith("exponent_at_bound") for text in said):
-        said.append(
-            f"at_bound: {', '.join(bounds)} ended at a limit; the points do not have the shape of "
-            "this law, and the other constants depend on where the limit is."
-        )
-    return said
+    if any(text.startswith("exponent_at_bound") for text in said):
+        return said
+    return said + _at_bound(parameters, diagnostics["bounds_active"])
+
+
+def _undetermined(parameters: Mapping[str, Estimate], diagnostics: Mapping[str, Any]) -> list[str]:
+    gone = [
+        f"{name} = 0" for name in AMPLITUDES if name in parameters and not parameters[name].value
+    ]
+    why = f"with {' and '.join(gone)} no point" if gone else "no point"
+    return [
+        f"{name}_not_identified: {why} depends on it; any value fits these points as well."
+        for name in diagnostics["undetermined"]
+    ]
+
+
+def _at_bound(parameters: Mapping[str, Estimate], bounds: Sequence[str]) -> list[str]:
+    """`at_bound`, in the constants of the formula. That the irreducible loss is 0 is said elsewhere."""
+    names = {
+        printed: parameters[printed].value
+        for name in bounds
+        if name not in ("irreducible", "E")
+        for printed in IN_FORMULA.get(name, (name,))
+        if printed in parameters
+    }
+    if not names:
+        return []
+    return [
+        f"at_bound: {', '.join(f'{name} = {value:.3g}' for name, value in names.items())} ended at a limit; "
+        "the points do not have the shape of this law, and the other constants depend on where the limit "
+        "is."
+    ]
 
 
 def _factor(each: Estimate) -> float:

@@ -46,13 +46,15 @@ class Member:
     units: tuple[float, ...]
     solution: Solution
     draws: np.ndarray
-    residual: np.ndarray  # log fitted - log measured [P]
+    residual: (
+        np.ndarray
+    )  # (log fitted - log measured) times the root of the weight, whose mean is 1 [P]
     aicc: float
     weight: float
 
     @property
     def residual_sd(self) -> float:
-        """Scatter of the points about the law, corrected for its degrees of freedom."""
+        """Scatter about the law of points of the mean weight, corrected for its degrees of freedom."""
         return scatter(self.residual, len(self.residual), len(self.solution.theta))
 
     def scatter_near(self, log_cost: np.ndarray, target: float) -> float:
@@ -132,7 +134,8 @@ def members(found: PointSet, law: Law, draws: int, seed: int) -> list[Member]:
         cluster = clusters(found.points, one)
         boot = draw(cluster, one, data, solution.theta, solution.delta, draws, seed)
         criterion = aicc(residual, data.weight[0], common, len(solution.theta))
-        kept.append(Member(one, units, solution, boot.theta, residual, criterion, 0.0))
+        weighed = residual * np.sqrt(data.weight[0])
+        kept.append(Member(one, units, solution, boot.theta, weighed, criterion, 0.0))
     least = min(each.aicc for each in kept)
     if not np.isfinite(least):
         return [replace(each, weight=float(each is kept[0])) for each in kept]

@@ -50,6 +50,22 @@ class Evaluation:
         return name, str(found.get("split", "")), str(found.get("data_identity", ""))
 
     @property
+    def own_data(self) -> bool:
+        """Whether this is the data that the run was trained on; False in older files, which do not say."""
+        return bool(self.content["attributes"].get("own_data", False))
+
+    @property
+    def own_split(self) -> bool:
+        """Whether these are the run's own held-out rows, or others of the same split: no other data."""
+        return self.own_data and self.data[1].encode() in self.run.eval["split"]
+
+    @property
+    def choice(self) -> int:
+        """Which rows of the dataset: equal for equal rows, more for more of them, for it is the number of tokens that
+        counted, and n rows of a dataset are always the same ones."""
+        return int(self.content["attributes"].get("num_tokens", 0))
+
+    @property
     def loss(self) -> float:
         """Nats per token; NaN where it is of another kind."""
         return float(self.content["attributes"].get("loss", math.nan))
@@ -68,13 +84,43 @@ class Evaluations:
     found: tuple[Evaluation, ...]
     left_out: tuple[LeftOut, ...]
 
-    def by_data(self, having: str = "percentiles") -> dict[tuple[str, str, str], list[Evaluation]]:
-        """Those of each dataset whose group holds `having`."""
+    def by_data(
+        self, having: str = "percentiles", along: bool = False
+    ) -> dict[tuple[str, str, str], list[Evaluation]]:
+        """Those of each dataset whose group holds `having`: of each checkpoint one, and all on the same rows.
+
+        Where a dataset was evaluated on several choices of rows, the one that most sizes have, or with `along` most
+        checkpoints; of these the one of most rows.
+        """
         chosen: dict[tuple[str, str, str], list[Evaluation]] = {}
         for each in self.found:
             if having in each.content:
                 chosen.setdefault(each.data, []).append(each)
-        return chosen
+        return {data: _on_equal_rows(each, along) for data, each in chosen.items()}
+
+    def label(self, data: tuple[str, str, str]) -> str:
+        """The shortest name that tells a dataset from the others, and whether the runs were trained on it."""
+        every = {each.data for each in self.found if "percentiles" in each.content}
+        name, split, identity = data
+        shown = name
+        if any(each[0] == name for each in every if each != data):
+            shown = f"{name} {split}"
+        if any(each[:2] == (name, split) for each in every if each != data):
+            shown = f"{name} {split} {identity[:6]}"
+        own = any(each.own_data for each in self.found if each.data == data)
+        return f"{shown} (own data)" if own else shown
+
+
+def _on_equal_rows(found: Sequence[Evaluation], along: bool) -> list[Evaluation]:
+    by_choice: dict[int, dict[tuple[str, int], Evaluation]] = {}
+    for each in found:
+        by_choice.setdefault(each.choice, {}).setdefault((each.run.run_id, each.step), each)
+
+    def reach(choice: int) -> tuple[int, int]:
+        own = by_choice[choice]
+        return len(own) if along else len({each.params for each in own.values()}), choice
+
+    return list(by_choice[max(by_choice, key=reach)].values())
 
 
 def evaluations_of(study: StudyRuns, counting: Counting) -> Evaluations:
@@ -150,8 +196,8 @@ class Transfer:
 
     Of the last checkpoint of each run: `offset`, the mean of the difference in nats per token, and its `spread`, the
     standard deviation over runs (NaN of one). `slope` and `level` of the line loss = level + slope own_loss through
-    them (NaN under three). `off_line`: how far the earlier checkpoints are from that line, root mean square, within the
-    range of own losses that the line was drawn through; NaN where none is.
+    them (NaN under three). `off_line`: how far the `earlier` checkpoints (of a smaller step of the same run) are from
+    that line, root mean square, within the range of own losses that the line was drawn through; NaN where none is.
     """
 
     offset: float
@@ -163,13 +209,14 @@ class Transfer:
 
 
 def transfer(evaluations: Sequence[Evaluation]) -> Transfer:
-    """Of one dataset; wants a finite `own_loss` of each."""
+    """Of one dataset, of each checkpoint one evaluation, all on the same rows; wants a finite `own_loss` of each."""
     last = last_of_each_run(evaluations)
     own, other = (np.array([value(each) for each in last]) for value in (_own, _other))
     difference = other - own
     spread = float(difference.std(ddof=1)) if len(last) > 1 else math.nan
     slope = level = off = math.nan
-    before = [each for each in evaluations if each not in last]
+    ends = {each.run.run_id: each.step for each in last}
+    before = [each for each in evaluations if each.step < ends[each.run.run_id]]
     if len(np.unique(own)) >= 3:
         slope, level = (float(each) for each in np.polyfit(own, other, 1))
         before = [each for each in before if own.min() <= each.own_loss <= own.max()]

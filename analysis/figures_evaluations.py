@@ -73,23 +73,26 @@ def information_curves(
         return svg(figure)
 
 
-def transfer(by_size: Rows, along: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> str:
+def transfer(
+    by_size: Rows, laws: Rows, along: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
+) -> str:
     """Loss on other datasets: against N, and against the loss on one's own data.
 
-    `by_size`: (dataset, N, loss) of last checkpoints. `along`: (dataset, own loss, loss, whether it is the last
-    checkpoint of its run); earlier ones are small.
+    `by_size`: (dataset, N, loss) of last checkpoints, with `laws` of some of them. `along`: in the same order (dataset,
+    own loss, loss, whether it is the last checkpoint of its run); earlier ones are small.
     """
     with paper(WIDE):
         figure, (left, right) = subplots(1, 2, layout="constrained")
-        _lines(left, by_size)
+        _with_laws(left, by_size, laws)
         for rank, (_, own, loss, last) in enumerate(along):
-            look = look_of(rank, len(along)) | {"linestyle": "none"}
+            look = look_of(rank, len(by_size)) | {"linestyle": "none"}
             right.plot(own[last], loss[last], **look)
             right.plot(own[~last], loss[~last], **(look | {"markersize": 2, "alpha": 0.5}))
         own = np.concatenate([each[1] for each in along])
         ends = np.array([own.min(), own.max()])
         same = right.plot(ends, ends, label="as on its own data", **DASHED)
         loss_axis(right, np.concatenate([*(each[2] for each in along), ends]))
+        loss_axis(left, np.concatenate([loss for _, _, loss in by_size]))
         right.set_xlabel("loss on its own held-out rows  [nats per token]")
         x_axis(left, "params", np.concatenate([x for _, x, _ in by_size]))
         handles, names = left.get_legend_handles_labels()
@@ -101,13 +104,7 @@ def against_size(rows: Rows, laws: Rows, label: str = LOSS_LABEL) -> str:
     """A line of marks for each name against N; `laws` are drawn without marks, in the same colours by name."""
     with paper():
         figure, axes = subplots()
-        drawn = {name: (x, y) for name, x, y in laws}
-        for rank, (name, params, value) in enumerate(rows):
-            look = look_of(rank, len(rows))
-            style = {"linestyle": "none"} if name in drawn else {}
-            axes.plot(params, value, label=name, **(look | style))
-            if name in drawn:
-                axes.plot(*drawn[name], color=look["color"])
+        _with_laws(axes, rows, laws)
         loss_axis(axes, np.concatenate([value for _, _, value in rows]))
         axes.set_ylabel(label)
         x_axis(axes, "params", np.concatenate([params for _, params, _ in rows]))
@@ -150,6 +147,12 @@ def by_place(place: np.ndarray, loss: np.ndarray, law: np.ndarray) -> str:
         return svg(figure)
 
 
-def _lines(axes: Axes, rows: Rows) -> None:
+def _with_laws(axes: Axes, rows: Rows, laws: Rows) -> None:
+    """A line of marks for each name; of one that has a law the marks alone, with the law in their colour."""
+    drawn = {name: (x, y) for name, x, y in laws}
     for rank, (name, x, y) in enumerate(rows):
-        axes.plot(x, y, label=name, **look_of(rank, len(rows)))
+        look = look_of(rank, len(rows))
+        style = {"linestyle": "none"} if name in drawn else {}
+        axes.plot(x, y, label=name, **(look | style))
+        if name in drawn:
+            axes.plot(*drawn[name], color=look["color"])

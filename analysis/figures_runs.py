@@ -29,7 +29,7 @@ from analysis.figures import (
 )
 from analysis.frontier import Frontier
 from analysis.laws import power_constant
-from analysis.points import LossPoints
+from analysis.points import LossPoints, cells
 from analysis.predict import band, curve
 from analysis.published import PublishedCurve
 from analysis.words import short
@@ -147,18 +147,18 @@ def by_kind(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> str:
 
 def repeats(curves: LossPoints) -> str:
     """Loss of repeated runs against tokens, in percent off the mean of their seeds."""
+    cell = cells(curves)
+    mean = np.bincount(cell, curves.loss) / np.bincount(cell)
+    off = 100 * (curves.loss / mean[cell] - 1)
     with paper():
         figure, axes = subplots()
         sizes = np.unique(curves.params)
-        for rank, size in enumerate(sizes):
-            mine = curves.params == size
-            tokens, where = np.unique(curves.tokens[mine], return_inverse=True)
-            mean = np.bincount(where, curves.loss[mine]) / np.bincount(where)
-            for run in np.unique(curves.group[mine]):
-                chosen = np.flatnonzero(curves.group[mine] == run)
-                off = 100 * (curves.loss[mine][chosen] / mean[where[chosen]] - 1)
-                look = look_of(rank, len(sizes)) | {"markersize": 3.5}
-                axes.plot(tokens[where[chosen]], off, linewidth=1.0, **look)
+        for run in np.unique(curves.group):
+            mine = np.flatnonzero(curves.group == run)
+            mine = mine[np.argsort(curves.tokens[mine], kind="stable")]
+            rank = int(np.searchsorted(sizes, curves.params[mine[0]]))
+            look = look_of(rank, len(sizes)) | {"markersize": 3.5}
+            axes.plot(curves.tokens[mine], off[mine], linewidth=1.0, **look)
         axes.axhline(0, color=FAINT, linewidth=0.8)
         axes.set_ylabel("off the mean of the seeds [%]")
         x_axis(axes, "tokens", curves.tokens)

@@ -1,28 +1,35 @@
 """What the fits of a study imply, as rows for the report: best sizes by every route, what a wrong size
 costs, over-fitting, the bound on early stopping, where trends contradict each other, nats per sample.
 
-Each bootstrap draw of the constants gives one answer; the rows hold the quantiles.
+Each bootstrap draw of the constants gives one answer; the rows hold the quantiles. Of the laws of N and D
+only those speak that the points do not reject by AICc.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
 from analysis.consequences import contradiction, for_reducible
 from analysis.derived import (
+    as_coupled,
     early_stopping_step,
     excess_compute,
     excess_compute_of_surface,
-    overfitting,
+    overfitting_of_surface,
     reducible_per_sample,
+    tokens_against_overfitting_of_surface,
 )
+from analysis.doubts import WIDEST_EXPONENT, WIDEST_SCALE
 from analysis.estimate import Estimate, Fit, interval
-from analysis.laws import PF_DAY, surface
+from analysis.laws import PF_DAY, coupled
 from analysis.points import LossPoints
+from analysis.quantities import OVERFITTING
+from analysis.routes import accepted_forms, fits_of, form_in_words, form_weights, optimum_fit
+from analysis.separable import SURFACE_KAPLAN
 from analysis.study_fits import Attempt
-from analysis.words import has_warning
+from analysis.words import has_warning, value_with_interval
 
 KAPLAN_CURVE = {"aN": 0.077, "aS": 0.76}
 """Kaplan et al. 2020, Table 3."""
@@ -37,11 +44,27 @@ class Finding:
     each: Estimate
     unit: str
     source: str
+    widest: float = WIDEST_SCALE
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether there is a number, and no interval of it that spans more than a factor of `widest` (the
+        rule of `analysis.doubts` for scales, or for exponents)."""
+        if not math.isfinite(self.each.value):
+            return False
+        return not (self.each.low <= 0 or self.each.high > self.widest * self.each.low)
+
+    @property
+    def shown(self) -> str:
+        """With interval and unit, or that it is not known."""
+        if not self.is_identified:
+            return "not identified"
+        return f"{value_with_interval(self.each)} {self.unit}".strip()
 
     def as_json(self) -> dict[str, object]:
         """As in fits.json."""
-        return {"name": self.name, "what": self.words, "unit": self.unit,
-                "source": self.source} | self.each.as_json()  # fmt: skip
+        return {"name": self.name, "what": self.words, "unit": self.unit, "source": self.source,
+                "identified": self.is_identified} | self.each.as_json()  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,51 +77,16 @@ class Sample:
 
 def findings(tried: Mapping[str, Attempt], sample: Sample) -> list[Finding]:
     """Every implied number that the fits at hand allow, in the order of the argument."""
-    fits = {name: each.fit for name, each in tried.items() if each.fit is not None}
+    fits = fits_of(tried)
     found = _reducible(fits, tried, sample)
-    if "surface" in fits:
-        found += _of_surface(fits["surface"], tried["surface"].found.points)
-    if "surface-kaplan" in fits:
-        found += _of_kaplan(fits["surface-kaplan"], tried["surface-kaplan"].found.points)
-    if {"surface", "learning-curve"} <= set(fits):
-        points = tried["surface"].found.points
-        found += _early_stopping(fits["surface"], fits["learning-curve"], points)
+    weights, accepted = form_weights(tried), accepted_forms(tried)
+    for name in accepted:
+        found += _of_form(tried[name], fits[name], form_in_words(tried[name], weights[name]))
     if "learning-curve" in fits:
+        if accepted:
+            found += _early_stopping(tried[accepted[0]], fits[accepted[0]], fits["learning-curve"])
         found += _efficient(fits["learning-curve"])
     return found + _contradiction(fits)
-
-
-def routes(tried: Mapping[str, Attempt]) -> list[tuple[str, Estimate]]:
-    """The exponent a of N_opt ~ C^a by every route that the study allows."""
-    fits = {name: each.fit for name, each in tried.items() if each.fit is not None}
-    found = []
-    if "surface" in fits:
-        found.append(("surface", fits["surface"].derived["a"]))
-    if "surface-kaplan" in fits:
-        found.append(("surface of Kaplan", fits["surface-kaplan"].derived["a"]))
-    if "isoflop" in fits:
-        named = fits["isoflop"].derived
-        found += [(f"isoFLOP {key.removeprefix('a_')}", named[key]) for key in named]
-    if "frontier" in fits and not has_warning(fits["frontier"], "optimum_not_identified"):
-        found.append(("frontier", fits["frontier"].parameters["params_exponent"]))
-    if "learning-curve" in fits and "params_exponent" in fits["learning-curve"].derived:
-        found.append(("learning curves", fits["learning-curve"].derived["params_exponent"]))
-    return [(name.replace("isoFLOP surface", "surface of the isoFLOP runs")
-             .replace("isoFLOP envelope", "envelope of final losses"), each)
-            for name, each in found if np.isfinite(each.value)]  # fmt: skip
-
-
-def disagreements(found: list[tuple[str, Estimate]]) -> list[str]:
-    """Pairs of routes whose intervals do not overlap, each as a warning."""
-    said = []
-    for (one, first), (other, second) in combinations(found, 2):
-        if first.low > second.high or second.low > first.high:
-            said.append(
-                f"routes_disagree: by {one} N_opt ∝ C^{first.value:.3f} [{first.low:.3f}, "
-                f"{first.high:.3f}], by {other} C^{second.value:.3f} [{second.low:.3f}, "
-                f"{second.high:.3f}]; quote the range of the routes, not one of them."
-            )
-    return said
 
 
 def _reducible(
@@ -138,79 +126,106 @@ def _reducible(
     return found
 
 
-def _columns(fit: Fit, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], ...]:
-    """The value as a column of one, and the draws, of some constants."""
-    return (
-        {name: np.array([fit.value(name)]) for name in names},
-        {name: fit.draws[name] for name in names},
-    )
-
-
 INNER = ("A", "alpha", "B", "beta")
 WRONG_SIZES = (0.5, 2.0)
 
 
-def _of_surface(fit: Fit, points: LossPoints) -> list[Finding]:
-    """The optimum at the largest compute; the cost of wrong sizes; what more data would still buy."""
+def _of_form(attempt: Attempt, fit: Fit, title: str) -> list[Finding]:
+    """By one law of N and D: the best size at the largest compute, what wrong sizes cost, over-fitting."""
+    points = attempt.found.points
     flops = float(np.max(6 * points.params * points.tokens))
-    shown = f"at C = {flops:.3g} FLOPs"
     source = "Hoffmann et al. 2022, eq 4"
-    found = [
-        Finding(f"surface:{name}", f"{words} {shown}", fit.derived[name], unit, source)
+    optimum = [
+        Finding(f"{fit.law}:{name}", f"{words} at C = {flops:.3g} FLOPs, by {title}",
+                _known_interval(fit, name), unit, source)
         for name, words, unit in (("optimal_params", "best size", "parameters"),
                                   ("optimal_tokens", "best tokens", "tokens"),
                                   ("tokens_per_param", "best tokens per parameter", ""))
     ]  # fmt: skip
-    value, drawn = _columns(fit, INNER)
+    value, drawn = _constants(fit)
+    return [
+        *optimum,
+        *_wrong_sizes(fit.law, value, drawn, flops, title),
+        *_overfitting(fit.law, value, drawn, points, title),
+    ]
+
+
+def _known_interval(fit: Fit, name: str) -> Estimate:
+    """As the fit has it; where it has no end (a profile through no optimum), that of the draws."""
+    each = fit.derived[name]
+    return interval(each.value, fit.draws[name]) if math.isnan(each.low) else each
+
+
+def _constants(fit: Fit) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The value as a column of one, and the draws, of E, A, alpha, B, beta and gamma (`as_coupled`)."""
+    value = {name: np.array([each.value]) for name, each in fit.parameters.items()}
+    drawn = {name: fit.draws[name] for name in value}
     with np.errstate(all="ignore"):
-        for ratio in WRONG_SIZES:
+        return as_coupled(fit.law, value), as_coupled(fit.law, drawn)
+
+
+def _wrong_sizes(
+    law: str, value: dict[str, np.ndarray], drawn: dict[str, np.ndarray], flops: float, title: str
+) -> list[Finding]:
+    """The same for every law of N and D: an equal loss is an equal A/N^alpha + B/D^beta."""
+    found = []
+    for ratio in WRONG_SIZES:
+        with np.errstate(all="ignore"):
             one, many = (
-                excess_compute_of_surface(ratio, flops, **each)[0] for each in (value, drawn)
+                excess_compute_of_surface(ratio, flops, **{name: of[name] for name in INNER})[0]
+                for of in (value, drawn)
             )
-            kaplan = float(excess_compute(ratio, **KAPLAN_CURVE)[0])
-            found.append(
-                Finding(f"surface:excess_compute_{ratio:g}",
-                        f"compute of {ratio:g} times the best size, same loss (Kaplan: {kaplan:.2f})",
-                        interval(float(one[0]), many), "times the least",
-                        "as Kaplan et al. 2020, eq B.16")
-            )  # fmt: skip
+        kaplan = float(excess_compute(ratio, **KAPLAN_CURVE)[0])
+        words = f"compute of {ratio:g} times the best size, same loss (Kaplan: {kaplan:.2f}), by {title}"
+        found.append(
+            Finding(f"{law}:excess_compute_{ratio:g}", words, interval(float(one[0]), many),
+                    "times the least", "as Kaplan et al. 2020, eq B.16")
+        )  # fmt: skip
     return found
 
 
-def _of_kaplan(fit: Fit, points: LossPoints) -> list[Finding]:
-    names = ("Nc", "aN", "Dc", "aD")
-    value, drawn = _columns(fit, names)
+def _overfitting(
+    law: str, value: dict[str, np.ndarray], drawn: dict[str, np.ndarray], points: LossPoints,
+    title: str,
+) -> list[Finding]:  # fmt: skip
+    """What the largest model loses for want of data, and the data that it would take."""
     largest = float(points.params.max())
     tokens = float(points.tokens[points.params == largest].max())
     with np.errstate(all="ignore"):
-        one, many = (overfitting(largest, tokens, **each) for each in (value, drawn))
+        lost = [overfitting_of_surface(largest, tokens, **each) for each in (value, drawn)]
+        data = [
+            tokens_against_overfitting_of_surface(largest, OVERFITTING, **each)
+            for each in (value, drawn)
+        ]
     source = "Kaplan et al. 2020, eqs 4.3, 4.4"
+    source = source if law == SURFACE_KAPLAN.name else f"as {source}"
     return [
-        Finding("surface-kaplan:overfitting", "L(N, D)/L(N, ∞) - 1 of the largest run",
-                interval(float(one[0]), many), "", source),
-        Finding("surface-kaplan:tokens_against_overfitting", "tokens that keep it below 0.02 there",
-                fit.derived["tokens_against_overfitting"], "tokens", source),
+        Finding(f"{law}:overfitting", f"L(N, D)/L(N, ∞) - 1 of the largest run, by {title}",
+                interval(float(lost[0][0]), lost[1]), "", source),
+        Finding(f"{law}:tokens_against_overfitting",
+                f"tokens that keep it below {OVERFITTING:g} there, by {title}",
+                interval(float(data[0][0]), data[1]), "tokens", source),
     ]  # fmt: skip
 
 
-def _early_stopping(fit: Fit, curve: Fit, points: LossPoints) -> list[Finding]:
-    """The bound for the run of most compute: it need not stop sooner."""
-    value, drawn = _columns(fit, ("E", *INNER))
+def _early_stopping(attempt: Attempt, fit: Fit, curve: Fit) -> list[Finding]:
+    """The bound for the run of most compute, by one law of N and D: it need not stop sooner."""
+    points, (value, drawn) = attempt.found.points, _constants(fit)
     at = int(np.argmax(points.params * points.tokens))
     params, tokens = float(points.params[at]), float(points.tokens[at])
-    count = min(len(drawn["E"]), len(curve.draws["Sc"]))
+    count = min(len(next(iter(fit.draws.values()))), len(curve.draws["Sc"]))
 
     def bound(constants: dict[str, np.ndarray], Sc: np.ndarray, aS: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             return early_stopping_step(
-                surface(params, tokens, **constants), surface(params, np.inf, **constants), Sc, aS
+                coupled(params, tokens, **constants), coupled(params, np.inf, **constants), Sc, aS
             )
 
     one = bound(value, np.array([curve.value("Sc")]), np.array([curve.value("aS")]))
-    many = bound({name: each[:count] for name, each in drawn.items()},
-                 curve.draws["Sc"][:count], curve.draws["aS"][:count])  # fmt: skip
+    few = {name: each if np.ndim(each) == 0 else each[:count] for name, each in drawn.items()}
+    many = bound(few, curve.draws["Sc"][:count], curve.draws["aS"][:count])
     return [
-        Finding("early_stopping", "steps before which the dearest run need not stop",
+        Finding("early_stopping", f"steps before which the dearest run need not stop, by {attempt.title}",
                 interval(float(one[0]), many), "steps (of Sc)", "Kaplan et al. 2020, eq 5.7")
     ]  # fmt: skip
 
@@ -222,7 +237,9 @@ def _efficient(fit: Fit) -> list[Finding]:
     found = []
     for name in names:
         words = f"{name.removesuffix('_exponent')} ∝ C_min^"
-        found.append(Finding(f"learning-curve:{name}", words, fit.derived[name], "", source))
+        found.append(
+            Finding(f"learning-curve:{name}", words, fit.derived[name], "", source, WIDEST_EXPONENT)
+        )
     return found
 
 
@@ -240,14 +257,3 @@ def _contradiction(fits: Mapping[str, Fit]) -> list[Finding]:
                 source),
         Finding("crossing:loss", "reducible loss there", met["loss"], "nats per token", source),
     ]  # fmt: skip
-
-
-def optimum_fit(fits: Mapping[str, Fit]) -> Fit | None:
-    """A fit that knows N_opt(C) as a power law: isoFLOP minima before frontier handovers."""
-    for name in ("isoflop", "frontier"):
-        fit = fits.get(name)
-        if fit is not None and np.isfinite(fit.parameters["params_exponent"].value):
-            if has_warning(fit, "optimum_not_identified"):
-                continue
-            return fit
-    return None

@@ -11,7 +11,7 @@ from analysis.doubts import warnings_of
 from analysis.ensemble import comparison
 from analysis.estimate import Estimate, Fit, interval
 from analysis.points import X_SYMBOLS, LossPoints, PointSet
-from analysis.profiles import profile_interval
+from analysis.profiles import profile_interval, undetermined
 from analysis.quantities import Quantity, quantities_of
 from analysis.residual_tables import residual_report
 from analysis.separable import Law
@@ -47,12 +47,9 @@ def fit_separable(
         quantities = {name: each for name, each in quantities.items() if name in needed}
     values = {name: float(each(solution.theta[None])[0]) for name, each in quantities.items()}
     drawn = {name: each(boot.theta) for name, each in quantities.items()}
-    estimates, method, profile = _intervals(
-        law, data, solution, cluster, quantities, values, drawn, only
-    )
+    estimates, known = _intervals(law, data, solution, cluster, quantities, values, drawn, only)
     residual = solve.residuals(law, data, solution.theta[None])[0]
-    diagnostics = _diagnostics(found.points, law, residual, solution, boot)
-    diagnostics |= {"intervals": method, "profile": profile}
+    diagnostics = _diagnostics(found.points, law, data, residual, solution, boot) | known
     diagnostics |= residual_report(
         found.points, law, data, solution.theta, residual, solution.delta, units
     )
@@ -97,12 +94,14 @@ def _intervals(
     values: dict[str, float],
     drawn: dict[str, np.ndarray],
     only: Collection[str] | None,
-) -> tuple[dict[str, Estimate], str, dict[str, list[float]]]:
-    """Estimates, how their intervals were found, and the profile interval of the irreducible loss
-    and of a. With few points of one row each profiles hold what they promise and percentiles are a
-    little narrow; with clusters or many points the bootstrap asks less of the noise."""
+) -> tuple[dict[str, Estimate], dict[str, object]]:
+    """Estimates; how their intervals were found, which quantities any value fits, and the profile interval
+    of the irreducible loss and of a. With few points of one row each profiles hold what they promise and
+    percentiles are a little narrow; with clusters or many points the bootstrap asks less of the noise. What
+    any value fits has no interval; what has no profile, being 0, has that of the bootstrap."""
     own = recipe(cluster, law) == "residual, scale drawn"
     count = len(next(iter(drawn.values())))
+    loose = undetermined(law, data, solution.theta, quantities)
     every = list(quantities) if only is None else list(only)
     wanted = every if own and count else [] if only is not None else [law.irreducible, "a"]
     profile = {
@@ -110,23 +109,30 @@ def _intervals(
         for name in wanted
         if name in quantities and len(cluster) <= HUGE
     }
+    found = {name: interval(values[name], drawn[name]) for name in quantities}
     if own and count:
-        found = {
-            name: Estimate(values[name], *profile[name])
-            if name in profile
-            else interval(values[name], drawn[name])
-            for name in quantities
-        }
-        method = "profile likelihood"
-    else:
-        found = {name: interval(values[name], drawn[name]) for name in quantities}
-        method = "bootstrap percentiles" if count else "none"
-    kept = {name: list(ends) for name, ends in profile.items() if name in (law.irreducible, "a")}
-    return found, method, kept
+        profiled = {name: Estimate(values[name], *ends) for name, ends in profile.items()}
+        found |= {name: each for name, each in profiled.items() if not np.isnan(each.low)}
+    found |= {name: Estimate(values[name], np.nan, np.nan) for name in loose}
+    method = "profile likelihood" if own else "bootstrap percentiles"
+    return found, {
+        "intervals": method if count else "none",
+        "undetermined": loose,
+        "profile": {
+            name: list(ends)
+            for name, ends in profile.items()
+            if name in (law.irreducible, "a") and name not in loose
+        },
+    }
 
 
 def _diagnostics(
-    points: LossPoints, law: Law, residual: np.ndarray, solution: Solution, boot: Draws
+    points: LossPoints,
+    law: Law,
+    data: solve.Data,
+    residual: np.ndarray,
+    solution: Solution,
+    boot: Draws,
 ) -> dict[str, object]:
     free = len(residual) - len(law.parameters)
     ranges = {
@@ -140,7 +146,7 @@ def _diagnostics(
         "bounds_active": list(solution.bounds_active),
         "condition_number": solution.condition,
         "degrees_of_freedom": free,
-        "residual_sd": float(np.sqrt(np.sum(residual**2) / max(free, 1))),
+        "residual_sd": float(np.sqrt(np.sum(data.weight[0] * residual**2) / max(free, 1))),
         "largest_residual": float(np.abs(residual).max()),
         "ranges": ranges,
         "draws_at_a_bound": boot.at_bound,

@@ -19,6 +19,7 @@ from scipy.optimize import nnls
 from analysis.bootstrap import WEBB
 from analysis.estimate import Estimate, Fit, interval
 from analysis.laws import critical_batch
+from analysis.line_holdout import line_holdouts
 from analysis.points import LossPoints, PointSet
 from analysis.separable import CRITICAL_BATCH
 
@@ -41,8 +42,9 @@ class Level:
     run: np.ndarray
 
 
-def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
-    """B* and aB, with the S_min, E_min and B_crit of every level of the loss."""
+def fit_critical_batch(found: PointSet, draws: int, seed: int, compare: bool = False) -> Fit:
+    """B* and aB, with the S_min, E_min and B_crit of every level of the loss; `compare` adds the
+    hold-outs, of lower losses than those of a fit."""
     began = time.perf_counter()
     known = levels(found.points)
     if len(known) < 2:
@@ -86,7 +88,8 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
                 for *each, out in zip(every, every_end, outside, strict=True)
             ],
             "sizes": sizes,
-        },
+        }
+        | _holdouts(loss, ends, compare),
         warnings=(
             *found.remarks,
             *_about_exponent(inverse),
@@ -96,6 +99,12 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int) -> Fit:
         seconds=time.perf_counter() - began,
         draws=drawn,
     )
+
+
+def _holdouts(loss: np.ndarray, ends: np.ndarray, compare: bool) -> dict[str, Any]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crit = np.where(np.all(ends > 0, axis=1), ends[:, 1] / ends[:, 0], np.nan)
+    return {"holdout": line_holdouts(loss, crit, "B_crit", falling=True)} if compare else {}
 
 
 def _as_json(level: Level, end: np.ndarray) -> dict[str, Any]:

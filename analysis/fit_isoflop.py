@@ -13,9 +13,10 @@ import numpy as np
 from analysis.estimate import Estimate, Fit, interval
 from analysis.fit import fit_separable
 from analysis.frontier import fit_optimum, lower_hull
-from analysis.isoflop import METHODS, Budget, budgets, minima, vertex_line
+from analysis.isoflop import FEWEST_SIZES, METHODS, Budget, budgets, minima, vertex_line
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_tokens_scale
-from analysis.points import LossPoints, PointSet, pareto
+from analysis.line_holdout import line_holdouts
+from analysis.points import LeftOut, LossPoints, PointSet, pareto
 from analysis.separable import ISOFLOP, SURFACE
 
 FORMULA = (
@@ -23,13 +24,20 @@ FORMULA = (
     "the minima; D_opt = C/(6 N_opt) = (C/tokens_scale)^tokens_exponent"
 )
 FEWEST_BUDGETS = 3
-ENVELOPE_DRAWS = 200
+WHY = {
+    "few_sizes": f"fewer than {FEWEST_SIZES['parabola']} sizes were trained",
+    "minima_not_bracketed": "the best size is the smallest or largest that was trained",
+    "minima_not_inside": "the parabola has no minimum between the sizes",
+}
+"""Why a budget gives no minimum: the warning, and its words."""
 
 
-def fit_isoflop(found: PointSet, draws: int, seed: int) -> Fit:
-    """The parabola's line through the minima, with the other routes beside it."""
+def fit_isoflop(found: PointSet, draws: int, seed: int, compare: bool = False) -> Fit:
+    """The parabola's line through the minima, with the other routes beside it; `compare` adds the
+    hold-outs by compute."""
     began = time.perf_counter()
-    known = [each for each in budgets(found.points) if len(each.log_params) >= 3]
+    every_budget = budgets(found.points)
+    known = [each for each in every_budget if len(each.log_params) >= 3]
     _check(found, known)
     trunk = np.unique(found.points.trunk, return_inverse=True)[1].reshape(-1)
     sd, free = _noise(known, trunk)
@@ -46,24 +54,30 @@ def fit_isoflop(found: PointSet, draws: int, seed: int) -> Fit:
             for each, sample, at in zip(known, samples, own, strict=True)
         ]
         drawn[method] = vertex_line(log_flops, np.stack(every, axis=1))
+    others, other_draws = _other_routes(found, draws, seed)
     routes = {
         f"a_{name}": interval(float(value[name][1][0]), drawn[name][1]) for name in METHODS
-    } | _other_routes(found, draws, seed)
+    } | others
     parameters, parameter_draws = _parameters(value["parabola"], drawn["parabola"])
+    without = _without_minimum(every_budget, known, vertices["parabola"])
     return Fit(
         law=ISOFLOP,
         formula=FORMULA,
         x="flops",
         parameters=parameters,
         objective={"name": "scatter of log loss about the parabolas", "value": sd},
-        points_used=sum(int(each.runs.sum()) for each in known),
-        points_left_out=found.left_out,
+        points_used=len(found.points) - sum(len(each.rows) for each, _ in without),
+        points_left_out=(*found.left_out, *_left_out(found.points, without)),
         bootstrap={"method": "residual, scale drawn", "draws": draws, "seed": seed},
-        diagnostics=_diagnostics(known, vertices, found.points),
-        warnings=(*found.remarks, *_warnings(known, vertices, routes)),
+        diagnostics=_diagnostics(known, vertices, found.points, compare),
+        warnings=(
+            *found.remarks,
+            *_about_minima(len(every_budget), without),
+            *_disagreements(routes),
+        ),
         seconds=time.perf_counter() - began,
         derived=routes,
-        draws=parameter_draws | {f"a_{name}": drawn[name][1] for name in METHODS},
+        draws=parameter_draws | {f"a_{name}": drawn[name][1] for name in METHODS} | other_draws,
     )
 
 
@@ -132,21 +146,24 @@ def _parameters(
     return {name: interval(float(found[name][0]), draws[name]) for name in found}, draws
 
 
-def _other_routes(found: PointSet, draws: int, seed: int) -> dict[str, Estimate]:
-    """The exponent by a surface fitted to all points, and by the envelope."""
-    routes = {"a_envelope": _envelope(found.points, draws, seed)}
+def _other_routes(
+    found: PointSet, draws: int, seed: int
+) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
+    """The exponent by a surface fitted to all points, and by the envelope, each with its draws."""
     points = found.points
+    envelope, drawn = _envelope(points, draws, seed)
+    routes, every = {"a_envelope": envelope}, {"a_envelope": drawn}
     if not points.known("tokens"):
         tokens = points.flops / (FLOPS_PER_PARAMETER_AND_TOKEN * points.params)
         points = replace(points, tokens=tokens)
     try:
         fit = fit_separable(replace(found, points=points), SURFACE, draws, seed)
     except ValueError:
-        return routes  # too few points for five constants: that route is not there
-    return {"a_surface": fit.derived["a"], **routes}
+        return routes, every  # too few points for five constants: that route is not there
+    return {"a_surface": fit.derived["a"], **routes}, {"a_surface": fit.draws["a"], **every}
 
 
-def _envelope(points: LossPoints, draws: int, seed: int) -> Estimate:
+def _envelope(points: LossPoints, draws: int, seed: int) -> tuple[Estimate, np.ndarray]:
     """The slope through the convex hull of the lowest losses; trunks are resampled."""
 
     def slope(chosen: np.ndarray) -> float:
@@ -159,15 +176,18 @@ def _envelope(points: LossPoints, draws: int, seed: int) -> Estimate:
     rng = np.random.default_rng([seed, 3])
     names, trunk = np.unique(points.trunk, return_inverse=True)
     count = len(names)
-    samples = [rng.integers(count, size=count) for _ in range(min(draws, ENVELOPE_DRAWS))]
-    rows = [np.flatnonzero(np.isin(trunk.reshape(-1), sample)) for sample in samples]
-    return interval(slope(np.arange(len(points))), np.array([slope(each) for each in rows]))
+    drawn = np.empty(draws)
+    for index in range(draws):
+        present = np.zeros(count, bool)
+        present[rng.integers(count, size=count)] = True
+        drawn[index] = slope(np.flatnonzero(present[trunk.reshape(-1)]))
+    return interval(slope(np.arange(len(points))), drawn), drawn
 
 
 def _diagnostics(
-    known: list[Budget], vertices: dict[str, np.ndarray], points: LossPoints
+    known: list[Budget], vertices: dict[str, np.ndarray], points: LossPoints, compare: bool
 ) -> dict[str, object]:
-    return {
+    found: dict[str, object] = {
         "x_range": [float(points.flops.min()), float(points.flops.max())],
         "minima": [
             {"flops": each.flops, "sizes": len(each.log_params), "bracketed": each.is_bracketed}
@@ -175,18 +195,47 @@ def _diagnostics(
             for index, each in enumerate(known)
         ],
     }
+    if compare:
+        flops = np.array([each.flops for each in known])
+        found["holdout"] = line_holdouts(flops, np.exp(vertices["parabola"]), "N_opt")
+    return found
 
 
-def _warnings(
-    known: list[Budget], vertices: dict[str, np.ndarray], routes: dict[str, Estimate]
-) -> list[str]:
+def _without_minimum(
+    every: list[Budget], known: list[Budget], vertices: np.ndarray
+) -> list[tuple[Budget, str]]:
+    """The budgets that the line does not go through, each with the name of why."""
+    vertex = dict(zip((each.flops for each in known), vertices, strict=True))
+    found = []
+    for each in every:
+        if len(each.log_params) < FEWEST_SIZES["parabola"]:
+            found.append((each, "few_sizes"))
+        elif not each.is_bracketed:
+            found.append((each, "minima_not_bracketed"))
+        elif not np.isfinite(vertex[each.flops]):
+            found.append((each, "minima_not_inside"))
+    return found
+
+
+def _left_out(points: LossPoints, without: list[tuple[Budget, str]]) -> list[LeftOut]:
+    """The runs of these budgets; the surface and the envelope have them all the same."""
+    return [
+        LeftOut(str(points.label[row]), f"not in N_opt: at its {each.flops:.3g} FLOPs {WHY[why]}")
+        for each, why in without
+        for row in each.rows
+    ]
+
+
+def _about_minima(count: int, without: list[tuple[Budget, str]]) -> list[str]:
+    """Of `count` budgets those without a minimum by reason, and what is left for a slope."""
     said = []
-    inside = int(np.isfinite(vertices["parabola"]).sum())
-    if inside < len(known):
-        said.append(
-            f"minima_not_bracketed: at {len(known) - inside} of {len(known)} budgets the best size is "
-            "the smallest or largest that was trained; they are left out of N_opt."
-        )
+    for name, words in WHY.items():
+        gone = sum(why == name for _, why in without)
+        if gone:
+            said.append(
+                f"{name}: at {gone} of {count} budgets {words}; they are left out of N_opt."
+            )
+    inside = count - len(without)
     if inside < FEWEST_BUDGETS:
         said.append(
             f"few_budgets: {inside} budgets have a bracketed minimum; wanted at least "
@@ -194,6 +243,11 @@ def _warnings(
         )
     if inside < 2:
         said.append("optimum_not_identified: fewer than two minima; N_opt(C) is not measured.")
+    return said
+
+
+def _disagreements(routes: dict[str, Estimate]) -> list[str]:
+    said = []
     for (one, first), (other, second) in combinations(routes.items(), 2):
         if first.low > second.high or second.low > first.high:
             said.append(

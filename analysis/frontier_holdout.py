@@ -55,7 +55,8 @@ def _split(
     predicted = law.irreducible + (law.scale / cost[above]) ** law.exponent
     error = np.log(predicted) - log_loss[above]
     decades = np.log10(cost[above] / cut)[:, None]
-    return Split(float(cut), len(fitted), decades, error, runs[above])
+    alike = np.ones(len(error))
+    return Split(float(cut), len(fitted), decades, error, runs[above], alike)
 
 
 def widened(

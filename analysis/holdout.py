@@ -47,6 +47,7 @@ class Split:
     decades: np.ndarray
     error: np.ndarray
     shared: np.ndarray
+    weight: np.ndarray  # of each point above the cut
 
     @property
     def farthest(self) -> np.ndarray:
@@ -112,8 +113,8 @@ def rolling_origin(points: LossPoints, law: Law, delta: float) -> list[Split]:
         below = order <= cut * (1 + 1e-9)
         units, data = scaled_data(points.only(below), law)
         theta = fitted_theta(law, data, delta)
-        predicted = predicted_log_loss(law, theta[None], units, points.only(~below))[0]
         above = points.only(~below)
+        predicted = predicted_log_loss(law, theta[None], units, above)[0]
         found.append(
             Split(
                 cut=float(cut),
@@ -121,6 +122,7 @@ def rolling_origin(points: LossPoints, law: Law, delta: float) -> list[Split]:
                 decades=decades_beyond(points.only(below), above, law),
                 error=predicted - np.log(above.loss),
                 shared=shared[~below],
+                weight=above.weight,
             )
         )
     return found
@@ -160,14 +162,18 @@ def predicted_log_loss(
 
 def rolling_width(splits: Sequence[Split], decades: np.ndarray) -> float:
     """Half the width of a 95% interval of log loss by the errors of splits at most as far out as the
-    target's `decades` [measures]. NaN where there is no split. A split counts by the points that it was
-    fitted on: one of few points says little of a fit of all."""
+    target's `decades` [measures]. NaN where there is no split. A held-out point counts by its weight, and a
+    split by the points that it was fitted on: one of few points says little of a fit of all."""
     if not splits:
         return float("nan")
     nearest = min(float(each.farthest.min()) for each in splits)
     reach = max(float(np.max(decades)), NEAR, nearest)
-    near = [(each, each.error[each.farthest <= reach]) for each in splits]
-    squares = [(np.mean(error**2), split.points_below) for split, error in near if len(error)]
+    near = [(each, each.farthest <= reach) for each in splits]
+    squares = [
+        (np.average(split.error[chosen] ** 2, weights=split.weight[chosen]), split.points_below)
+        for split, chosen in near
+        if chosen.any()
+    ]
     mean_square, _ = np.average(squares, axis=0, weights=[count for _, count in squares])
     return 1.96 * float(np.sqrt(mean_square))
 
@@ -176,8 +182,8 @@ def reached(splits: Sequence[Split], decades: np.ndarray, span: float) -> bool:
     """Whether hold-outs say enough of a target at `decades` [measures] beyond the data, `span` decades
     above their lowest compute: FEWEST_HELD_OUT held-out points that lie as far beyond a cut in every
     measure, of different trunks and different inputs (rows of one curve, or seeds of one cell, are one),
-    and LEAST_BELOW decades to learn from."""
-    if not splits or span < LEAST_BELOW - 1e-9:
+    and for a target outside the data LEAST_BELOW decades to learn from."""
+    if not splits or (np.any(decades > 0) and span < LEAST_BELOW - 1e-9):
         return False
     far = [each.shared[np.all(each.decades >= decades - 1e-9, axis=1)] for each in splits]
     judged = np.concatenate(far)

@@ -66,7 +66,7 @@ def minima(budget: Budget, method: str, log_loss_BP: np.ndarray) -> np.ndarray:
     centre, half = (x[0] + x[-1]) / 2, (x[-1] - x[0]) / 2
     z = (x - centre) / half
     if method == "akima":
-        fine = np.linspace(-1, 1, FINE)
+        fine = np.linspace(z[0], z[-1], FINE)  # z is -1 and 1 there but for rounding
         curve = Akima1DInterpolator(z, log_loss_BP, axis=1)(fine)
         at = np.argmin(curve, axis=1)
         found = np.where((at > 0) & (at < FINE - 1), fine[at], np.nan)

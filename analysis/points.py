@@ -19,6 +19,8 @@ X_SYMBOLS = {"params": "N", "tokens": "D", "flops": "C", "position": "T"}
 
 
 TOLD = 3  # of what was left out, in an error
+TELL_APART = ("unique_tokens", "batch", "steps", "position")
+"""Rows of one N and D that differ in one of these are no repeats."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class LossPoints:
     """Columns of equal length. `loss` is in nats per token; `weight` multiplies a point's loss
     term in the objective; `group` names the run; `trunk` the run that its weights began as, itself
     for most: what shares a trunk shares its luck; `label` says where a point came from; `recipe` is
-    equal for runs that differ in the seed alone ("" where nobody says: a CSV)."""
+    equal for runs that differ in the seed alone, length included ("" where nobody says: a CSV)."""
 
     params: np.ndarray
     tokens: np.ndarray
@@ -134,8 +136,11 @@ def distinct(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cells(points: LossPoints) -> np.ndarray:
-    """The number of each point's cell: equal params, tokens and recipe."""
-    return distinct(points.params, points.tokens, points.recipe)[1]
+    """The number of each point's cell: equal params, tokens and recipe, so that its runs differ in the seed alone;
+    where nobody says the recipe, equal in every known column of TELL_APART too."""
+    unsaid = points.recipe == ""
+    more = [np.where(unsaid, points.x(name), 0.0) for name in TELL_APART if points.known(name)]
+    return distinct(points.params, points.tokens, points.recipe, *more)[1]
 
 
 def seed_noise(points: LossPoints) -> SeedNoise | None:
@@ -194,7 +199,7 @@ def remark_mixed_recipes(found: PointSet) -> PointSet:
         return found
     sizes = ", ".join(f"{n:.3g}" for n in mixed)
     remark = (
-        f"mixed_training: runs of N = {sizes} differ in shape, learning rate, batch or schedule; the "
+        f"mixed_training: runs of N = {sizes} differ in shape, learning rate, batch, schedule or length; the "
         "law takes them as one, and they are no repeats of one another."
     )
     return replace(found, remarks=(*found.remarks, remark))

@@ -35,8 +35,8 @@ from analysis.separable import CURVE_LAWS, FRONTIER, LOGARITHM, SURFACE_LAWS, La
 
 UNCALIBRATED = (
     "uncalibrated: too few held-out runs reach as far beyond the data as this target (wanted "
-    f"{FEWEST_HELD_OUT}, and {LEAST_BELOW:g} decades of compute below it), so 95% is nominal; real "
-    "coverage is lower."
+    f"{FEWEST_HELD_OUT}, and outside the data {LEAST_BELOW:g} decades of compute below it), so 95% is "
+    "nominal: no hold-out has checked it."
 )
 UNLIKELY = 0.05
 """AICc weight of the asked law below which its prediction carries a warning."""
@@ -124,7 +124,8 @@ def _check_positive(fit: Fit, target: Mapping[str, float]) -> None:
 
 
 def complete_target(law: Law, ready: Forecaster, wanted: Mapping[str, float]) -> dict[str, float]:
-    """params, tokens and flops of the target; for laws of one variable the target as it is."""
+    """params, tokens and flops of the target; for laws of one variable the target as it is. Raises
+    `ValueError` for one number alone where the fitted law has no optimum to complete it by."""
     if law.name in CURVE_LAWS:
         return dict(wanted)
     first = ready.members[0]
@@ -138,11 +139,29 @@ def complete_target(law: Law, ready: Forecaster, wanted: Mapping[str, float]) ->
             flops = float(np.squeeze(optimal_flops_of_tokens(tokens, **inner)))
         best = optimal_allocation(flops, **inner)
         params, tokens = (float(np.squeeze(each)) for each in best)
+        _check_optimum(law, wanted, inner, params, tokens)
     elif "params" not in wanted:
         params = flops / (six * tokens)
     elif "tokens" not in wanted:
         tokens = flops / (six * params)
     return {"params": params, "tokens": tokens, "flops": six * params * tokens}
+
+
+def _check_optimum(
+    law: Law, wanted: Mapping[str, float], inner: Mapping[str, Any], params: float, tokens: float
+) -> None:
+    """Raise `ValueError` where size or data has no effect, or so little that no number holds the best one."""
+    flops = FLOPS_PER_PARAMETER_AND_TOKEN * params * tokens
+    if all(0 < each < np.inf for each in (params, tokens, flops)):
+        return
+    found = " and ".join(name for name in ("A", "B") if not np.all(inner[name] > 0))
+    what = f"{found} = 0" if found else f"N_opt = {params:g} and D_opt = {tokens:g}"
+    ((name, value),) = wanted.items()
+    raise ValueError(
+        f"--{name} = {value:g} with --law {law.name}: the fitted law has no optimum: {what}; wanted a loss "
+        "that falls with size and with data, so that one number says the run. Give two of --params, "
+        "--tokens and --flops, or add runs that differ more in both."
+    )
 
 
 def _optimum(ready: Forecaster, flops: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ strength of the spring: the pair (q, objective) there lies on the profile exactl
 ends where the objective has risen by as much as an F quantile allows, in units of its own noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,7 @@ def profile(
     noise = max(noise, 1e-24)
     slope = solve.gradient_of(quantity, theta[None])[0]
     information = (jacobian[0] * data.weight[0]) @ jacobian[0].T * inside
-    way = np.linalg.pinv(information, rcond=1e-13) @ slope
+    way = _solved(information, slope)
     variance = float(slope @ way) * noise
     if not (np.isfinite(variance) and variance > 0):
         return None
@@ -96,6 +96,32 @@ def profile(
         + 1e-14 * count * delta**2
     )
     return Profile(value[order], least[order], cut)
+
+
+def _solved(information: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """information^-1 slope [Q], 0 along what the points say nothing of. In units that give each parameter
+    the same information: derivatives near a limit of the search differ by eight decades, beside which
+    plain rounding would drop all others."""
+    unit = np.sqrt(np.maximum(np.diag(information), 1e-300))
+    scaled = np.linalg.pinv(information / np.outer(unit, unit), rcond=1e-13)
+    return scaled @ (slope / unit) / unit
+
+
+def undetermined(
+    law: Law, data: solve.Data, theta: np.ndarray, quantities: Mapping[str, Quantity]
+) -> list[str]:
+    """Names of the quantities that change with a parameter which no point depends on, such as the exponent
+    of a term that is 0 in the best fit `theta` [Q]: any value of them fits as well."""
+    jacobian = solve.derivatives(law, data, theta[None])[1][0]
+    silent = ~np.any(jacobian != 0, axis=1)
+    if not silent.any():
+        return []
+    found = []
+    for name, quantity in quantities.items():
+        slope = solve.gradient_of(quantity, theta[None])[0][silent]
+        if not np.all(slope == 0) or not np.all(np.isfinite(quantity(theta[None]))):
+            found.append(name)
+    return found
 
 
 LINEAR = ("irreducible", "E", "a")

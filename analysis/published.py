@@ -84,6 +84,7 @@ HENIGHAN = {
     )
 }  # fmt: skip
 
+PAIRS = ("text-to-image", "image-to-text")
 LOSS_OF_KIND = {
     ("text-to-image", "text"): PublishedCurve(0.0, 5.6e8, 0.037),
     ("text-to-image", "pixel"): PublishedCurve(2.0, 5.1e3, 0.16),
@@ -103,25 +104,58 @@ KAPLAN = PublishedDomain(
     params_exponent=0.88,
 )
 
+KAPLAN_LEAST = replace(
+    KAPLAN,
+    source="Kaplan et al. 2020, Tables 5 and 6, by C_min",
+    caution="Compute at a batch far below the critical one.",
+    loss_by_flops=PublishedCurve(0.0, 3.1e8, 0.050),
+    params_scale=1.3e9 ** (-1 / 0.73),
+    params_exponent=0.73,
+)
+"""The same with compute adjusted by the critical batch: L(C_min), N_opt = 1.3e9 (C_min/PF-day)^0.73."""
+
 
 def published(domain: str) -> PublishedDomain | None:
     """The published row for a domain of ours, or None where neither paper has one. `text-v8192` is text
-    in a vocabulary of its own, and its row says so."""
-    if domain == KAPLAN.domain:
-        return KAPLAN
-    if re.fullmatch(KAPLAN.domain + r"-v\d+", domain):
-        pieces = int(domain.rpartition("-v")[2])
-        caution = (
-            f"{KAPLAN.caution} Of 50,257 pieces, not {pieces:,}: losses of a token do not compare, "
-            "exponents do."
+    in a vocabulary of its own, and its row says so, as that of pairs whose captions have one."""
+    name, pieces = _family(domain)
+    row = KAPLAN if name == KAPLAN.domain else HENIGHAN.get(name)
+    if pieces is None or row is None:
+        return row
+    if row is KAPLAN:
+        said = f"Of 50,257 pieces, not {pieces:,}: losses of a token do not compare, exponents do."
+    elif name in PAIRS:
+        said = (
+            f"The captions here are in a vocabulary of their own, of {pieces:,} pieces: losses of a text token do not "
+            "compare, those of the pixels do."
         )
-        return replace(KAPLAN, caution=caution)
-    return HENIGHAN.get(domain)
+    else:
+        return None  # no family of vocabularies
+    return replace(row, caution=f"{row.caution} {said}")
 
 
 def published_of_kind(domain: str, kind: str) -> PublishedCurve | None:
     """The published L(N) of one kind of token, where a paper gives it apart."""
-    return LOSS_OF_KIND.get((domain, kind))
+    name, pieces = _family(domain)
+    return LOSS_OF_KIND.get((name if name in PAIRS else domain, kind))
+
+
+def caution_of_kind(domain: str, kind: str) -> str:
+    """What keeps the published L(N) of a kind from standing beside ours, as a clause for a caption; "" if nothing."""
+    name, pieces = _family(domain)
+    if name not in PAIRS or kind != "text":
+        return ""
+    other = f", of a vocabulary other than these {pieces:,} pieces" if pieces is not None else ""
+    return (
+        f" That text includes padding{other}, and so does not compare with ours, which leaves padding out: without it "
+        "the paper's best image-to-text model is at 2.6 nats."
+    )
+
+
+def _family(domain: str) -> tuple[str, int | None]:
+    """`text-to-image-v1024` -> `text-to-image`, 1024; None where the name has no vocabulary."""
+    found = re.fullmatch(r"(.+)-v(\d+)", domain)
+    return (found[1], int(found[2])) if found else (domain, None)
 
 
 SURFACES = {"Hoffmann et al. 2022": (0.339, 0.285), "Besiroglu et al. 2024": (0.348, 0.366)}

@@ -11,9 +11,9 @@ import numpy as np
 
 from analysis.derived import (
     OPTIMUM,
+    as_coupled,
     efficient_frontier,
     frontier_exponents,
-    inner_surface,
     optimum_of,
     tokens_against_overfitting,
 )
@@ -61,9 +61,8 @@ def _of_surface(law: Law, points: LossPoints) -> dict[str, Derived]:
     found: dict[str, Derived] = {name: optimum(name) for name in OPTIMUM}
 
     def loss_exponent(constants: Mapping[str, Any]) -> Any:
-        inner = inner_surface(law.name, constants)
-        outer = constants.get("gamma", constants.get("aD", 1.0))
-        return outer * inner["alpha"] * inner["beta"] / (inner["alpha"] + inner["beta"])
+        c = as_coupled(law.name, constants)
+        return c["gamma"] * c["alpha"] * c["beta"] / (c["alpha"] + c["beta"])
 
     found["loss_exponent"] = loss_exponent
     if law.name == SURFACE_KAPLAN.name:

@@ -6,12 +6,34 @@ import numpy as np
 
 from analysis.derived import optimal_allocation, optimal_flops_of_tokens
 from analysis.laws import UNIQUE_PARAMS_PER_TOKEN
-from analysis.points import PointSet
+from analysis.points import LossPoints, PointSet
 from analysis.separable import SURFACE
 from analysis.solution import best_solution, check_enough, named, scaled_data
 
 ONE_EPOCH = 1.001
 """Tokens over unique tokens up to which a run counts as one of a single epoch."""
+
+
+def _met_again(points: LossPoints) -> np.ndarray:
+    """Which points are of more tokens than there were, [P]."""
+    return points.tokens > ONE_EPOCH * points.unique_tokens
+
+
+def remark_repeats(found: PointSet, law: str) -> PointSet:
+    """Say so where a table has runs of several epochs: all laws but one take each token for a new one. (Of a
+    results folder D counts a subset once.)"""
+    points = found.points
+    if not (points.known("tokens") and points.known("unique_tokens")):
+        return found
+    again = int(np.sum(_met_again(points)))
+    if not again:
+        return found
+    remark = (
+        f"repeated_data: {again} of {len(points)} points are of more tokens than unique_tokens; the law "
+        f"{law} takes tokens that were met again for new ones. Leave these rows out, or fit "
+        "data-constrained."
+    )
+    return replace(found, remarks=(*found.remarks, remark))
 
 
 def with_unique_params(found: PointSet) -> PointSet:
@@ -24,7 +46,7 @@ def with_unique_params(found: PointSet) -> PointSet:
             f"{found.source}: no unique tokens; wanted for each run the tokens that it saw once or "
             "more, for the law 'data-constrained'. Give a CSV with a column unique_tokens."
         )
-    once = points.tokens <= ONE_EPOCH * points.unique_tokens
+    once = ~_met_again(points)
     if once.all():
         raise ValueError(
             f"{found.source}: none of {len(points)} runs met a token twice; wanted runs of more tokens "

@@ -30,23 +30,33 @@ def write_report(
     draws: int,
     seed: int,
     limits: Path | None = None,
+    batches: Path | None = None,
 ) -> list[str]:
     """Write the files unless they are up to date; the lines to print. L(D) is that of the results folder `limits`, if
-    given (`analysis.data_limits`).
+    given (`analysis.data_limits`), B_crit(L), which adjusts compute, that of `batches` (`analysis.least_compute`).
 
     Raises `ValueError` where there is nothing to report on, and, with the report written, where no run could be used.
     """
-    for folder, option in ((results, ""), (limits, "--data-limits ")):
+    for folder, option in (
+        (results, ""),
+        (limits, "--data-limits "),
+        (batches, "--critical-batch "),
+    ):
         if folder is not None and not folder.is_dir():
             raise ValueError(
                 f"{option}{folder}: no such folder; wanted a study's results folder. Check the path, or run "
                 "the study first."
             )
     digest = inputs_digest(results, counting, draws, seed)
-    if limits is not None:
-        digest += inputs_digest(limits, counting, draws, seed)
+    for name, folder in (("limits", limits), ("batches", batches)):
+        if folder is not None:
+            digest += f" {name} {inputs_digest(folder, counting, draws, seed)}"
     old = _up_to_date(out, digest)
-    summary = old["summary"] if old else _build(results, out, counting, draws, seed, digest, limits)
+    summary = (
+        old["summary"]
+        if old
+        else _build(results, out, counting, draws, seed, digest, limits, batches)
+    )
     if summary[0].startswith("0 "):
         raise ValueError(
             f"{results}: {summary[0]}; wanted at least one run to report on. {out / REPORT} says why each "
@@ -85,7 +95,7 @@ def _up_to_date(out: Path, digest: str) -> dict[str, Any] | None:
 
 def _build(
     results: Path, out: Path, counting: "Counting", draws: int, seed: int, digest: str,
-    limits: Path | None,
+    limits: Path | None, batches: Path | None,
 ) -> list[str]:  # fmt: skip
     from analysis.data_limits import data_limits
     from analysis.downloads import (
@@ -96,6 +106,7 @@ def _build(
         runs_csv,
     )
     from analysis.findings import findings
+    from analysis.least_compute import LEAST, critical_batch_of, least_frontier
     from analysis.runs import read_runs
     from analysis.study_fits import by_convention, fit_study
     from analysis.variants import corrections
@@ -107,6 +118,11 @@ def _build(
     if limits is not None:
         fits.tried["loss-by-tokens"] = data_limits(limits, study, counting, draws, seed)
         fits.not_tried.pop("L(D)", None)
+    if batches is not None:
+        found = critical_batch_of(batches, study, counting, draws, seed)
+        fits.tried["critical-batch"] = found
+        fits.tried[LEAST] = least_frontier(study, counting, found, draws, seed)
+        fits.not_tried.pop("B_crit(L)", None)
     implied = findings(fits.tried, sample_of(study))
     corrected = corrections(study, counting, draws, seed)
     summary = _summary(fits.tried, study)
@@ -142,7 +158,7 @@ def _fits_json(
     """Every fit, what was left out and why, what follows from the fits, and the conventions."""
     from analysis import ground_truth
     from analysis.estimate import to_text
-    from analysis.findings import disagreements, routes
+    from analysis.routes import disagreements, routes
 
     by_route = routes(fits.tried)
     return to_text(

@@ -1,6 +1,8 @@
 """What a fit misses: residuals by N, D and C, outliers with both refits, and lack of fit.
 
-A residual is log L_fitted - log L_measured: +0.01 means that the law is 1% too high there.
+A residual is log L_fitted - log L_measured: +0.01 means that the law is 1% too high there. How far off
+a point is, and what all scatter, is told by residuals times the root of the weight (whose mean is 1), since
+a weight is taken as the inverse square of a point's own noise.
 """
 
 from typing import Any
@@ -28,16 +30,17 @@ def residual_report(
     units: tuple[float, ...],
 ) -> dict[str, Any]:
     """Diagnostics of one fit: `residuals`, `outliers`, `refits`, `lack_of_fit`."""
-    scale = residual_scale(residual, theta.size)
-    far = np.flatnonzero(np.abs(residual) > OUTLIER_SCALES * max(scale, 1e-9))
+    weighed = residual * np.sqrt(data.weight[0])
+    scale = residual_scale(weighed, theta.size)
+    far = np.flatnonzero(np.abs(weighed) > OUTLIER_SCALES * max(scale, 1e-9))
     found: dict[str, Any] = {
         "residual_scale": scale,
         "residuals": {
             name: residuals_by(column, residual) for name, column in _columns(points).items()
         },
         "outliers": [
-            {"point": str(points.label[i]), "residual": residual[i], "scales": residual[i] / scale}
-            for i in far[np.argsort(-np.abs(residual[far]), kind="stable")][:MOST_LISTED]
+            {"point": str(points.label[i]), "residual": residual[i], "scales": weighed[i] / scale}
+            for i in far[np.argsort(-np.abs(weighed[far]), kind="stable")][:MOST_LISTED]
         ],
         "outlier_count": len(far),
         "lack_of_fit": lack_of_fit(points, residual, theta.size),

@@ -3,9 +3,8 @@
 Which runs count is decided in `analysis.guards`; every other one is listed with the reason.
 """
 
-import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from analysis.points import (
     remark_mixed_budgets,
     remark_mixed_recipes,
 )
-from launch.config import CHANGES_NO_LOSS
+from analysis.recipe import recipe, same_runs
 from launch.results import METRICS_FILE, RunResult, read_result
 
 PARAM_COUNTS = {
@@ -137,7 +136,7 @@ def refuse_variants(study: StudyRuns, wanted: str | None) -> None:
 def only_data_varies(study: StudyRuns) -> bool:
     """Whether the variants of a study differ in the subset of the data and in length alone: then one
     law holds across them, for they are points of L(D) and L(N, D) (Kaplan et al. 2020, section 4)."""
-    ways = {(_shape(run), _recipe(run, ("data",))) for run in study.runs}
+    ways = {(_shape(run), recipe(run, ("seed", "tokens", "data"))) for run in study.runs}
     limited = any(np.isfinite(unique_tokens(run)) for run in study.runs)
     return limited and len(ways) == len({shape for shape, _ in ways})
 
@@ -156,9 +155,10 @@ def all_points(study: StudyRuns, counting: Counting, repeats: bool = False) -> P
     once, however often it was read: the early-stopped loss of so many tokens (Kaplan et al. 2020,
     section 3.3). With `repeats` D is all that it read, up to the lowest loss where it over-fits."""
     warm = set() if MID_SCHEDULE in counting.include else never_cooled(study.runs)
+    again = same_runs(study.runs)
     rows, beyond = [], []
     for run in study.runs:
-        if run.run_id in warm:
+        if run.run_id in warm or run.run_id in again:
             continue
         table = run.eval_rows(counting.split)
         best = table[int(np.argmin(table["loss"]))]
@@ -168,13 +168,21 @@ def all_points(study: StudyRuns, counting: Counting, repeats: bool = False) -> P
             beyond.append(run.run_id)
             final["tokens"] = best["tokens"] if repeats else final["tokens"]
         rows.append((run, final))
-    left_out = study.left_out + not_cooled(warm)
+    left_out = study.left_out + not_cooled(warm) + _once(again)
     remarks = taken_in(study.runs, counting.split, counting.include) + _early_stopped(beyond, rows)
     remarks += remark_skipped(study.runs)
     points = _points(rows, counting)
     if not repeats:
         points = replace(points, tokens=np.minimum(points.tokens, points.unique_tokens))
     return PointSet(str(study.path), points, left_out, remarks)
+
+
+def _once(again: Mapping[str, str]) -> tuple[LeftOut, ...]:
+    """The list entries of `same_runs`."""
+    return tuple(
+        LeftOut(run_id, f"the same run as {other}, down to the seed: it counts once")
+        for run_id, other in again.items()
+    )
 
 
 def _early_stopped(beyond: Sequence[str], rows: Sequence[tuple]) -> tuple[str, ...]:
@@ -197,10 +205,13 @@ def final_points(study: StudyRuns, counting: Counting, x: str) -> PointSet:
 def curve_points(study: StudyRuns, counting: Counting) -> PointSet:
     """Learning curves, grouped by run: every held-out evaluation after the warm-up and before the
     learning rate falls (with `mid-schedule` taken in, every one after the warm-up)."""
-    rows, left_out, falling = [], list(study.left_out), []
+    twins = same_runs(study.runs)
+    rows, left_out, falling = [], [*study.left_out, *_once(twins)], []
     kept_out = {MID_SCHEDULE, REPEATED} - set(counting.include)
     present = {run.run_id for run in study.runs}
     for run in study.runs:
+        if run.run_id in twins:
+            continue
         table = run.eval_rows(counting.split)
         trunk = run.config.get("trunk") or {}
         if trunk.get("run_id") in present:  # up to there its measurements are the trunk's
@@ -254,7 +265,7 @@ def _points(rows: list[tuple[RunResult, np.ndarray]], counting: Counting) -> Los
             [f"{run.run_id} step {row['step']}" for run, table in rows for row in table], dtype=str
         ),
         trunk=np.array([_trunk(run) for run, table in rows for _ in table], dtype=str),
-        recipe=np.array([_recipe(run) for run, table in rows for _ in table], dtype=str),
+        recipe=np.array([recipe(run, ("seed",)) for run, table in rows for _ in table], dtype=str),
         params=column([np.full(len(t), n) for (_, t), n in zip(rows, sizes, strict=True)]),
         tokens=column([table["tokens"] for _, table in rows]),
         flops=column(flops),
@@ -278,33 +289,6 @@ def _unique(run: RunResult, table: np.ndarray) -> np.ndarray:
 def _batch(run: RunResult) -> float:
     """Rows of a batch; NaN where the configuration does not say."""
     return float(run.config.get("batch", {}).get("train_batch_size", np.nan))
-
-
-def _recipe(run: RunResult, but: Collection[str] = ()) -> str:
-    """A digest of the configuration less its seed, its length, what changes no loss, and `but`."""
-    left_out = CHANGES_NO_LOSS | {"seed", "tokens", *but}
-    recipe = _stated({name: value for name, value in run.config.items() if name not in left_out})
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# Choices that older runs did not have, and what they then did.
-_ALWAYS_WERE = {
-    "blend": [], "attention": "dense", "positions": "plain", "attention_window": 0, "position_axes": [],
-    "unique_tokens": None, "blanked": None, "dropout": 0.0, "weights": {}, "start": None, "classes": None,
-}  # fmt: skip
-
-
-def _stated(table: dict) -> dict:
-    """A configuration without the choices that say what older runs did unasked, and without tables that
-    held nothing else."""
-    kept = {
-        name: _stated(value) if isinstance(value, dict) else value for name, value in table.items()
-    }
-    return {
-        name: value
-        for name, value in kept.items()
-        if not (name in _ALWAYS_WERE and _ALWAYS_WERE[name] == value) and value != {}
-    }
 
 
 def _no_runs_message(folder: Path, candidates: list[Path]) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 from scipy import special
 
 from analysis.estimate import Estimate, Fit
-from analysis.findings import Finding, disagreements, routes
+from analysis.findings import Finding
 from analysis.laws import PF_DAY
 from analysis.page import card, safe, table, warning
 from analysis.points import LossPoints, SeedNoise
+from analysis.routes import accepted_forms, disagreements, rejected_forms, routes
 from analysis.runs import StudyRuns
 from analysis.study_fits import Attempt, Convention
 from analysis.words import (
@@ -26,7 +27,6 @@ from analysis.words import (
 )
 
 N_FIT, PURE_FIT, FRONTIER_FIT = "loss-by-params", "loss-by-params-pure", "frontier"
-SURFACE_FIT = "surface"
 
 
 def answer(tried: Mapping[str, Attempt]) -> str:
@@ -40,9 +40,11 @@ def answer(tried: Mapping[str, Attempt]) -> str:
     if frontier is not None:
         said.append(_compute_sentence(frontier))
         said.append(_optimum_sentence(frontier))
-    both = _fit(tried, SURFACE_FIT)
-    if both is not None and not has_warning(both, "a_not_identified"):
-        said.append(f"By the surface L(N, D) it is N_opt ∝ C^{_interval(both, 'a')}.")
+    for name in accepted_forms(tried)[:1]:  # the likeliest law of N and D
+        both = _fit(tried, name)
+        if both is not None and not has_warning(both, "a_not_identified"):
+            by = tried[name].title
+            said.append(f"By the surface {by} it is N_opt ∝ C^{_interval(both, 'a')}.")
     missing = [attempt.title for attempt in tried.values() if attempt.fit is None]
     if missing:
         said.append(f"Not fitted: {', '.join(missing)} (reasons below).")
@@ -181,17 +183,23 @@ def implied(rows: Sequence[Finding], tried: Mapping[str, Attempt]) -> str:
     found = routes(tried)
     if not rows and len(found) < 2:
         return ""
-    cells = [
-        (each.words, f"{value_with_interval(each.each)} {each.unit}".strip(), each.source)
-        for each in rows
-    ]
+    cells = [(each.words, each.shown, each.source) for each in rows]
     cells += [
         (f"a of N_opt ∝ C^a, by {name}", value_with_interval(each), "") for name, each in found
     ]
-    said = "".join(warning(text) for text in disagreements(found))
-    agree = len(found) > 1 and not said
-    note = "<p>The routes to the best size agree within their intervals.</p>" if agree else said
+    note = "".join(warning(text) for text in disagreements(found)) or _agreement(found)
+    for each in rejected_forms(tried):
+        note += f"<p>Nothing is derived from {safe(each)}: the points speak against it.</p>"
     return f"<h2>What follows</h2>{table(('what', 'value [95% interval]', 'after'), cells)}{note}"
+
+
+def _agreement(found: Sequence[tuple[str, Estimate]]) -> str:
+    """Of routes none of which contradicts another; one without an interval neither agrees nor not."""
+    open_ended = [name for name, each in found if not math.isfinite(each.high - each.low)]
+    if len(found) - len(open_ended) < 2:
+        return ""
+    but = f"; without an interval, so not compared: {', '.join(open_ended)}" if open_ended else ""
+    return f"<p>The routes to the best size agree within their intervals{safe(but)}.</p>"
 
 
 def counted(rows: Sequence[Convention]) -> str:
@@ -277,8 +285,27 @@ def limits_text(study: StudyRuns, tried: Mapping[str, Attempt], noise: SeedNoise
         text.append("The best size for a given compute is not measured.")
     if noise is None:
         text.append("Nothing was repeated, so luck of the seed is not separated from size.")
-    text.append("A prediction a decade beyond the data is a guess with an optimistic interval.")
+    text.append(_beyond_sentence(tried))
     return f"<p>{safe(' '.join(text))}</p>"
+
+
+def _beyond_sentence(tried: Mapping[str, Attempt]) -> str:
+    """What a prediction beyond the data is worth, by the hold-outs of the likeliest law that has some."""
+    for name in (*accepted_forms(tried), FRONTIER_FIT, N_FIT):
+        fit = _fit(tried, name)
+        splits = fit.diagnostics.get("holdout") if fit is not None else None
+        if splits:
+            far = max(each["decades_above"] for each in splits)
+            missed = 100 * max(each["rms_error"] for each in splits)
+            return (
+                f"Fitted below a cut, {tried[name].title} missed the runs up to {far:.1f} decades beyond it "
+                f"by {missed:.2g}% (root mean square of the worst cut). No prediction farther beyond the data "
+                "was checked."
+            )
+    return (
+        "No law could be fitted below a cut and judged above it: a prediction beyond the data is a guess "
+        "with an optimistic interval."
+    )
 
 
 def _exponent_sentence(size: Fit) -> list[str]:

@@ -14,7 +14,7 @@ from analysis.fit_isoflop import fit_isoflop
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from analysis.points import PointSet
 from analysis.positions import largest_run, positions_of
-from analysis.repeated_data import with_unique_params
+from analysis.repeated_data import remark_repeats, with_unique_params
 from analysis.runs import (
     Counting,
     StudyRuns,
@@ -62,7 +62,8 @@ def read_points(source: Path, law: str, x: str, counting: Counting) -> PointSet:
             f"{source}: no such file or folder; wanted a study's results folder or a CSV. Check "
             "the path."
         )
-    found = read_table(source, _columns(source, law, x), counting.include)
+    columns = _columns(source, law, x)
+    found = read_table(source, columns, counting.include, weighs=law in SEPARABLE_LAWS)
     return _prepared(found, law)
 
 
@@ -91,11 +92,10 @@ def study_points(study: StudyRuns, law: str, x: str, counting: Counting) -> Poin
 
 def _prepared(found: PointSet, law: str) -> PointSet:
     """What a law needs beside the columns as they were read."""
-    if law == LEARNING_CURVE.name:
-        return _with_steps(found)
     if law == DATA_CONSTRAINED.name:
         return with_unique_params(found)
-    return found
+    found = remark_repeats(found, law)
+    return _with_steps(found) if law == LEARNING_CURVE.name else found
 
 
 def _with_steps(found: PointSet) -> PointSet:
@@ -146,4 +146,5 @@ def fit_law(
         return fit_separable(found, separable, draws, seed, delta, compare, only)
     if law == FRONTIER:
         return fit_frontier(found, draws, seed, compare)
-    return {ISOFLOP: fit_isoflop, CRITICAL_BATCH: fit_critical_batch}[law](found, draws, seed)
+    by_steps = {ISOFLOP: fit_isoflop, CRITICAL_BATCH: fit_critical_batch}
+    return by_steps[law](found, draws, seed, compare)

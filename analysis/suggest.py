@@ -152,10 +152,22 @@ def _quantity(
             f"--shrink {wish.constant}: the law {law.name!r} has no such constant; wanted one of "
             f"{', '.join(known)}."
         )
+    now = known[wish.constant]
+    if wish.constant in fit.diagnostics["undetermined"]:
+        raise ValueError(
+            f"--shrink {wish.constant}: no point depends on it in the best fit, so it has no interval; wanted "
+            "a constant that the points say something of. Shrink another one, or add runs first."
+        )
+    if not (np.isfinite(now.value) and (wish.constant in LINEAR or now.value > 0)):
+        raise ValueError(
+            f"--shrink {wish.constant}: the fitted value is {now.value:g}; wanted one that is positive and "
+            "finite, so that its interval has a width in its own units. Shrink another constant, or the loss "
+            "at a target."
+        )
     values = fit.draws[wish.constant]
     with np.errstate(all="ignore"):
         drawn = values if wish.constant in LINEAR else np.log(values)
-    return known[wish.constant], drawn, ready
+    return now, drawn, ready
 
 
 def _row(**columns: np.ndarray) -> LossPoints:

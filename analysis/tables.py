@@ -7,9 +7,10 @@ import numpy as np
 
 from analysis.estimate import Estimate
 from analysis.laws import PF_DAY
+from analysis.least_compute import LEAST
 from analysis.page import definitions, safe, table
 from analysis.points import LeftOut
-from analysis.published import TEXT_CONSTANTS, PublishedDomain
+from analysis.published import KAPLAN_LEAST, TEXT_CONSTANTS, PublishedDomain
 from analysis.runs import Counting, StudyRuns
 from analysis.separable import FRONTIER, POWER_CONSTANT
 from analysis.study_fits import Attempt
@@ -61,10 +62,11 @@ def constants_note(tried: Mapping[str, Attempt]) -> str:
 def constant_title(attempt: Attempt, name: str) -> tuple[str, str]:
     """The law that a constant belongs to, and its name there: `params_exponent` of the frontier
     is (`N_opt(C)`, `exponent`)."""
-    for prefix, title in (("params_", "N_opt(C)"), ("tokens_", "D_opt(C)")):
+    cost = "C_min" if attempt.name == LEAST else "C"
+    for prefix, title in (("params_", "N_opt"), ("tokens_", "D_opt")):
         if name.startswith(prefix):
-            return title, name.removeprefix(prefix)
-    return ("L(C)" if attempt.name == "frontier" else attempt.title), name
+            return f"{title}({cost})", name.removeprefix(prefix)
+    return (f"L({cost})" if attempt.name in ("frontier", LEAST) else attempt.title), name
 
 
 def _unit(name: str, x: str) -> str:
@@ -76,6 +78,8 @@ def _unit(name: str, x: str) -> str:
 
 
 def _published(attempt: Attempt, name: str, known: PublishedDomain | None) -> str:
+    if attempt.name == LEAST:
+        known = KAPLAN_LEAST if known is not None and known.domain == KAPLAN_LEAST.domain else None
     if known is not None and known.domain == "text" and attempt.law in TEXT_CONSTANTS:
         value = TEXT_CONSTANTS[attempt.law].get(name)
         return "–" if value is None else short(value)
@@ -215,7 +219,8 @@ def _holdout_text(tried: Mapping[str, Attempt]) -> str:
         if splits:
             worst = max(splits, key=lambda split: split["rms_error"])
             said.append(
-                f"{attempt.title}: at most {100 * worst['rms_error']:.2g}% over "
+                f"{attempt.title}{' of ' + worst['of'] if 'of' in worst else ''}: at most "
+                f"{100 * worst['rms_error']:.2g}% over "
                 f"{len(splits)} cuts, the farthest run {worst['decades_above']:.1f} decades above"
             )
     return "; ".join(said) or "not measured: too few runs to hold any out"

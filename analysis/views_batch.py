@@ -11,16 +11,18 @@ import numpy as np
 
 from analysis import figures_runs
 from analysis.estimate import Fit
-from analysis.figures_variants import adjusted, hyperbolas
-from analysis.laws import critical_batch, minimum_flops
+from analysis.figures_variants import hyperbolas
+from analysis.laws import critical_batch
+from analysis.least_compute import LEAST
 from analysis.page import Picture
-from analysis.points import LossPoints, pareto
 from analysis.runs import Counting, StudyRuns
+from analysis.separable import FRONTIER
+from analysis.sources import study_points
 from analysis.study_fits import Attempt
-from analysis.words import has_warning, short, value_with_interval
+from analysis.views_least import least_compute, least_pictures
+from analysis.words import has_warning, value_with_interval
 
 KAPLAN_B_STAR, KAPLAN_AB = 2.1e8, 0.21  # tokens; Kaplan et al. 2020, eq 5.3
-KAPLAN_NAIVE, KAPLAN_ADJUSTED = 0.057, 0.050  # exponents of L(C), L(C_min): eqs 1.1, 1.3
 KAPLAN_VOCABULARY = 50257
 LEVELS_SHOWN = 5
 """Losses of one size that a figure of hyperbolas shows."""
@@ -34,8 +36,12 @@ def batch_pictures(
     fit = attempt.fit if attempt is not None else None
     shown = [] if fit is None else _hyperbolas(fit)
     shown += noise_scale(study, counting, fit)
+    least = tried.get(LEAST)
     if attempt is not None and fit is not None:
-        shown += _adjusted(attempt.found.points, fit)
+        own = attempt.found if least is None else study_points(study, FRONTIER, "flops", counting)
+        shown += least_compute(own.points, fit)
+    if least is not None:
+        shown += least_pictures(least, str(study.runs[0].config.get("domain")))
     return shown
 
 
@@ -124,45 +130,3 @@ def _published_batch(
         "Published: aB 0.21 and B* 2.1e8 tokens, for which the noise scale matched only roughly; of losses per token "
         f"of a vocabulary of {KAPLAN_VOCABULARY}, here of {shape.get('vocab_size', 'another')}."
     )
-
-
-def _adjusted(points: LossPoints, fit: Fit) -> list[Picture]:
-    """Kaplan et al. 2020, figure 13: L(C) beside L(C_min)."""
-    if has_warning(fit, "aB_not_identified") or not math.isfinite(
-        fit.value("B_star") * fit.value("aB")
-    ):
-        return []
-    crit = critical_batch(points.loss, fit.value("B_star"), fit.value("aB"))
-    least = minimum_flops(points.flops, points.batch, crit)
-    naive, best, lines, said = [], [], [], []
-    sizes = np.unique(points.params)
-    for run in np.unique(points.group):
-        mine = np.flatnonzero(points.group == run)
-        mine = mine[np.argsort(points.flops[mine], kind="stable")]
-        naive.append((str(run), points.flops[mine], points.loss[mine]))
-    for params in sizes:
-        mine = np.flatnonzero(points.params == params)
-        mine = mine[pareto(least[mine], points.loss[mine])]
-        best.append((f"C_min, N = {short(params)}", least[mine], points.loss[mine]))
-    for name, cost, published in (
-        ("L(C)", points.flops, KAPLAN_NAIVE),
-        ("L(C_min)", least, KAPLAN_ADJUSTED),
-    ):
-        on = pareto(cost, points.loss)
-        if len(on) < 3:
-            return []
-        slope, height = np.polyfit(np.log(cost[on]), np.log(points.loss[on]), 1)
-        line = np.geomspace(cost[on].min(), cost[on].max(), 40)
-        shown = np.exp(height + slope * np.log(line))
-        lines.append((f"{name} ∝ C^{slope:.3f}", line, shown, name == "L(C_min)"))
-        said.append(f"{name} ∝ C^{slope:.3f} (published -{published:.3f})")
-    return [
-        Picture(
-            "least-compute",
-            adjusted(naive, best, lines),
-            "<b>Compute as spent and the least compute.</b> C_min = C/(1 + B/B_crit(L)) is what each loss would "
-            "have cost at a batch far below the critical one; grey: every run as it was. Power laws through the "
-            f"lowest losses of both: {'; '.join(said)}. L(C) here is the frontier over all batch sizes, the published "
-            "one at one fixed batch. They describe these sizes and hold no constant.",
-        )
-    ]

@@ -15,7 +15,7 @@ from analysis.frontier import trace
 from analysis.laws import by_position, power_constant
 from analysis.page import Picture
 from analysis.points import LossPoints, PointSet
-from analysis.positions import one_run_a_size
+from analysis.positions import lowest_by_position, one_run_a_size
 from analysis.runs import Counting, StudyRuns, refuse_variants
 from analysis.separable import BY_POSITION, FRONTIER, POWER_CONSTANT
 from analysis.sources import fit_law, study_points
@@ -33,10 +33,10 @@ SPACE, TIME = ("row", "column"), ("frame",)
 def grid_pictures(study: StudyRuns, counting: Counting) -> list[Picture]:
     """All of them that the domain's grid allows; nothing where it has none or does not fit the rows."""
     rows = []
-    for run in one_run_a_size(study):
-        table = run.eval_position.get(counting.split)
-        if table is not None and len(table["loss"]):
-            rows.append((counting.of(run), table["loss"][-1], table["count"][-1]))
+    for run in one_run_a_size(study, counting.split):
+        found = lowest_by_position(run, counting.split)
+        if found is not None:
+            rows.append((counting.of(run), *found))
     axes = _axes(study, len(rows[0][1])) if rows else ()
     if not axes:
         return []
@@ -99,7 +99,10 @@ def _by_frame(rows: Rows, axes: Axes) -> list[Picture]:
         if fit is not None:
             at = np.linspace(1, len(loss), 100)
             lines.append((size, at, by_position(at, **_constants(fit))))
-    caption = "<b>Held-out loss by frame</b> at the end of training, with L_t = irreducible + amplitude t^-exponent. "
+    caption = (
+        "<b>Held-out loss by frame</b> at the lowest loss of each run, with L_t = irreducible + amplitude "
+        "t^-exponent. "
+    )
     if fit is None:
         caption += "Of the largest model no such law could be fitted."
     else:

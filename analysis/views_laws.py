@@ -13,13 +13,14 @@ from analysis.derived import (
     tokens_against_overfitting,
 )
 from analysis.estimate import QUANTILES, Estimate, Fit, interval
-from analysis.findings import INNER, KAPLAN_CURVE, Sample, optimum_fit, routes
+from analysis.findings import INNER, KAPLAN_CURVE, Sample
 from analysis.frontier import trace
 from analysis.isoflop import budgets
 from analysis.laws import critical_batch, learning_curve, minimum_steps, surface, surface_kaplan
 from analysis.page import Picture, safe
 from analysis.points import LossPoints
 from analysis.published import SURFACES, PublishedDomain
+from analysis.routes import optimum_fit, routes
 from analysis.study_fits import Attempt, Convention
 from analysis.words import has_warning, short, value_with_interval
 

@@ -8,8 +8,8 @@ import numpy as np
 from analysis import figures_runs
 from analysis.page import Picture
 from analysis.points import LossPoints, cells
-from analysis.positions import one_run_a_size
-from analysis.published import published_of_kind
+from analysis.positions import lowest_by_position, one_run_a_size
+from analysis.published import caution_of_kind, published_of_kind
 from analysis.runs import Counting, StudyRuns
 from analysis.views_grid import grid_pictures
 from analysis.words import short
@@ -20,31 +20,30 @@ MOST_POSITIONS = 6
 def run_pictures(study: StudyRuns, counting: Counting, curves: LossPoints) -> list[Picture]:
     """All of them that these runs allow."""
     shown = _by_position(study, counting) + _by_kind(study, counting) + _by_split(study, counting)
-    return shown + _tokens_to_reach(curves) + _repeats(curves)
+    words = "<b>Tokens to reach a loss</b>, by model size: larger models learn more from a token."
+    return shown + tokens_to_reach(curves, "tokens-to-reach", words) + _repeats(curves)
 
 
 def _by_split(study: StudyRuns, counting: Counting) -> list[Picture]:
     """Kaplan et al. 2020, figure 8: the same models on each split that was evaluated."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for run in one_run_a_size(study):
+    for run in one_run_a_size(study, counting.split):
         for split in np.unique(run.eval["split"]):
             table = run.eval_rows(split.decode())
             if len(table):
-                found.setdefault(split.decode(), []).append((counting.of(run), table["loss"][-1]))
+                found.setdefault(split.decode(), []).append((counting.of(run), table["loss"].min()))
     rows = [(name, *np.array(each, float).T) for name, each in found.items() if len(each) > 1]
     if len(rows) < 2:
         return []
-    caption = (
-        "<b>Held-out loss on each split</b> at the end of training, for one run of every size."
-    )
+    caption = "<b>Lowest held-out loss on each split</b>, for one run of every size."
     return [Picture("splits", figures_runs.by_kind(rows), caption)]
 
 
 LOSS_LEVELS = 5
 
 
-def _tokens_to_reach(curves: LossPoints) -> list[Picture]:
-    """As Kaplan et al. 2020, figure 19, in tokens as they were trained: losses that several sizes
+def tokens_to_reach(curves: LossPoints, name: str, caption: str) -> list[Picture]:
+    """As Kaplan et al. 2020, figure 19, in tokens as the points have them: losses that several sizes
     reach."""
     crossed = []
     for run in np.unique(curves.group):
@@ -69,8 +68,7 @@ def _tokens_to_reach(curves: LossPoints) -> list[Picture]:
             shown.append((float(level), sizes, np.array([best[n] for n in sizes])))
     if not shown:
         return []
-    caption = "<b>Tokens to reach a loss</b>, by model size: larger models learn more from a token."
-    return [Picture("tokens-to-reach", figures_runs.tokens_to_reach(shown), caption)]
+    return [Picture(name, figures_runs.tokens_to_reach(shown), caption)]
 
 
 def _by_position(study: StudyRuns, counting: Counting) -> list[Picture]:
@@ -78,10 +76,10 @@ def _by_position(study: StudyRuns, counting: Counting) -> list[Picture]:
     if folded:
         return folded
     rows = []
-    for run in one_run_a_size(study):
-        table = run.eval_position.get(counting.split)
-        if table is not None and len(table["loss"]):
-            rows.append((counting.of(run), table["loss"][-1].astype(float), table["count"][-1]))
+    for run in one_run_a_size(study, counting.split):
+        found = lowest_by_position(run, counting.split)
+        if found is not None:
+            rows.append((counting.of(run), found[0].astype(float), found[1]))
     if not rows:
         return []
     return _along_the_row(rows)
@@ -92,7 +90,7 @@ def _along_the_row(rows: list[tuple[float, np.ndarray, np.ndarray]]) -> list[Pic
     and 21)."""
     window = _window(len(rows[0][1]))
     binned = [(size, _smooth(loss, count)) for size, loss, count in rows]
-    caption = "<b>Held-out loss by position in the row</b> at the end of training" + (
+    caption = "<b>Held-out loss by position in the row</b> at the lowest loss of each run" + (
         f", averaged over {window} neighbouring positions." if window > 1 else "."
     )
     found = [Picture("positions", figures_runs.by_position(binned), caption)]
@@ -125,16 +123,17 @@ def _smooth(loss: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 def _by_kind(study: StudyRuns, counting: Counting) -> list[Picture]:
     found: dict[str, list[tuple[float, float]]] = {}
-    for run in one_run_a_size(study):
+    for run in one_run_a_size(study, counting.split):
         mine = run.eval[run.eval["split"] == counting.split.encode()]
-        last = mine[mine["step"] == mine["step"].max()]
-        for row in last[last["kind"] != b"loss"]:
+        table = run.eval_rows(counting.split)
+        best = mine[mine["step"] == table["step"][int(np.argmin(table["loss"]))]]
+        for row in best[best["kind"] != b"loss"]:
             found.setdefault(row["kind"].decode(), []).append((counting.of(run), row["loss"]))
     rows = [(kind, *np.array(values, float).T) for kind, values in found.items() if len(values) > 1]
     if not rows:
         return []
     caption = (
-        "<b>Held-out loss by kind of token</b> at the end of training. Only some kinds may count "
+        "<b>Held-out loss by kind of token</b> at the lowest loss of each run. Only some kinds may count "
         "in the objective: see the domain."
     )
     name = str(study.runs[0].config.get("domain"))
@@ -142,6 +141,7 @@ def _by_kind(study: StudyRuns, counting: Counting) -> list[Picture]:
     for kind, row in known.items():
         start = f"{row.irreducible:g} + " if row.irreducible else ""
         caption += f" Henighan et al. 2020, {kind}: {start}({short(row.scale)}/N)^{row.exponent:g}."
+        caption += caution_of_kind(name, kind)
     return [Picture("kinds", figures_runs.by_kind(rows), caption)]
 
 
@@ -156,7 +156,7 @@ def _repeats(curves: LossPoints) -> list[Picture]:
         for n in np.unique(chosen.params)
     )
     caption = (
-        f"<b>Seed noise.</b> Runs that differ in the seed alone, {sizes}: how far the held-out "
-        "loss of each is from their mean, over the course of training."
+        f"<b>Seed noise.</b> Runs of one training and length that differ in the seed alone, {sizes}: how far the "
+        "held-out loss of each is from their mean, over the course of training."
     )
     return [Picture("seeds", figures_runs.repeats(chosen), caption)]

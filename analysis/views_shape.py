@@ -141,14 +141,17 @@ def _panels(cell: Cell) -> dict[str, dict[float, list[float]]]:
 
 
 def _nearest_heads(cell: Cell, usual_feed: float, usual_heads: int) -> dict[int, int]:
-    """Depth -> the number of heads trained at it that is nearest to the usual one."""
+    """Depth -> the number of heads trained at it that is nearest to the one which most depths share: a scan of heads at
+    one depth may hold more runs of another number."""
     heads: dict[int, set[int]] = {}
     for run, _ in cell:
         feed, depth, count = _proportions(run)
         if feed == usual_feed:
             heads.setdefault(depth, set()).add(count)
+    depths = Counter(count for all_of in heads.values() for count in all_of)
+    shared = min(depths, key=lambda n: (-depths[n], abs(n - usual_heads), n))
     return {
-        depth: min(all_of, key=lambda n: abs(n - usual_heads)) for depth, all_of in heads.items()
+        depth: min(all_of, key=lambda n: (abs(n - shared), n)) for depth, all_of in heads.items()
     }
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 # What flock says on a file system that knows no locks, or whose lock service does not answer.
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def _flock(handle: int, mode: int, out: Path) -> None:
             f"Wait for it to end, then run this command again."
         ) from None
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         raise ValueError(
             f"{out}: its file system has no locks (flock: {error.strerror}); wanted one that keeps two builds apart. "

@@ -26,6 +26,7 @@ from launch.evaluation import (
     position_means,
 )
 from launch.evaluation_file import LOSSES, Add, writing
+from launch.folder import data_identity
 from launch.information import (
     direction,
     given_sums,
@@ -172,6 +173,7 @@ def _content(saved: Saved, model: TrainedModel, asked: Asked) -> dict[str, Any]:
     documents = packed or DocumentSums.of_rows(sums, dataset.domain.seq_length)
     content = _measured(saved, sums, documents, dataset, rows)
     content["attributes"]["data"] = asked.data.resolve().name
+    content["attributes"]["own_data"] = _own_data(saved, asked.data)
     if direct:
         table, loss, count = information(model, dataset, rows, direct, given)
         blanked = saved.config.data.blanked
@@ -220,6 +222,14 @@ def _measured(
         "documents/count": count.astype(np.int64),
         "percentiles": quantiles,
     }
+
+
+def _own_data(saved: Saved, data: Path) -> bool:
+    """Whether the folder holds the data that the run was trained and judged on: then its splits are no other data."""
+    try:
+        return data_identity(saved.config, data) == saved.data_identity
+    except (ValueError, OSError):  # of another domain, or without the splits of the run
+        return False
 
 
 def _bytes(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
     attributes              kind ("losses"; where it is "answers", see `launch answers`); loss, standard_error,
                             num_tokens (objective); domain, split, data (its folder's name), data_identity,
-                            checkpoint, step
+                            own_data (whether it is what the run was trained on), checkpoint, step
     kinds                   kind, loss, standard_error, num_tokens of each kind of token that occurs
     position/{loss, count}  [seq_length], NaN where no token counts
     grid/NAME               the same folded up: `pixel` [rows, columns] (mean over colours), `frame` [frames]

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from data_prep.locks import NO_LOCKS
 from launch.config import RunConfig, refuse_other_config
 from launch.datasets import open_split
 from launch.results import DamagedFile, is_finished, read_result
@@ -91,7 +92,7 @@ def _take(file: IO[str], folder: Path) -> None:
     """`slurm status` tries a lock for a moment to see whether it is held: so try again before refusing."""
     for attempt in range(TRIES):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
             break
         except BlockingIOError:
             if attempt < TRIES - 1:
@@ -105,6 +106,20 @@ def _take(file: IO[str], folder: Path) -> None:
     file.truncate(0)
     file.write(f"{os.getpid()} {platform.node()}\n")
     file.flush()
+
+
+def flock(file: IO[str], mode: int, folder: Path) -> None:
+    """`fcntl.flock` on a file of that folder. Raises `ValueError` where the file system has no locks."""
+    try:
+        fcntl.flock(file, mode)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise ValueError(
+            f"{folder}: its file system has no locks (flock: {error.strerror}); wanted one that keeps two processes "
+            "from doing the same work. Use a folder on another disk, or have this one mounted with flock (Lustre: "
+            "-o flock; NFS: with its lock service)."
+        ) from None
 
 
 def record_failure(folder: Path, error: Exception) -> None:

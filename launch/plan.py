@@ -1,5 +1,6 @@
 """What a study will train, how, and what it costs, before anything costs money. No torch."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,17 @@ COLUMNS = (
 CHOSEN = ("TP", "ZeRO", "micro-batch", "accumulate", "recompute", "memory", "hours")
 # Of one parameter in a checkpoint: weights, moments, and in bf16 or with ZeRO the master weights.
 STATE_BYTES = {"bf16": 14, "fp32": 16}
-STEP_BYTES = 128  # of one step in metrics.h5
-POSITION_BYTES = 12  # of one token's place at one evaluation there
+# Of metrics.h5, which grows by chunks: what a row takes, and how many rows a chunk has at the most (`launch.results`,
+# and what h5py chooses for tables of two dimensions). docs/planning.md: how near it comes.
+EMPTY_BYTES = 24_000  # configuration, provenance, indices
+SPLIT_BYTES = 16_000  # the steps of a split's evaluations, and indices
+STEP_BYTES, STEPS_TOGETHER = 128, 512  # with the gradient noise scale
+KIND_BYTES, KINDS_TOGETHER = 96, 512  # one kind of token at one evaluation
+MOST_KINDS = 5  # the loss, and up to four kinds of token
+POSITION_BYTES = 12  # one token's place at one evaluation
+EVALUATIONS_TOGETHER, WIDE = 64, 256  # in rows of at least so many tokens; in shorter ones more
+# In a checkpoint beside its numbers: names and headers of tensors. Measured: 22 kB with a layer, 130 kB with 8.
+FILES_BYTES, LAYER_BYTES = 10_000, 16_000
 
 
 def print_plan(
@@ -72,19 +82,33 @@ def print_plan(
 def disk_bytes(run: RunConfig) -> float:
     """Of a run's folder at its largest: the checkpoints that are kept, one that is being written, and `metrics.h5`,
     of which each checkpoint holds a copy."""
-    every = run.checkpoint.keep_every
-    kept = (
-        run.checkpoint.keep_last + len(run.keep_steps) + (run.train_steps // every if every else 0)
-    )
-    measured = STEP_BYTES * run.train_steps
-    measured += (
-        POSITION_BYTES
-        * run.shape.row_length
-        * len(run.evaluation.splits)
-        * len(run.evaluation_steps())
-    )
     state = STATE_BYTES[run.precision] * run.shape.params_total
-    return (kept + 1) * (state + measured) + measured
+    state += FILES_BYTES + LAYER_BYTES * run.shape.num_layers
+    measured = measured_bytes(run)
+    return (kept_checkpoints(run) + 1) * (state + measured) + measured
+
+
+def kept_checkpoints(run: RunConfig) -> int:
+    """How many a run leaves, at the most."""
+    every = run.checkpoint.keep_every
+    along = run.train_steps // every if every else 0
+    return run.checkpoint.keep_last + len(run.keep_steps) + along
+
+
+def measured_bytes(run: RunConfig) -> float:
+    """Of `metrics.h5` at the most. It grows by whole chunks (HDF5), so the first row takes as much as many."""
+    splits, evaluations = len(run.evaluation.splits), len(run.evaluation_steps())
+    width = run.shape.row_length
+    steps = STEP_BYTES * _whole(run.train_steps, STEPS_TOGETHER)
+    kinds = KIND_BYTES * _whole(MOST_KINDS * splits * evaluations, KINDS_TOGETHER)
+    together = EVALUATIONS_TOGETHER * math.ceil(WIDE / width)
+    positions = POSITION_BYTES * width * splits * _whole(evaluations, together)
+    return EMPTY_BYTES + SPLIT_BYTES * splits + steps + kinds + positions
+
+
+def _whole(rows: int, together: int) -> int:
+    """So many rows in chunks of `together`."""
+    return math.ceil(rows / together) * together
 
 
 def _counts(run: RunConfig) -> list[str]:

@@ -22,11 +22,13 @@ EVALUATIONS = "evaluations"  # in a run's folder: what was measured on its check
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint: where it is, of which run's folder, how that run was configured."""
+    """A checkpoint: where it is, of which run's folder, how that run was configured, and on which data (`data_identity`
+    of `launch.folder`; "" where nobody says)."""
 
     path: Path
     run: Path
     config: RunConfig
+    data_identity: str = ""
 
     @property
     def name(self) -> str:
@@ -61,10 +63,10 @@ def _find(source: Path) -> Saved:
             f"{source}: {found}; wanted a run's folder, or one of its {CHECKPOINTS}/{step_name(0)[:-1]}<n>. Check "
             "the path; of an exported model make a checkpoint with `launch reshard` first."
         )
-    verify(path)
+    whole = verify(path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
     config = load_config(path if (path / CONFIG_FILE).exists() else run)
-    return Saved(path, run.resolve(), config)
+    return Saved(path, run.resolve(), config, whole.data_identity)
 
 
 def vocabulary_of(*folders: Path) -> str:

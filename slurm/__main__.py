@@ -1,6 +1,7 @@
 """submit | status | cancel | prepare"""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,15 +9,16 @@ from pathlib import Path
 from launch.console import sentence
 from launch.exits import BAD_INPUT, DONE, FAILED, STOPPED
 from launch.study import expand, load_study
+from slurm.alive import Live, live_tasks
 from slurm.cancel import cancel, cancel_build
 from slurm.cluster import cluster_names, load_cluster
 from slurm.later import missing
 from slurm.launcher import refuse_without_slurm
 from slurm.ledger import JOBS, held, submissions
-from slurm.prepare import Build, prepare
+from slurm.prepare import Build, already_built, prepare
 from slurm.queue import forget_settings
 from slurm.status import StudyStatus, as_json, look
-from slurm.submit import Round, plan, say, start_missing
+from slurm.submit import Round, needed, say, start_missing
 from slurm.table import as_text, causes, summary
 from slurm.target import (
     Target,
@@ -37,7 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     forget_settings()
     try:
-        return _COMMANDS[arguments.command](arguments)
+        status = _COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads it has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except (ValueError, OSError) as error:
         print(f"{arguments.command}: {sentence(error)}", file=sys.stderr)
         return BAD_INPUT
@@ -156,16 +163,15 @@ def _submit(arguments: argparse.Namespace) -> int:
         report=not arguments.no_report,
     )
     of = target(arguments.study, arguments.cluster, arguments.data, arguments.results, wishes)
+    if arguments.raw and of.build is None:
+        say(already_built(of.data, of.runs[0].domain))
     refuse_other_study(of)
     left = unfinished(of)
     if not left and not missing(of, submissions(of.folder)):
         print(f"{len(of.runs)} of {len(of.runs)} runs are finished: nothing to do")
         return DONE
     if arguments.dry_run:
-        from slurm.describe import describe  # brings submitit
-
-        print("\n".join(describe(of, plan(of, left))))
-        return DONE
+        return _dry_run(of)
     found = start_missing(of)
     for line in _said(of, found, len(of.runs) - len(left)):
         say(line)
@@ -173,6 +179,22 @@ def _submit(arguments: argparse.Namespace) -> int:
         return _wait(arguments, of, found)
     say(f"watch: {_command('status', arguments)}")
     say(f"end:   {_command('cancel', arguments)}")
+    return DONE
+
+
+def _dry_run(of: Target) -> int:
+    from slurm.describe import describe  # brings submitit
+
+    live: list[Live] = []
+    try:
+        live = live_tasks(submissions(of.folder))
+    except OSError as error:
+        say(f"runs that are queued or running are shown too: {error}")
+    found = needed(of, live)
+    if found.elsewhere:
+        print(f"{len(found.elsewhere)} runs are under way in another job or process: not shown")
+    if not found.nothing:
+        print("\n".join(describe(of, found.packed)))
     return DONE
 
 
@@ -275,14 +297,19 @@ def _prepare(arguments: argparse.Namespace) -> int:
         arguments.domain, arguments.raw, arguments.out.resolve(), arguments.parts, arguments.build
     )
     if build.finished:
-        print(f"{arguments.out}: already built; python -m data_prep check {arguments.out}")
+        print(already_built(build.out, build.domain))
+        print(f"read every byte of it: python -m data_prep check {arguments.out}")
         return DONE
     cluster = load_cluster(arguments.cluster)
     if cluster.executor == "slurm":
         refuse_without_slurm()
         refuse_beyond_partition(cluster)
+    before = causes(look((), build.out))
     under_way = prepare(build, cluster, build.out)
     state = "started" if under_way.started else "under way since before"
+    if under_way.started and before:
+        state = "started again, though the last time failed as told above"
+        print("\n".join(before))
     print(f"{arguments.out}: {build.parts} parts and their check {state}")
     _print(look((), build.out))
     say(f"type the same again to see how far it is; records and logs: {build.out / JOBS}")

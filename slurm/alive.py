@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm import queue
-from slurm.ledger import CANCELLED, Submission
+from slurm.ledger import CANCELLED, Submission, me
 from slurm.traces import Trace, traces
 
 Processes = dict[int, tuple[str, ...]]
+Queue = dict[tuple[str, str], queue.Queued]  # by the name of the job and the task
 Traces = dict[str, dict[int, Trace]]  # by the name of the submission, then by task
 
 
@@ -50,16 +51,32 @@ def live_tasks(
         for task, trace in left[each.name].items()
         if trace.outcome_path is None  # one that has left it may still be exiting
     ]
-    executors = {each.executor for each, _ in open_tasks}
-    queued = queue.queue() if "slurm" in executors and ask_slurm else {}
-    processes = _processes() if "local" in executors else {}
-    running = {each.name for each in {each for each, _ in open_tasks} if _of(each, processes)}
+    with_open = {each.name: each for each, _ in open_tasks}.values()
+    of_slurm = [each for each in with_open if each.executor == "slurm"]
+    queued = _queued(of_slurm) if of_slurm and ask_slurm else {}
+    processes = _processes() if len(of_slurm) < len(with_open) else {}
+    running = {each.name for each in with_open if _of(each, processes)}
     found = []
     for each, task in open_tasks:
         known = queued.get((each.name, str(task))) or queued.get((each.name, "N/A"))
         assumed = each.executor == "slurm" and not ask_slurm
         if known or assumed or each.name in running:
             found.append(Live(each, task, known))
+    return found
+
+
+def _queued(submitted: Sequence[Submission]) -> Queue:
+    """What Slurm has of these. Raises `OSError` if it does not answer, or hides from us whether they are alive."""
+    found = queue.queue({each.user or me() for each in submitted})
+    seen = {name for name, _ in found}
+    unseen = [each for each in submitted if each.of_another and each.name not in seen]
+    if unseen and queue.hides_others():
+        first = min(unseen, key=lambda each: each.time)
+        raise OSError(
+            f"{first.folder}: was submitted by {first.user}, and this Slurm does not show the jobs of others "
+            "(PrivateData); wanted to see whether they live, for no run may be trained twice. Let "
+            f"{first.user} type this command; if none of these jobs is queued any more, remove this folder."
+        )
     return found
 
 
@@ -106,6 +123,27 @@ def refuse_moved(live: Sequence[Live]) -> None:
             f"{now}: was moved from {was} while {len(moved)} of its jobs are queued or running, and these "
             f"write to {was}; wanted the folder where it was when they were submitted. Move it back, or "
             "end them with cancel and submit again."
+        )
+
+
+def refuse_cancelled(ending: Sequence[Submission]) -> None:
+    """Raise `ValueError` while jobs that were cancelled are not over: what they leave undone is not known yet."""
+    if ending:
+        raise ValueError(
+            f"{ending[0].folder}: its jobs were cancelled and are ending; wanted none of them left. Wait a moment, "
+            "then run the same command again; what still waits in the queue is ended by another cancel."
+        )
+
+
+def refuse_of_another(live: Sequence[Live]) -> None:
+    """Raise `ValueError` where another user's jobs of this study live: what follows them could not be replaced."""
+    theirs = [each.submission for each in live if each.submission.of_another]
+    if theirs:
+        user = theirs[0].user
+        raise ValueError(
+            f"{theirs[0].folder.parents[1]}: {len(theirs)} jobs of this study are queued or running that {user} "
+            f"submitted, and nobody else can end or replace them; wanted one user at a time. Let {user} type this "
+            "command, or wait until they have ended."
         )
 
 

@@ -27,7 +27,8 @@ _HARDWARE = re.compile(
     re.I,
 )
 _REFUSED = re.compile(  # in srun's words: it asked for more than its job has
-    r"only allocated|node configuration|more processors|memory required|generic resource|trackable resource",
+    r"only allocated|node configuration|more processors|memory required|generic resource|trackable resource|"
+    r"mutually exclusive",
     re.I,
 )
 
@@ -93,8 +94,10 @@ def find(ended: Ended, failure: str | None, memory_event: bool) -> Finding:
     if first is None:
         if ended.status == 0:
             return Finding(Cause.FAILED, "its ranks ended well, but the run is not finished")
+        last = f"; its last line: {ended.said}" if ended.said else ""
         return Finding(
-            Cause.KILLED, f"srun ended with status {ended.status} and told nothing of the ranks"
+            Cause.KILLED,
+            f"srun ended with status {ended.status} and told nothing of the ranks{last}",
         )
     if first.status == STOPPED or -first.status in STOP_SIGNALS:
         return Finding(Cause.STOPPED, "stopped by a signal")

@@ -16,10 +16,11 @@ SLURM_ONLY = (
     "partition", "cpu_partition", "cpu_max_minutes", "account", "qos", "constraint", "max_nodes",
     "tasks_per_node", "container", "sbatch",
 )  # fmt: skip
-OURS = (  # what `[sbatch]` may not say again: other keys do, or the jobs depend on it
-    "array", "chdir", "cpus-per-task", "dependency", "error", "gpus-per-node", "job-name", "mem", "nodes",
-    "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "no-requeue", "signal", "time",
-    "partition", "account", "qos", "constraint",
+OURS = (  # what `[sbatch]` may not say again: other keys do, or the jobs and what is read from sbatch depend on it
+    "array", "chdir", "cpus-per-gpu", "cpus-per-task", "dependency", "error", "gpus", "gpus-per-node",
+    "gpus-per-socket", "gpus-per-task", "job-name", "mem", "mem-per-cpu", "mem-per-gpu", "nodes", "ntasks",
+    "ntasks-per-gpu", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "no-requeue",
+    "signal", "test-only", "time", "tres-per-task", "wait", "wrap", "partition", "account", "qos", "constraint",
 )  # fmt: skip
 
 
@@ -111,7 +112,11 @@ class Cluster(Strict):
                     f"notice_seconds = {self.notice_seconds} with {key} = {minutes}; wanted "
                     "less than the whole time of a job: it would be told to stop before it begins"
                 )
-        again = [name for name in self.sbatch if name.replace("_", "-") in OURS]
+        again = [
+            name
+            for name, value in self.sbatch.items()
+            if name.replace("_", "-") in OURS or (name == "gres" and "gpu" in str(value))
+        ]
         if again:
             raise ValueError(
                 f"[sbatch] {', '.join(again)}; wanted there only what no other key says and no job "

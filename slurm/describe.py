@@ -10,29 +10,37 @@ from rich.table import Table
 
 from launch.plan import disk_bytes
 from slurm import later, prepare, queue
-from slurm.freeze import CODE
+from slurm.freeze import CODE, PACKAGES, ROOT
 from slurm.launcher import Order, script
 from slurm.ledger import JOBS, submissions
 from slurm.placement import PackedJob
+from slurm.resources import JOB_SECONDS, RUN_SECONDS
 from slurm.start import waited_for
 from slurm.submit import arrays, orders_of, refuse_dear
 from slurm.target import Target, refuse_beyond_partition
 
 COLUMNS = ("runs", "nodes", "tasks", "GPUs", "minutes", "memory", "GPU-hours", "disk", "cost")
-MINUTES = "minutes are predictions; on a CPU they only balance the jobs"
+MINUTES = (
+    "minutes are predictions; on a CPU, or a GPU that no file names, they only balance the jobs"
+)
+COUNTED = (
+    f"GPU-hours count steps, the evaluations along them, {JOB_SECONDS:g} s for each job and {RUN_SECONDS:g} s for each "
+    "run; not what is done again after a restart"
+)
 
 
 def describe(of: Target, packed: Sequence[PackedJob]) -> list[str]:
     """Lines for stdout. Raises `ValueError` where Slurm or the budget would refuse the jobs."""
-    refuse_dear(of, packed)
+    stages = later.wanted(of) if packed else later.missing(of, submissions(of.folder))
+    refuse_dear(of, packed, stages)
     silent = None
     try:
-        refuse_beyond_partition(of.cluster)
+        refuse_beyond_partition(of.cluster, {job.shape for job in packed})
     except OSError as error:
         silent = f"not compared with what Slurm has: {error}"
-    lines = [*_table(of, packed), _sums(of, packed), *_stages(of), *_starts(of, packed)]
+    lines = [*_table(of, packed), _sums(of, packed, stages), *_stages(of), *_starts(of, packed)]
     if of.cluster.executor == "slurm":
-        lines += _scripts(of, packed, silent)
+        lines += _scripts(of, packed, stages, silent)
     return lines
 
 
@@ -66,16 +74,33 @@ def _row(of: Target, job: PackedJob) -> list[str]:
     ]
 
 
-def _sums(of: Target, packed: Sequence[PackedJob]) -> str:
-    hours = sum(job.gpu_hours for job in packed)
-    disk = sum(disk_bytes(each.run) for job in packed for each in job.runs)
+def _sums(of: Target, packed: Sequence[PackedJob], stages: Sequence[str]) -> str:
+    evaluation = later.gpu_hours(of, stages)
+    hours = sum(job.gpu_hours for job in packed) + evaluation
+    disk = code_bytes() + sum(disk_bytes(each.run) for job in packed for each in job.runs)
     there = next(folder for folder in (of.results, *of.results.parents) if folder.exists())
     free = shutil.disk_usage(there).free
     runs = sum(len(job.runs) for job in packed)
-    words = [f"{runs} runs in {len(packed)} jobs", f"{hours:.3g} GPU-hours"]
+    of_these = f" ({evaluation:.3g} of them evaluation)" if evaluation else ""
+    words = [f"{runs} runs in {len(packed)} jobs", f"{hours:.3g} GPU-hours{of_these}"]
     words += [f"cost {_cost(of, hours)}"] if of.cluster.price_per_gpu_hour is not None else []
     words += [f"up to {disk / 1e9:.3g} GB of {free / 1e9:.3g} GB that are free", MINUTES]
+    words += [COUNTED] if of.cluster.gpus_per_node else []
+    if any(job.at_a_time > 1 for job in packed):
+        words.append(
+            f"{of.cluster.runs_per_gpu} runs that share a GPU are taken to be as fast as alone"
+        )
     return "; ".join(words)
+
+
+def code_bytes() -> int:
+    """Of the copy of the code that a submission keeps."""
+    return sum(
+        path.stat().st_size
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
 
 
 def _cost(of: Target, hours: float) -> str:
@@ -101,10 +126,13 @@ def _starts(of: Target, packed: Sequence[PackedJob]) -> list[str]:
     return [f"training waits for {each.name}, whose weights it starts from" for each in found]
 
 
-def _scripts(of: Target, packed: Sequence[PackedJob], silent: str | None) -> list[str]:
+def _scripts(
+    of: Target, packed: Sequence[PackedJob], stages: Sequence[str], silent: str | None
+) -> list[str]:
     """What sbatch would get. The ids of what a job comes after are not known yet: they are told in words."""
     lines = [silent] if silent else []
-    for number, (what, folder, order, tasks) in enumerate(_orders(of, packed), start=1):
+    submitted = enumerate(_orders(of, packed, stages), start=1)
+    for number, (what, folder, order, tasks) in submitted:
         text = script(f"{folder.name}-KEY", folder / JOBS / "KEY", order, tasks)
         lines += ["", f"--- sbatch {number}: {what} ---", text.rstrip()]
         if silent is None:
@@ -112,7 +140,9 @@ def _scripts(of: Target, packed: Sequence[PackedJob], silent: str | None) -> lis
     return lines
 
 
-def _orders(of: Target, packed: Sequence[PackedJob]) -> Iterator[tuple[str, Path, Order, int]]:
+def _orders(
+    of: Target, packed: Sequence[PackedJob], stages: Sequence[str]
+) -> Iterator[tuple[str, Path, Order, int]]:
     """Each submission in turn: what it is, the folder that keeps it, what it asks for, and how many jobs it has."""
     code = of.folder / CODE / "KEY"
     if of.build and packed:
@@ -123,6 +153,5 @@ def _orders(of: Target, packed: Sequence[PackedJob]) -> Iterator[tuple[str, Path
     for group, order in zip(groups, orders_of(of, groups, code), strict=True):
         after = ", if the check went well" if of.build else ""
         yield f"training, {len(group)} jobs{after}", of.folder, order, len(group)
-    stages = later.wanted(of) if packed else later.missing(of, submissions(of.folder))
     for order, tasks in later.orders(of, stages, code):
         yield f"{order.stage}, {tasks} jobs, after all that is above", of.folder, order, tasks

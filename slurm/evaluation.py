@@ -1,15 +1,19 @@
-"""What `submit --evaluate` cannot do, told before anything is trained."""
+"""What `submit --evaluate` takes, and what it cannot do, told before anything is trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.manifest import load_manifest
 from launch.config import RunConfig
-from launch.devices import GPUS
+from launch.devices import GPUS, Device
+from launch.plan import kept_checkpoints
+from megatron_ext.shape import FORWARD_AND_BACKWARD
 from slurm.cluster import Cluster
 from slurm.prepare import MANIFEST
+from slurm.resources import RUN_SECONDS
 
 WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
+SPLIT = "valid"  # that `launch evaluate` takes
 
 
 def refuse_evaluation(
@@ -32,6 +36,23 @@ def refuse_evaluation(
 
             direction(load_manifest(path).domain, runs[0].domain, study_file)
     _refuse_too_large(runs, cluster)
+
+
+def evaluation_seconds(
+    run: RunConfig, gpu: Device, datasets: Sequence[Path], *, information: bool, every: bool
+) -> float:
+    """On one GPU, at the share of its peak that training is planned with; `every`: all checkpoints that are kept.
+
+    Of the split that `launch evaluate` takes, all rows; a second time, with blanks, for `information`.
+    """
+    tokens = 0
+    for path in datasets:
+        manifest = load_manifest(path)
+        tokens += manifest.rows(SPLIT) * manifest.seq_length * (2 if information else 1)
+    rate = gpu.efficiency * (gpu.bf16 if run.precision == "bf16" else gpu.fp32)
+    forward = run.shape.flops_per_token_exact / FORWARD_AND_BACKWARD
+    checkpoints = kept_checkpoints(run) if every else 1
+    return checkpoints * (RUN_SECONDS * len(datasets) + tokens * forward / rate)
 
 
 def _refuse_too_large(runs: Sequence[RunConfig], cluster: Cluster) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.devices import GPUS
+from slurm.evaluation import evaluation_seconds
 from slurm.launcher import Order, launch
 from slurm.ledger import (
     EVALUATE,
@@ -21,7 +23,7 @@ from slurm.ledger import (
 )
 from slurm.machine import this_machine
 from slurm.placement import local_slots, pack, threads
-from slurm.resources import Shape
+from slurm.resources import JOB_SECONDS, Shape
 from slurm.target import STUDY_FILE, Target
 from slurm.traces import failures
 
@@ -91,6 +93,16 @@ def orders(of: Target, stages: Sequence[str], code: Path) -> list[tuple[Order, i
     return [
         (_order(of, stage, code), len(shares(of)) if stage == EVALUATE else 1) for stage in stages
     ]
+
+
+def gpu_hours(of: Target, stages: Sequence[str]) -> float:
+    """At the most, of these stages: what is evaluated already is passed over. 0 where no GPU is named."""
+    if EVALUATE not in stages or not (of.cluster.gpu and of.cluster.gpus_per_node):
+        return 0.0
+    wishes = {"information": of.information, "every": of.every_checkpoint}
+    gpu = GPUS[of.cluster.gpu]
+    seconds = sum(evaluation_seconds(run, gpu, of.evaluate, **wishes) for run in of.runs)
+    return (seconds + JOB_SECONDS * len(shares(of))) / 3600
 
 
 def shares(of: Target) -> list[Share]:

@@ -10,16 +10,20 @@ one cannot find. `slurm.alive` says which of it is alive, `slurm.traces` what it
 import fcntl
 import hashlib
 import json
+import os
+import pwd
 import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launch.folder import LOCK_FILE
+from data_prep.locks import NO_LOCKS
+from launch.folder import LOCK_FILE, flock
 
 JOBS = "jobs"
 RECORD = "submission.json"
@@ -49,6 +53,7 @@ class Submission:
     after: tuple[str, ...] = ()  # folders of the submissions that have to end first
     code: str = ""  # the folder of the code that it runs
     origin: str = ""  # where `folder` was then
+    user: str = ""  # who made it; empty in records of before this was kept
 
     @property
     def started_as(self) -> str:
@@ -58,6 +63,24 @@ class Submission:
     @property
     def moved(self) -> bool:
         return self.started_as != str(self.folder)
+
+    @property
+    def cancelled(self) -> bool:
+        return (self.folder / CANCELLED).exists()
+
+    @property
+    def of_another(self) -> bool:
+        """Whether another user made it: Slurm lets nobody else end its jobs."""
+        return self.user not in ("", me())
+
+
+@cache
+def me() -> str:
+    """The user that this process runs as, as Slurm knows them; the number where it has no name here."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def open_submission(
@@ -80,6 +103,7 @@ def open_submission(
         time=now,
         tasks=tuple(tasks),
         origin=str(folder),
+        user=me(),
         **more,
     )
     record = {name: value for name, value in asdict(submission).items() if name != "folder"}
@@ -204,15 +228,31 @@ def held(run_folder: Path) -> str | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return f"process {pid} on {host}"
-    except (OSError, ValueError):
+    except OSError as error:
+        # A lock service that does not answer now may have answered that process.
+        return f"process {pid} on {host}" if error.errno in NO_LOCKS else None
+    except ValueError:
         return None
     return None
 
 
 @contextmanager
 def submit_lock(study_folder: Path) -> Iterator[None]:
-    """One `submit` at a time decides about a study; a second one waits here for a few seconds."""
-    study_folder.mkdir(parents=True, exist_ok=True)
-    with (study_folder / SUBMIT_LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    """One `submit` at a time decides about a study; a second one waits here for a few seconds.
+
+    Raises `ValueError` where the file system has no locks, and gives errors of the disk the folder's name.
+    """
+    try:
+        study_folder.mkdir(parents=True, exist_ok=True)
+        with (study_folder / SUBMIT_LOCK).open("w") as file:
+            flock(file, fcntl.LOCK_EX, study_folder)
+            yield
+    except OSError as error:
+        raise located(error, study_folder) from None
+
+
+def located(error: OSError, folder: Path) -> OSError:
+    """An error that names a path: where writing a file fails, and not opening it, the system's own has none."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, str(folder))

@@ -1,6 +1,6 @@
 """Which runs share a job: the runs still to do and a `Cluster` -> packed jobs.
 
-A process pays about ten seconds of imports before its first step, so runs that take seconds share one.
+A job pays `JOB_SECONDS` before its first step, so runs that take seconds share one.
 There are as many jobs as may run at a time, filled longest first, so that they end together; on Slurm
 more, where these would not end within a job's time. Jobs of several ranks do not share.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from launch.config import RunConfig
 from slurm.cluster import Cluster
 from slurm.machine import Machine
-from slurm.resources import Assigned, Shape, assign, estimated_seconds
+from slurm.resources import JOB_SECONDS, Assigned, Shape, assign, estimated_seconds
 
 TINY = 1e7  # parameters, of a run that leaves most of a GPU idle
 
@@ -37,11 +37,18 @@ class PackedJob:
 
     @property
     def seconds(self) -> float:
-        return sum(each.seconds for each in self.runs)
+        """From its start. Runs side by side are taken to be as fast as alone; the longest, and what starts from it, is
+        the least that they take together."""
+        of_run = {each.run.run_id: each.seconds for each in self.runs}
+        of_chain = [
+            sum(of_run[run.run_id] for run in chain)
+            for chain in chains([each.run for each in self.runs])
+        ]
+        return JOB_SECONDS + max(*of_chain, sum(of_chain) / self.at_a_time)
 
     @property
     def gpu_hours(self) -> float:
-        return sum(each.gpu_hours for each in self.runs)
+        return self.seconds * self.shape.gpus / 3600
 
 
 def place_here(
@@ -71,15 +78,18 @@ def place_on_slurm(
     return [
         PackedJob(packed, threads(cluster), at_a_time)
         for (shape, at_a_time), group in sorted(groups.items(), key=lambda each: each[0])
-        for packed in _share(group, cluster)
+        for packed in _share(group, cluster, at_a_time)
     ]
 
 
-def _share(group: Sequence[Assigned], cluster: Cluster) -> list[tuple[Assigned, ...]]:
+def _share(
+    group: Sequence[Assigned], cluster: Cluster, at_a_time: int
+) -> list[tuple[Assigned, ...]]:
     by_id = {each.run.run_id: each for each in group}
     runs = [each.run for each in group]
-    seconds = sum(each.seconds for each in group)
-    bins = max(cluster.concurrent_jobs or 1, math.ceil(seconds / (60 * cluster.max_minutes)))
+    seconds = sum(each.seconds for each in group) / at_a_time
+    limit = 60 * cluster.max_minutes - JOB_SECONDS
+    bins = max(cluster.concurrent_jobs or 1, math.ceil(seconds / limit))
     bins = bins if group[0].shape.ranks == 1 else len(runs)
     packed = pack(runs, bins, lambda run: by_id[run.run_id].seconds)
     return [tuple(by_id[run.run_id] for run in job) for job in packed]

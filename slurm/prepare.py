@@ -3,12 +3,16 @@
 OUT/jobs/KEY/   the submissions, as of a study;  OUT/code/KEY/   the code that they run
 """
 
+import contextlib
+import io
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_prep.arguments import parser as data_prep_parser
 from data_prep.domain import domain
+from data_prep.manifest import load_manifest
 from slurm.alive import live_tasks, refuse_moved, without_stillborn
 from slurm.cluster import Cluster
 from slurm.freeze import freeze_code
@@ -57,6 +61,7 @@ class Build:
                 f"--raw {self.raw}: no such file or folder; wanted the raw data of {self.domain}. Check the "
                 "path, or see `python -m data_prep list`."
             )
+        _refuse_words(self)
 
     @property
     def finished(self) -> bool:
@@ -96,10 +101,40 @@ def prepare(build: Build, cluster: Cluster, who: Path) -> Underway:
         return started
 
 
+def already_built(folder: Path, name: str) -> str:
+    """What is said of a dataset that is there. Raises `ValueError` where it is not of the domain `name`."""
+    manifest = load_manifest(folder)
+    if manifest.domain != name:
+        raise ValueError(
+            f"{folder}: holds a dataset of {manifest.domain}; wanted {name}, or nothing there yet. Give another folder."
+        )
+    commands = "; ".join(each.command for each in manifest.builds)
+    return (
+        f"{folder}: already built, by: {commands}. It is taken as it is: --raw, --parts and --build change nothing "
+        "of it"
+    )
+
+
 def orders(cluster: Cluster, code: Path) -> tuple[Order, Order]:
     """What the parts ask of Slurm, and what the check does."""
     parts = Order(cluster, DATA, Shape(), code, parallelism=cluster.concurrent_jobs or 1)
     return parts, Order(cluster, CHECK, Shape(), code)
+
+
+def _refuse_words(build: Build) -> None:
+    """Raise `ValueError` for words that `data_prep build` does not know, before a job meets them."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            data_prep_parser().parse_args(build.command(1)[1:])
+        return
+    except SystemExit:
+        why = said.getvalue().strip().rpartition("error: ")[2].splitlines()[-1]
+    except ValueError as error:  # of shlex: a quotation without an end
+        why = str(error)
+    raise ValueError(
+        f"--build={build.options!r}: {why}; wanted words that `data_prep build` takes. Its --help lists them."
+    ) from None
 
 
 def _refuse_other_executor(build: Build, there: Submission, cluster: Cluster) -> None:

@@ -7,11 +7,17 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 PATIENCE_SECONDS = 60  # a controller under load answers late
-SETTINGS = ("SQUEUE_", "SBATCH_", "SCANCEL_", "SINFO_")
+SETTINGS = ("SQUEUE_", "SBATCH_", "SCANCEL_", "SINFO_", "SLURM_")
+KEPT = (
+    "SLURM_CONF",
+    "SLURM_CLUSTERS",
+    "SLURM_JWT",
+)  # which Slurm is meant, and the right to ask it
 ENDLESS = ("infinite", "UNLIMITED", "n/a")
 
 
@@ -25,36 +31,64 @@ class Queued:
 
 
 @dataclass(frozen=True)
-class Partition:
-    """What the largest node of a partition has, and how long a job may take."""
+class Nodes:
+    """Nodes of a partition that are alike, and what each of them has."""
 
-    name: str
-    default: bool
-    minutes: float  # infinite where there is no limit
-    nodes: int
+    number: int
     gpus: int
     cpus: int
     memory_gb: float
 
 
+@dataclass(frozen=True)
+class Partition:
+    """How long a job of a partition may take, and the kinds of its nodes."""
+
+    name: str
+    default: bool
+    minutes: float  # infinite where there is no limit
+    kinds: tuple[Nodes, ...]
+
+    @property
+    def nodes(self) -> int:
+        return sum(each.number for each in self.kinds)
+
+
 def forget_settings() -> None:
     """Leave out what a person has set for their own use of Slurm: SQUEUE_STATES would hide jobs that live, and
-    SBATCH_JOB_NAME the name by which ours are known."""
-    for name in [name for name in os.environ if name.startswith(SETTINGS)]:
+    SBATCH_JOB_NAME the name by which ours are known. Also what the job has set that a person may be in: sbatch
+    would pass its SLURM_MEM_PER_CPU on, and srun ends where another key says the memory too."""
+    for name in [name for name in os.environ if name.startswith(SETTINGS) and name not in KEPT]:
         del os.environ[name]
 
 
-def queue() -> dict[tuple[str, str], Queued]:
-    """This user's jobs by (job name, index in the array or N/A)."""
+def queue(users: Collection[str]) -> dict[tuple[str, str], Queued]:
+    """The jobs of these users by (job name, index in the array or N/A).
+
+    Of others than oneself there may be none to see: `hides_others`.
+    """
+    whose = f"--user={','.join(sorted(users))}"
     answer = _ask(
-        ["squeue", "--me", "--all", "--array", "--noheader", "--format=%j|%K|%i|%T|%r"],
+        ["squeue", whose, "--all", "--array", "--noheader", "--format=%j|%K|%i|%T|%r"],
         "the list of your jobs. Try again when Slurm answers.",
     )
     found = {}
     for line in answer.splitlines():
-        name, index, job, state, reason = line.strip().rsplit("|", 4)
-        found[name, index] = Queued(job, state, reason)
+        fields = line.strip().rsplit("|", 4)
+        if len(fields) == 5:  # what a site prints before the list is not a job
+            name, index, job, state, reason = fields
+            found[name, index] = Queued(job, state, reason)
     return found
+
+
+def hides_others() -> bool:
+    """Whether Slurm is set up not to show the jobs of other users."""
+    answer = _ask(
+        ["scontrol", "show", "config"],
+        "whether it shows the jobs of others. Try again when Slurm answers.",
+    )
+    private = re.search(r"^PrivateData\s*=\s*(\S+)", answer, re.M)
+    return private is not None and "jobs" in private[1].split(",")
 
 
 def cancel(name: str) -> None:
@@ -72,17 +106,22 @@ def remove(name: str) -> None:
 
 
 def partitions() -> list[Partition]:
-    """Every partition that jobs can be sent to."""
+    """Every partition that jobs can be sent to, hidden ones too: those who may use one need not see it listed."""
     answer = _ask(
-        ["sinfo", "--noheader", "--format=%P|%l|%D|%G|%c|%m"],
+        ["sinfo", "--all", "--exact", "--noheader", "--format=%P|%l|%D|%G|%c|%m"],
         "the partitions. Try again when Slurm answers.",
     )
-    found: dict[str, Partition] = {}
+    limits: dict[str, str] = {}
+    kinds: dict[str, list[Nodes]] = defaultdict(list)
     for line in answer.splitlines():
-        each = _partition(line.strip())
-        before = found.get(each.name)
-        found[each.name] = _larger(before, each) if before else each
-    return list(found.values())
+        fields = line.strip().split("|")
+        if len(fields) == 6:  # nodes that differ have a line each
+            name, limits[name], number, gpus, cpus, memory = fields
+            kinds[name].append(Nodes(int(number), gpus_of(gpus), int(cpus), int(memory) / 1024))
+    return [
+        Partition(name.rstrip("*"), name.endswith("*"), _minutes(limit), tuple(kinds[name]))
+        for name, limit in limits.items()
+    ]
 
 
 def would_start(script: str) -> str:
@@ -102,36 +141,9 @@ def would_start(script: str) -> str:
     return " ".join((done.stderr or done.stdout).split())
 
 
-def _partition(line: str) -> Partition:
-    """One line of sinfo: `gpu*|4:00:00|2|gpu:a100:4(S:0-1)|64|512000`; a `+` says "or more"."""
-    name, limit, nodes, gpus, cpus, memory = line.split("|")
-    return Partition(
-        name=name.rstrip("*"),
-        default=name.endswith("*"),
-        minutes=_minutes(limit),
-        nodes=int(nodes),
-        gpus=gpus_of(gpus),
-        cpus=int(cpus.rstrip("+")),
-        memory_gb=int(memory.rstrip("+")) / 1024,
-    )
-
-
 def gpus_of(resources: str) -> int:
     """The GPUs in sinfo's list of what a node has: `gpu:a100:4(S:0-1),nvme:1`."""
     return sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", resources))
-
-
-def _larger(a: Partition, b: Partition) -> Partition:
-    """Nodes that differ have a line each."""
-    return Partition(
-        a.name,
-        a.default,
-        max(a.minutes, b.minutes),
-        a.nodes + b.nodes,
-        max(a.gpus, b.gpus),
-        max(a.cpus, b.cpus),
-        max(a.memory_gb, b.memory_gb),
-    )
 
 
 def _minutes(limit: str) -> float:

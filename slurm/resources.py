@@ -8,6 +8,7 @@ from launch.config import RunConfig
 from launch.devices import GPUS
 from launch.memory import saved
 from launch.planner import Plan, choose
+from megatron_ext.shape import FORWARD_AND_BACKWARD
 from slurm.cluster import Cluster
 
 # Seconds of a run on a CPU ~ steps x (overhead + overhead per layer) + FLOPs / rate. Measured on one
@@ -15,6 +16,11 @@ from slurm.cluster import Cluster
 SECONDS_PER_STEP = 0.004
 SECONDS_PER_STEP_AND_LAYER = 0.0125
 FLOPS_PER_SECOND = 9e10
+
+# What is paid beside the steps (docs/slurm.md, "What the numbers count"). Measured on a CPU: 12 s of CPU time for the
+# processes of a job to start, 0.2 s for each run. The rest is assumed: shared file system, GPU's context, checkpoints.
+JOB_SECONDS = 20.0  # before the first step of a job: imports, the check of its nodes
+RUN_SECONDS = 2.0  # of a run: its model, its first and last checkpoint
 
 DEAREST = 2.0  # more GPUs may cost so many times the GPU-hours of the cheapest number
 
@@ -47,6 +53,7 @@ class Assigned:
 
     @property
     def gpu_hours(self) -> float:
+        """Of this run alone; `JOB_SECONDS` are its job's."""
         return self.seconds * self.shape.gpus / 3600
 
 
@@ -60,13 +67,24 @@ def assign(run: RunConfig, cluster: Cluster, ranks: int | None = None) -> Assign
     if cluster.gpu is None or not cluster.gpus_per_node:
         return _without_planner(run, cluster, ranks)
     plan = _plan(run, cluster, ranks)
-    left = 1 - run.trunk.step / run.train_steps if run.trunk else 1.0
+    steps = run.train_steps - (run.trunk.step if run.trunk else 0) + evaluation_in_steps(run)
     return Assigned(
         run=run.model_copy(update={"parallel": plan.parallel}),
         shape=_shape(plan.gpus, cluster),
-        seconds=plan.seconds * run.train_steps * left,
+        seconds=plan.seconds * steps + RUN_SECONDS,
         bytes=plan.bytes,
     )
+
+
+def evaluation_in_steps(run: RunConfig) -> float:
+    """What the evaluations along a run take, in optimizer steps: a forward pass is a third of one.
+
+    At the most: a split may have fewer rows.
+    """
+    done = run.trunk.step if run.trunk else 0
+    times = sum(step > done for step in run.evaluation_steps())
+    rows = times * run.evaluation.rows * len(run.evaluation.splits)
+    return rows / run.batch.train_batch_size / FORWARD_AND_BACKWARD
 
 
 def estimated_seconds(run: RunConfig) -> float:
@@ -145,7 +163,8 @@ def _without_planner(run: RunConfig, cluster: Cluster, ranks: int | None) -> Ass
             f"data-parallel ranks, where TP divides {heads} heads and the others divide "
             f"batch.train_batch_size = {rows}. Give another --ranks, or change [parallel] of the study."
         )
-    return Assigned(run, _shape(ranks, cluster), estimated_seconds(run) / ranks, None)
+    seconds = estimated_seconds(run) / ranks + RUN_SECONDS
+    return Assigned(run, _shape(ranks, cluster), seconds, None)
 
 
 def _shape(ranks: int, cluster: Cluster) -> Shape:

@@ -47,6 +47,8 @@ class Stage:
     def __call__(self) -> int:
         """0; or the process ends with the exit status of the command that failed."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if _cancelled(self.submission):  # while Slurm was starting it: the signal met no job yet
+            return _leave(self.submission, STOPPED)
         try:
             for folder in self.after:
                 for line in failures(read_submission(Path(folder))):
@@ -93,7 +95,7 @@ class After:
             self._wait()
         except KeyboardInterrupt:
             return _leave(self.submission, STOPPED)
-        if (Path(self.submission) / CANCELLED).exists():
+        if _cancelled(self.submission):
             return _leave(self.submission, STOPPED)
         failed = [line for each in self._before() for line in failures(each)]
         if failed and self.only_if_well:
@@ -116,7 +118,11 @@ def _stays_stopped(folder: str) -> bool:
     """Whether a job that was told to stop is over. One that Slurm preempts or requeues is not, and must leave no
     outcome, which would say so; one that was ended by hand leaves none either, and is submitted again."""
     here = os.environ.get("SUBMITIT_EXECUTOR") == "local"
-    return here or (Path(folder) / CANCELLED).exists()
+    return here or _cancelled(folder)
+
+
+def _cancelled(folder: str) -> bool:
+    return (Path(folder) / CANCELLED).exists()
 
 
 def _leave(folder: str, status: int) -> int:

@@ -36,7 +36,7 @@ _OUT_OF_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (?:job )?memor
 _SIGNALS = {text: number for number in signal.Signals if (text := signal.strsignal(number))}
 _LOST = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node)", re.I)
 _UNSTARTED = re.compile(
-    r"srun: error: (?:Unable to|Only allocated|Invalid|.*launch failed|timeout waiting for task launch)",
+    r"srun: (?:fatal: |error: (?:Unable to|Only allocated|Invalid|.*launch failed|timeout waiting for task launch))",
     re.I,
 )
 
@@ -66,6 +66,7 @@ class Ended:
     out_of_memory: str = ""  # who said so
     lost: str = ""  # Slurm's words about a node
     unstarted: str = ""  # its words about ranks that it could not start, and no node is to blame
+    said: str = ""  # srun's last line
     timed_out: bool = False  # killed by us, as they took too long
 
 
@@ -264,7 +265,8 @@ def ended(status: int, said: Sequence[str]) -> Ended:
     memory = next((line for line in said if _OUT_OF_MEMORY.search(line)), "")
     lost = next((line for line in said if _LOST.match(line)), "")
     unstarted = next((line for line in said if _UNSTARTED.match(line)), "")
-    return Ended(status, tuple(ends_of(said)), memory, lost, "" if lost else unstarted)
+    last = next((line for line in reversed(said) if line.startswith("srun: ")), "")
+    return Ended(status, tuple(ends_of(said)), memory, lost, "" if lost else unstarted, last)
 
 
 def slurm_lines(log: Path) -> list[str]:

@@ -14,11 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.config import RunConfig
-from slurm.alive import Live, end, live_tasks, refuse_moved, without_stillborn
+from launch.console import sentence
+from slurm.alive import (
+    Live,
+    end,
+    live_tasks,
+    refuse_cancelled,
+    refuse_moved,
+    refuse_of_another,
+    without_stillborn,
+)
 from slurm.freeze import freeze_code, freeze_runs
-from slurm.later import LATER, Made, missing, open_for, start_later, wanted
+from slurm.later import LATER, Made, gpu_hours, missing, open_for, start_later, wanted
 from slurm.launcher import Order, launch, refuse_without_slurm
-from slurm.ledger import EVALUATE, TRAIN, Submission, submissions, submit_lock
+from slurm.ledger import EVALUATE, TRAIN, Submission, located, submissions, submit_lock
 from slurm.machine import this_machine
 from slurm.placement import PackedJob, local_slots, place_here, place_on_slurm
 from slurm.prepare import Underway, prepare
@@ -46,30 +55,56 @@ class Round:
     said: tuple[str, ...] = ()  # one line for each submission
 
 
+@dataclass(frozen=True)
+class Needed:
+    """What is left to do, and nobody is doing."""
+
+    runs: tuple[str, ...]  # their ids
+    elsewhere: tuple[str, ...]  # see `Round`
+    packed: list[PackedJob]
+    stages: tuple[str, ...]  # after training
+
+    @property
+    def nothing(self) -> bool:
+        return not self.packed and not self.stages
+
+
 def start_missing(of: Target, tried: frozenset[str] = frozenset()) -> Round:
     """Start jobs for every run that needs one and was not `tried`. Safe to call at any time."""
-    refuse_other_study(of)
     if of.cluster.executor == "slurm":
         refuse_without_slurm()
-        refuse_beyond_partition(of.cluster)
     with submit_lock(of.folder):
-        _keep_study(of)
         live = without_stillborn(live_tasks(submissions(of.folder)))
         refuse_moved(live)
-        left = unfinished(of)
-        states = {each.run_id: each.state for each in look(left, of.folder, live=live).runs}
-        elsewhere = [run_id for run_id, state in states.items() if state in UNDER_WAY]
-        taken = {*elsewhere, *tried}
-        free = [run for run in left if run.run_id not in taken]
-        training = {each.submission for each in live if each.submission.stage == TRAIN}
-        packed = plan(of, free, busy=len(training))
-        refuse_dear(of, packed)
-        stages = wanted(of)
-        if not packed:
-            stages = missing(of, submissions(of.folder), [each.submission for each in live])
-        said = _start(of, packed, stages, live) if packed or stages else []
-    started = tuple(run.run_id for run in free)
-    return Round(started, tuple(elsewhere), len(packed), tuple(said))
+        found = needed(of, live, tried)
+        said = []
+        if not found.nothing:
+            refuse_of_another(live)
+            refuse_beyond_partition(of.cluster, {job.shape for job in found.packed})
+            refuse_dear(of, found.packed, found.stages)
+            _keep_study(of)
+            said = _start(of, found.packed, found.stages, live)
+    return Round(found.runs, found.elsewhere, len(found.packed), tuple(said))
+
+
+def needed(of: Target, live: Sequence[Live], tried: frozenset[str] = frozenset()) -> Needed:
+    """The jobs for the runs that were not `tried` and have none among the `live`, and the stages to start."""
+    alive = list({each.submission.name: each.submission for each in live}.values())
+    ending = [each for each in alive if each.cancelled]
+    refuse_cancelled([each for each in ending if each.stage == TRAIN])
+    refuse_other_study(of, live)
+    left = unfinished(of)
+    states = {each.run_id: each.state for each in look(left, of.folder, live=list(live)).runs}
+    elsewhere = tuple(run_id for run_id, state in states.items() if state in UNDER_WAY)
+    taken = {*elsewhere, *tried}
+    free = [run for run in left if run.run_id not in taken]
+    packed = plan(of, free, busy=sum(each.stage == TRAIN for each in alive))
+    stages = wanted(of)
+    if not packed:
+        going_on = [each for each in alive if each not in ending]
+        stages = missing(of, submissions(of.folder), going_on)
+        refuse_cancelled(ending if stages else ())
+    return Needed(tuple(run.run_id for run in free), elsewhere, packed, stages)
 
 
 def plan(of: Target, runs: Sequence[RunConfig], busy: int = 0) -> list[PackedJob]:
@@ -81,17 +116,22 @@ def plan(of: Target, runs: Sequence[RunConfig], busy: int = 0) -> list[PackedJob
     return place_here(runs, of.cluster, slots[busy:] or slots[-1:], ranks)
 
 
-def refuse_dear(of: Target, packed: Sequence[PackedJob]) -> None:
-    """Raise `ValueError` where the jobs would take more GPU-hours than was allowed."""
-    hours = sum(job.gpu_hours for job in packed)
+def refuse_dear(of: Target, packed: Sequence[PackedJob], stages: Sequence[str] = ()) -> None:
+    """Raise `ValueError` where the jobs, and these stages after them, would take more GPU-hours than was allowed."""
+    evaluation = gpu_hours(of, stages)
+    hours = sum(job.gpu_hours for job in packed) + evaluation
     if of.max_gpu_hours is not None and hours > of.max_gpu_hours:
-        dearest = max(
-            (each for job in packed for each in job.runs), key=lambda each: each.gpu_hours
+        runs = [each for job in packed for each in job.runs]
+        dearest = max(runs, key=lambda each: each.gpu_hours, default=None)
+        most = (
+            f", the most of one run {dearest.gpu_hours:.3g} ({dearest.run.run_id})"
+            if dearest
+            else ""
         )
+        most += f", of evaluation {evaluation:.3g}" if evaluation else ""
         raise ValueError(
-            f"{of.name}: {hours:.3g} GPU-hours are expected, the most of one run {dearest.gpu_hours:.3g} "
-            f"({dearest.run.run_id}); wanted at most --max-gpu-hours {of.max_gpu_hours:g}. Nothing was "
-            "started. Lower the budget of the study, or allow more."
+            f"{of.name}: {hours:.3g} GPU-hours are expected{most}; wanted at most --max-gpu-hours "
+            f"{of.max_gpu_hours:g}. Nothing was started. Lower the budget of the study, or allow more."
         )
 
 
@@ -189,24 +229,34 @@ def _start(
 ) -> list[str]:
     """What was started, in words."""
     code = freeze_code(of.folder)
-    said = [f"code and configurations are kept in {code.parent.parent}"]
-    made: list[Made] = []
-    if packed:
-        made = _train_all(of, packed, code, said, places_taken(live))
-    # What was to come after the training that still lives comes after all of it now.
-    replaced = LATER if packed else stages
-    for submission in {each.submission for each in live if each.submission.stage in replaced}:
-        end(submission)
-    others = {each.submission: each.job for each in live if each.submission.stage == TRAIN}
-    if EVALUATE not in stages:
-        others |= {each.submission: each.job for each in live if each.submission.stage == EVALUATE}
-    made += [Made(submission, job) for submission, job in others.items()]
+    said: list[str] = []
     try:
-        return said + start_later(of, stages, made, code)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} What follows training is not under way: the same command again starts it."
-        ) from None
+        made = _train_all(of, packed, code, said, places_taken(live)) if packed else []
+        # What was to come after the training that still lives comes after all of it now.
+        replaced = LATER if packed else stages
+        for submission in {each.submission for each in live if each.submission.stage in replaced}:
+            end(submission)
+        others = {each.submission: each.job for each in live if each.submission.stage == TRAIN}
+        if EVALUATE not in stages:
+            others |= {
+                each.submission: each.job for each in live if each.submission.stage == EVALUATE
+            }
+        made += [Made(submission, job) for submission, job in others.items()]
+        said += start_later(of, stages, made, code)
+    except (ValueError, OSError) as error:
+        if packed and not said:
+            raise
+        raise _half_started(of, error, said) from None
+    return [f"code and configurations are kept in {code.parent.parent}", *said]
+
+
+def _half_started(of: Target, error: ValueError | OSError, said: Sequence[str]) -> ValueError:
+    """What stopped a submission, and what of it was started by then."""
+    words = sentence(located(error, of.folder) if isinstance(error, OSError) else error)
+    before = f" Before that were started, and go on: {'; '.join(said)}." if said else ""
+    return ValueError(
+        f"{words}{before} What follows training is not under way: the same command again starts it."
+    )
 
 
 def _train_all(
@@ -216,9 +266,6 @@ def _train_all(
     runs = [each.run for job in packed for each in job.runs]
     starts = waited_for(of.results, runs, of.cluster.executor)
     data = prepare(of.build, of.cluster, of.folder) if of.build else None
-    if starts:
-        names = ", ".join(Made(*each).name for each in starts.items())
-        said.append(f"training waits for the studies that it starts from {names}")
     if of.build and data:
         name = Made(data.submission, data.job).name
         said.append(f"data: {of.build.parts} parts and their check {name}")
@@ -231,6 +278,9 @@ def _train_all(
         ahead = line[index - free] if index >= free else ""
         made.append(_train(of, group, order, Before(data, starts, ahead)))
         said.append(f"training: {_sizes(group)} {made[-1].name}")
+    if starts:
+        names = ", ".join(Made(*each).name for each in starts.items())
+        said.append(f"training waits for the studies that it starts from {names}")
     return made
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from launch.config import CONFIG_FILE, RunConfig
 from launch.folder import data_identity, finished_on, run_folder
 from launch.study import Study, expand, load_study
 from slurm import queue
+from slurm.alive import Live, by_run
 from slurm.cluster import Cluster, load_cluster
 from slurm.evaluation import refuse_evaluation
-from slurm.ledger import held, refuse_pattern
+from slurm.ledger import TRAIN, held, refuse_pattern
 from slurm.prepare import MANIFEST, Build
+from slurm.resources import Shape
 
 STUDY_FILE = "study.toml"
 MINUTES = "minutes for a job"
@@ -142,19 +144,22 @@ def unfinished(of: Target) -> list[RunConfig]:
     return left
 
 
-def refuse_other_study(of: Target) -> None:
-    """A results folder holds one study. More runs may join it; runs that began may not leave it."""
+def refuse_other_study(of: Target, live: Sequence[Live] = ()) -> None:
+    """A results folder holds one study. More runs may join it; runs that began or are queued may not leave it."""
     mine = {run.run_id for run in of.runs}
-    begun = {path.parent.name for path in of.folder.glob(f"*/{CONFIG_FILE}")}
-    foreign = sorted(begun - mine)
+    begun = {path.parent.name for path in of.folder.glob(f"*/{CONFIG_FILE}")} - mine
+    training = [each for each in live if each.submission.stage == TRAIN]
+    foreign = sorted(begun | (by_run(training).keys() - mine))
     if not foreign:
         return
     there, here = _digest(of.folder / STUDY_FILE), _digest(of.study_file)
+    state = "has begun" if begun else "is queued"
+    advice = "move that folder away" if begun else "end those jobs with cancel first"
     raise ValueError(
-        f"{of.study_file}: study '{of.name}' has begun in {of.folder} with {len(foreign)} runs that "
+        f"{of.study_file}: study '{of.name}' {state} in {of.folder} with {len(foreign)} runs that "
         f"are not in this file, for example {foreign[0]} (study file there: sha256 {there}, this "
         f"one: {here}); wanted a file that has all of them, and maybe more. Give the changed study "
-        "another name, or move that folder away."
+        f"another name, or {advice}."
     )
 
 
@@ -162,8 +167,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "(none)"
 
 
-def refuse_beyond_partition(cluster: Cluster) -> None:
-    """Raise `ValueError` for what no node or partition of this Slurm can give: it would queue for ever."""
+def refuse_beyond_partition(cluster: Cluster, shapes: Collection[Shape] = ()) -> None:
+    """Raise `ValueError` for what no node or partition of this Slurm can give: it would queue for ever.
+
+    `shapes`: of the jobs that train. A job of one device is always tried, and one without in `cpu_partition`.
+    """
     if cluster.executor == "local":
         return
     there = {each.name: each for each in queue.partitions()}
@@ -181,30 +189,46 @@ def refuse_beyond_partition(cluster: Cluster) -> None:
             f"partition is not given, and this Slurm has no default; wanted one of {', '.join(there)}. "
             "Name one in the cluster file."
         )
-    training = {
-        "max_nodes": (cluster.nodes, mine.nodes, "nodes"),
-        "gpus_per_node": (cluster.gpus_per_node or 0, mine.gpus, "GPUs on a node"),
-        "max_minutes": (cluster.max_minutes, mine.minutes, MINUTES),
-    }
-    _refuse_too_much(cluster, mine, training)
+    gpus, most = cluster.gpus_per_node or 0, max(each.gpus for each in mine.kinds)
+    _refuse_more("max_nodes", cluster.nodes, mine, mine.nodes, "nodes")
+    _refuse_more("gpus_per_node", gpus, mine, most, "GPUs on a node")
+    _refuse_more("max_minutes", cluster.max_minutes, mine, mine.minutes, MINUTES)
+    for shape in sorted({Shape(gpus_per_node=min(gpus, 1)), *shapes}):
+        _refuse_shape(cluster, shape, mine)
     if cluster.cpu_partition:
         other = there[cluster.cpu_partition]
         key = "cpu_max_minutes" if cluster.cpu_max_minutes else "max_minutes"
-        _refuse_too_much(cluster, other, {key: (cluster.cpu_minutes, other.minutes, MINUTES)})
+        _refuse_more(key, cluster.cpu_minutes, other, other.minutes, MINUTES)
+        _refuse_shape(cluster, Shape(), other)
 
 
-def _refuse_too_much(
-    cluster: Cluster, there: queue.Partition, more: Mapping[str, tuple[float, float, str]]
+def _refuse_shape(cluster: Cluster, shape: Shape, there: queue.Partition) -> None:
+    """Each kind of nodes is judged by itself: what a job asks of a node must be there together."""
+    tasks = shape.tasks_per_node
+    asked = (
+        ("gpus_per_node", shape.gpus_per_node, 1, "gpus", "GPUs"),
+        ("cpus_per_task", cluster.cpus_per_task, tasks, "cpus", "CPUs"),
+        ("memory_gb", cluster.memory_gb, tasks, "memory_gb", "GB of memory"),
+    )
+    fitting, such = there.kinds, ""
+    for key, value, times, field, unit in asked:
+        most = max(getattr(kind, field) for kind in fitting)
+        _refuse_more(key, value, there, most, f"{unit} on a node{such}", times)
+        left = tuple(kind for kind in fitting if getattr(kind, field) >= value * times)
+        if left != fitting:
+            such += f"{' and' if such else ' with'} {value * times:g} {unit}"
+        fitting = left
+    nodes = sum(kind.number for kind in fitting)
+    _refuse_more("max_nodes", shape.nodes, there, nodes, f"nodes{such}")
+
+
+def _refuse_more(
+    key: str, value: float, there: queue.Partition, most: float, what: str, times: int = 1
 ) -> None:
-    """What every job asks for, and `more`: the key's value, the most there is, and of what."""
-    asked = {
-        **more,
-        "cpus_per_task": (cluster.cpus_per_task, there.cpus, "CPUs on a node"),
-        "memory_gb": (cluster.memory_gb, there.memory_gb, "GB of memory on a node"),
-    }
-    for key, (value, most, what) in asked.items():
-        if value > most:
-            raise ValueError(
-                f"{key} = {value:g}: partition '{there.name}' has at most {most:g} {what}; wanted no more "
-                "than that: Slurm would refuse the jobs, or never start them. Correct the cluster file."
-            )
+    """Raise `ValueError` where a key's value, for so many tasks on a node, is more than there is."""
+    if value * times > most:
+        tasks = f" x {times} tasks on a node" if times > 1 else ""
+        raise ValueError(
+            f"{key} = {value:g}{tasks}: partition '{there.name}' has at most {most:g} {what}; wanted no more "
+            "than that: Slurm would refuse the jobs, or never start them. Correct the cluster file."
+        )

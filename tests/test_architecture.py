@@ -42,6 +42,7 @@ TORCH_FREE = [
     "megatron_ext/shape.py",
     "megatron_ext/fixed_size.py",
     "launch/__main__.py",
+    "launch/arguments.py",
     "launch/budget.py",
     "launch/checkpoint_files.py",
     "launch/config.py",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.laws import critical_batch
 from analysis.points import LossPoints, PointSet
 from launch.results import ResultWriter
 
@@ -73,6 +74,9 @@ class PlantedRun:
     batch: int = 4
     vocabulary: int = VOCABULARY
     rows: int = 512  # that it was judged on
+    critical: tuple[float, float] | None = (
+        None  # (B_star [rows], aB): tokens count as E/(1 + B/B_crit)
+    )
     data: str = "planted"
 
     @property
@@ -145,6 +149,9 @@ def write_run(folder: Path, run: PlantedRun, surface: Surface) -> None:
 
 def _loss(run: PlantedRun, surface: Surface, share: float, tokens: float) -> float:
     loss = float(surface.loss(run.params, tokens))
+    for _ in range(40 if run.critical else 0):  # B_crit is a function of the loss that it makes
+        crit = critical_batch(loss, *run.critical)
+        loss = float(surface.loss(run.params, tokens / (1 + run.batch / crit)))
     return loss * (1 + 0.5 * max(0.0, share - run.diverge_at))
 
 

@@ -19,13 +19,9 @@ from analysis.runs import Counting, read_runs
 from analysis.views import dark_colours
 from analysis.views_answers import mathematics_pictures
 from analysis.views_classes import class_pictures
-from analysis.views_evaluations import (
-    _ends,
-    _percentiles,
-    evaluation_pictures,
-    unused_table,
-)
-from analysis.views_evaluations import _information as _information_pictures
+from analysis.views_documents import _ends, document_pictures
+from analysis.views_evaluations import _transfer, evaluation_pictures, unused_table
+from analysis.views_information import information_pictures
 from analysis.views_positions import position_pictures
 from analysis.words import short
 from launch.answers import ANSWER_COLUMNS
@@ -145,6 +141,87 @@ def test_what_depends_on_the_phase_is_seen(planted):
     assert (law.earlier, law.off_line) == (1, pytest.approx(0.5, abs=1e-9))
 
 
+def _on(each, tokens, loss=None, **attributes):
+    """The same evaluation as of a choice of rows with so many tokens."""
+    attributes = {"num_tokens": tokens, "loss": each.loss if loss is None else loss} | attributes
+    return replace(
+        each, content=each.content | {"attributes": each.content["attributes"] | attributes}
+    )
+
+
+def test_one_checkpoint_evaluated_twice_is_no_phase_of_training(planted):
+    """With and without the information of pairs, and on fewer rows: another loss, but no earlier checkpoint."""
+    _, found = planted
+    (rows,) = found.by_data().values()
+    last = last_of_each_run(rows)
+    fewer = [_on(each, 64, each.loss + 0.5) for each in last]
+    twice = replace(found, found=(*fewer, *last, *last))
+    for along in (False, True):
+        (kept,) = twice.by_data(along=along).values()
+        assert [each.loss for each in kept] == [each.loss for each in last]
+    assert transfer(kept).earlier == 0
+    assert np.isnan(transfer(kept).off_line)
+
+
+def test_phases_are_compared_on_equal_rows(planted):
+    """Checkpoints on the way on few rows, half a nat off, the ends on those and on more."""
+    _, found = planted
+    (rows,) = found.by_data().values()
+    last = last_of_each_run(rows)
+    few = [_on(each, 64, each.loss + 0.5) for each in rows]
+    both = replace(found, found=(*few, *last))
+    (along,) = both.by_data(along=True).values()
+    assert {each.choice for each in along} == {64}
+    law = transfer(along)
+    assert law.earlier > 0
+    assert law.off_line < 1e-9
+    (ends,) = both.by_data().values()
+    assert {each.choice for each in ends} == {640}
+    (picture,) = _transfer(both)
+    assert "books: +0.250 nats" in picture.caption
+
+
+def test_the_runs_own_held_out_rows_are_no_other_data(planted):
+    """Another split of their own data is drawn, by name."""
+    _, found = planted
+    own = [_on(each, 640, own_data=True, data="own") for each in found.found]
+    own[0] = _on(own[0], 640, own_data=False)  # of an older file, which does not say
+    test = [_on(each, 640, own_data=True, data="own", split="test") for each in found.found]
+
+    assert _transfer(replace(found, found=tuple(own))) == []
+    (picture,) = _transfer(replace(found, found=(*found.found, *own)))
+    assert "own: +" not in picture.caption
+    (picture,) = _transfer(replace(found, found=(*found.found, *test)))
+    assert "own (own data): +0.250 nats" in picture.caption
+
+
+def test_losses_on_other_data_have_a_law_of_their_own(planted):
+    """Of the planted ladder with an offset the exponent of the runs' own losses, and another constant."""
+    (picture,) = _transfer(planted[1])
+    said = picture.caption.partition("plus constant: ")[2].partition(". Kaplan")[0]
+    books, own = said.split("; ")
+    assert books.startswith("books 0.")
+    assert books.split()[1] == own.removeprefix("own held-out rows ").split()[0]
+
+
+def test_single_documents_are_drawn_where_all_sizes_were_judged_on_them(planted, tmp_path):
+    """Each of the planted ones does as the mean, times a factor of its own."""
+    _, found = planted
+    drawn = {each.name: each.caption for each in document_pictures(found)}
+    exponents = drawn["documents"].partition("the names: ")[2].partition(". Single")[0].split("; ")
+    assert len(exponents) == 8
+    assert len({each.split()[0] for each in exponents}) == 1
+    content = _content(found.found[0].run, 1, 2.0)
+    with writing(tmp_path / "others.h5") as add:
+        add("run-128/step-1", content | {"documents/row": content["documents/row"] + 1})
+    moved = {"path": tmp_path / "others.h5", "name": "run-128/step-1"}
+    other = (
+        replace(each, **moved) if each.run.run_id == "run-128" else each for each in found.found
+    )
+    drawn = [each.name for each in document_pictures(replace(found, found=tuple(other)))]
+    assert drawn == ["percentiles"]
+
+
 def test_documents_are_compared_where_they_are_the_same(planted):
     _, found = planted
     first, *_, last = one_of_each_size(next(iter(found.by_data().values())))
@@ -158,7 +235,7 @@ def test_documents_are_compared_where_they_are_the_same(planted):
 def test_figures_say_the_planted_numbers(planted):
     study, found = planted
     drawn = {each.name: each for each in evaluation_pictures(study, Counting(), found)}
-    assert set(drawn) == {"information", "information-curves", "transfer", "percentiles",
+    assert set(drawn) == {"information", "information-curves", "transfer", "percentiles", "documents",
                           "mathematics-collapse", "mathematics-levels", "mathematics-levels-size",
                           "mathematics-modules", "mathematics-modules-2",
                           "mathematics-modules-size", "mathematics-modules-size-2"}  # fmt: skip
@@ -186,7 +263,8 @@ def test_percentiles_that_are_none_are_left_out(planted):
             else each
             for each in whole
         ]
-        return [each.caption for each in _percentiles(replace(found, found=rows))]
+        shown = document_pictures(replace(found, found=tuple(rows)))
+        return [each.caption for each in shown if each.name == "percentiles"]
 
     (left,) = without({"run-16", "run-128"})
     params = {each.run.run_id: each.params for each in whole}
@@ -224,12 +302,12 @@ def test_answers_without_a_loss_draw_no_level(planted):
 def test_a_share_has_no_exact_line(planted):
     """The known nats are no known share: the largest model's own loss is not the entropy of the whole."""
     _, found = planted
-    drawn = _information_pictures(found)[0]
+    drawn = information_pictures(found)[0]
     rows = [each for each in found.found if "information" in each.content]
     nothing = [replace(each, content=each.content | {"attributes": {
         key: value for key, value in each.content["attributes"].items()
         if key != "known_mutual_information"}}) for each in rows]  # fmt: skip
-    plain = _information_pictures(replace(found, found=nothing))[0]
+    plain = information_pictures(replace(found, found=nothing))[0]
     dashes = [each.svg.count("stroke-dasharray") for each in (drawn, plain)]
     assert dashes[0] - dashes[1] == 2  # the line of the left panel and its name
 

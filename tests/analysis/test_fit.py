@@ -285,3 +285,35 @@ def test_an_exponent_known_within_more_than_a_factor_of_three_is_called_not_iden
     assert all(has_warning(fit, "exponent_not_identified") for fit in within)
     sure = fit_curve(planted(noise=0.001), POWER_CONSTANT, "params", 60, 0)
     assert not has_warning(sure, "exponent_not_identified")
+
+
+def test_a_point_is_as_far_off_as_its_weight_says():
+    """Six of 24 runs are 15 times as noisy and weighed so: none of them is an outlier, and the scatter is that
+    of the mean weight."""
+    sizes = np.geomspace(1e6, 1e9, 24)
+    noisy = np.arange(24) % 4 == 0
+    weight = np.where(noisy, 1 / 225, 1.0)
+    noise = np.where(noisy, 0.03, 0.002) * np.random.default_rng(2).standard_normal(24)
+    loss = power_constant(sizes, **TRUE) * np.exp(noise)
+    alike = fit_curve(point_set(loss, params=sizes), POWER_CONSTANT, "params", 0, 0)
+    weighed = fit_curve(
+        point_set(loss, params=sizes, weight=weight), POWER_CONSTANT, "params", 0, 0
+    )
+    assert alike.diagnostics["outlier_count"] > 0
+    assert weighed.diagnostics["outlier_count"] == 0
+    # chi-square of 21 degrees: a standard error of 15%, of which four
+    expected = 0.002 / np.sqrt(weight.mean())
+    assert weighed.diagnostics["residual_sd"] == pytest.approx(expected, rel=0.6)
+
+
+@pytest.mark.parametrize("column", ["unique_tokens", "batch", "steps", "position"])
+def test_rows_that_differ_in_a_known_column_are_no_seeds(column):
+    """Of a table: of a results folder the recipe says it, and two seeds may stop at different steps."""
+    alike = {"params": np.full(4, 1e6), "tokens": np.full(4, 1e8)}
+    loss, other = np.array([3.0, 3.1, 2.0, 2.1]), np.array([1e7, 1e7, 1e8, 1e8])
+    together = seed_noise(point_set(loss, **alike).points)
+    apart = seed_noise(point_set(loss, **alike, **{column: other}).points)
+    assert (together.degrees, apart.degrees) == (3, 2)
+    assert apart.relative_sd < 0.05 < together.relative_sd
+    ours = point_set(loss, **alike, **{column: other}, recipe=np.full(4, "of a study"))
+    assert seed_noise(ours.points).degrees == 3

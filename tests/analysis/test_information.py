@@ -1,11 +1,13 @@
 """Laws of what is inside a run: mutual information against size, and the loss by place in the context."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from analysis import derived, laws
 from analysis.fit_information import fit_information, information_line
-from analysis.positions import largest_run, positions_of
+from analysis.positions import largest_run, one_run_a_size, positions_of
 from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.sources import fit_law
 from analysis.words import has_warning
@@ -137,6 +139,36 @@ def test_the_loss_by_place_of_the_largest_run_is_fitted(planted_run):
         each = fit.parameters[name]
         assert each.low <= value <= each.high
         assert each.value == pytest.approx(value, rel=0.05)
+
+
+def _after(run, run_id, unique, factors):
+    """A run on a subset of so many tokens, whose losses by place and held-out losses are times these factors."""
+    table = run.eval_position["valid"]
+    held_out = run.eval.copy()
+    held_out["loss"][-len(factors) :] = 3.0 * np.array(factors)
+    places = {
+        "step": held_out["step"][-len(factors) :],
+        "loss": np.stack([table["loss"][-1] * factor for factor in factors]),
+        "count": np.stack([table["count"][-1]] * len(factors)),
+    }
+    config = run.config | {"data": {"unique_tokens": unique}}
+    return replace(
+        run, run_id=run_id, config=config, eval=held_out, eval_position={"valid": places}
+    )
+
+
+def test_the_loss_by_place_is_not_that_of_an_over_fitted_run(planted_run):
+    """Of equal sizes and lengths the most data counts, not the last name; of a run the lowest loss, not the last."""
+    large = largest_run(planted_run, Counting())
+    few = _after(large, "z-few", 1000, (1.5, 1.0, 3.0))
+    most = _after(large, "a-most", 100_000, (1.2, 1.0, 1.1))
+    study = replace(planted_run, runs=(most, few))
+    assert largest_run(study, Counting()).run_id == "a-most"
+    assert [each.run_id for each in one_run_a_size(study, "valid")] == ["a-most"]
+    (alone,) = one_run_a_size(replace(study, runs=(few,)), "valid")
+    np.testing.assert_array_equal(
+        positions_of(alone, "valid").points.loss, positions_of(large, "valid").points.loss
+    )
 
 
 def test_runs_without_a_loss_by_place_are_refused(planted_run):

@@ -1,14 +1,19 @@
 """N_opt by three routes, and the critical batch: planted values come back, doubts are said."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from analysis import laws
 from analysis.derived import optimal_allocation
-from analysis.estimate import to_text
+from analysis.estimate import draws_csv, to_text
 from analysis.fit_critical_batch import fit_critical_batch, hyperbola
 from analysis.fit_isoflop import _noise, _samples, fit_isoflop
 from analysis.isoflop import budgets
+from analysis.line_holdout import line_holdouts
+from analysis.study_fits import Attempt
+from analysis.tables import _holdout_text
 from analysis.words import has_warning
 from tests.analysis.planted import point_set
 
@@ -101,6 +106,79 @@ def test_one_budget_is_refused():
     assert "Train several sizes to the same FLOPs" in str(error.value)
 
 
+def test_runs_without_a_minimum_are_listed_each_with_its_reason():
+    """One budget of one size, one of three, one whose best size is the smallest; four that count."""
+    whole, beside = study(count=4).points, study(count=1, shift=20.0).points
+    edge = replace(beside, flops=beside.flops * 1e5)
+    few = replace(whole.only(np.array([2, 3, 4])), flops=np.full(3, 3e18))
+    alone = replace(whole.only(np.array([3])), flops=np.full(1, 7e18))
+    parts = (whole, edge, few, alone)
+    columns = {name: np.concatenate([each.x(name) for each in parts])
+               for name in ("loss", "params", "flops")}  # fmt: skip
+    fit = fit_isoflop(point_set(columns.pop("loss"), **columns), 0, 0)
+    assert fit.points_used == 28
+    reasons = [each.reason for each in fit.points_left_out]
+    assert len(reasons) == 7 + 3 + 1
+    assert sum("the best size is the smallest or largest" in each for each in reasons) == 7
+    assert sum("fewer than 4 sizes were trained" in each for each in reasons) == 4
+    assert "not in N_opt: at its 7e+18 FLOPs fewer than 4 sizes were trained" in reasons
+    said = {text.split(":")[0]: text for text in fit.warnings}
+    assert "at 2 of 7 budgets fewer than 4" in said["few_sizes"]
+    assert "at 1 of 7 budgets the best size" in said["minima_not_bracketed"]
+
+
+def test_a_parabola_without_a_minimum_between_its_sizes_is_said():
+    """The lowest of seven is the second, but on the whole the curve bends downwards."""
+    points = study(count=3).points
+    loss = points.loss.copy()
+    own = points.flops == points.flops.min()
+    loss[own] = np.exp([0.31, 0.30, 0.9, 1.0, 0.9, 0.5, 0.32])
+    fit = fit_isoflop(point_set(loss, params=points.params, flops=points.flops), 0, 0)
+    assert fit.points_used == 14
+    assert has_warning(fit, "minima_not_inside")
+    assert "the parabola has no minimum between the sizes" in fit.points_left_out[0].reason
+
+
+def test_every_route_keeps_its_draws():
+    fit = fit_isoflop(study(noise=0.003), 40, 0)
+    for name, each in fit.derived.items():
+        assert len(fit.draws[name]) == 40, name
+        if name != "a_surface":  # whose interval is a profile
+            assert np.quantile(fit.draws[name], [0.025, 0.975]) == pytest.approx(
+                [each.low, each.high]
+            )
+    assert len(draws_csv(fit).splitlines()) == 41
+
+
+def test_budgets_above_a_cut_are_held_out():
+    fit = fit_isoflop(study(noise=0.003), 0, 0, compare=True)
+    splits = fit.diagnostics["holdout"]
+    assert [each["points_below"] for each in splits] == [3, 4]
+    assert [each["decades_above"] for each in splits] == pytest.approx([1.5, 0.75])
+    assert all(0 < each["rms_error"] < 0.2 for each in splits)
+    assert "holdout" not in fit_isoflop(study(), 0, 0).diagnostics
+    tried = {"isoflop": Attempt("isoflop", "isoFLOP", "isoflop", "flops", study(), fit)}
+    assert _holdout_text(tried).startswith("isoFLOP of N_opt: at most ")
+
+
+def test_a_line_is_held_out_by_what_lies_beyond_it():
+    x = np.array([1.0, 10.0, 100.0, 1e3, 1e4, np.nan])
+    y = 2 * x**0.5 * np.array([1, 1, 1, 1.1, 1, 1])
+    first, second = line_holdouts(x, y, "y")
+    assert (first["cut"], first["points_below"], first["points_above"]) == pytest.approx(
+        (100, 3, 2)
+    )
+    # the line through the first three is exact: log 2 x^0.5 less the log of 1.1 that was measured
+    assert first["mean_error"] == pytest.approx(-np.log(1.1) / 2)
+    assert first["rms_error"] == pytest.approx(np.log(1.1) / 2**0.5)
+    assert first["decades_above"] == pytest.approx(2)
+    assert second["points_below"] == 4
+    falling = line_holdouts(1 / x, y, "y", falling=True)
+    assert falling[0] == pytest.approx(first | {"cut": 0.01})
+    assert line_holdouts(x[:3], y[:3], "y") == []
+    assert line_holdouts(np.full(5, 2.0), y[:5], "y") == []
+
+
 def test_repeats_of_a_size_are_averaged():
     one = budgets(point_set(np.array([2.0, 8.0, 3.0]), params=np.array([1.0, 1.0, 2.0]),
                             flops=np.array([1.0, 1.01, 1.02])).points)  # fmt: skip
@@ -135,6 +213,12 @@ def test_the_planted_critical_batch_comes_back():
     for name, value in KAPLAN.items():
         assert fit.value(name) == pytest.approx(value, rel=1e-6)
     assert [each["loss"] for each in fit.diagnostics["levels"]] == [2.7, 3.0, 3.5, 4.0]
+    (split,) = fit_critical_batch(at_levels(), 0, 0, compare=True).diagnostics["holdout"]
+    assert (split["cut"], split["points_below"]) == (
+        pytest.approx(3.0),
+        3,
+    )  # the lowest is held out
+    assert split["rms_error"] < 1e-6
 
 
 def test_noise_is_covered():
@@ -255,3 +339,9 @@ def test_one_loss_is_refused():
 def test_the_hyperbola_never_has_a_negative_end():
     assert hyperbola(np.array([1.0, 2.0, 4.0]), np.array([1.0, 1.1, 1.2]))[1] == 0
     assert hyperbola(np.array([1.0, 2.0, 4.0]), np.array([4.0, 2.0, 1.0])) == pytest.approx((0, 4))
+
+
+def test_no_budget_is_lost_to_rounding():
+    """The unit of a spline's abscissa is -1 to 1 but for rounding, outside of which it is no number."""
+    fit = fit_isoflop(study(count=40, sizes=9, span=6.0), 0, 0)
+    assert all(np.isfinite(each["akima"]) for each in fit.diagnostics["minima"])

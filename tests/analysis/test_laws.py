@@ -11,7 +11,7 @@ from analysis.estimate import Estimate, plain
 from analysis.fit import fit_curve
 from analysis.laws import PF_DAY, optimal_params, power, power_constant
 from analysis.points import X_NAMES
-from analysis.published import HENIGHAN, published, published_of_kind
+from analysis.published import HENIGHAN, caution_of_kind, published, published_of_kind
 from analysis.runs import FLOP_COUNTS, PARAM_COUNTS
 from analysis.separable import LAW_NAMES, LOGARITHM, SEPARABLE_LAWS
 from analysis.words import short, value_with_interval
@@ -83,6 +83,23 @@ def test_pairs_have_a_published_law_of_each_kind_of_token(domain, kind, loss):
         {"text-to-image": 2.6e8, "image-to-text": 1.9e8}[domain], rel=0.05
     )
     assert published_of_kind(domain, "padding") is None
+
+
+@pytest.mark.parametrize("domain", ["text-to-image", "image-to-text"])
+def test_pairs_with_captions_in_another_vocabulary_keep_the_law_of_their_pixels(domain):
+    """The text's row counts padding, and so stands beside none of ours without a word."""
+    row, own = published(domain), published(f"{domain}-v1024")
+    assert own.loss_by_params == row.loss_by_params
+    assert own.caution.startswith(row.caution)
+    assert "of 1,024 pieces" in own.caution
+    for kind in ("text", "pixel"):
+        assert published_of_kind(f"{domain}-v1024", kind) == published_of_kind(domain, kind)
+        said = caution_of_kind(f"{domain}-v1024", kind)
+        assert ("includes padding" in said and "1,024 pieces" in said) == (kind == "text")
+    assert "includes padding, and so" in caution_of_kind(domain, "text")
+    assert published("mathematics-v1024") is None
+    assert published_of_kind("mathematics", "text") is None
+    assert caution_of_kind("mathematics", "answer") == ""
 
 
 def test_a_logarithm_of_size_beside_the_power_law_of_kaplan():

@@ -291,7 +291,7 @@ def test_the_counting_conventions_stand_side_by_side(full_report):
 def test_what_follows_has_intervals(full_report):
     fits, _ = full_report
     found = {each["name"]: each for each in fits["findings"]}
-    for name in ("surface:optimal_params", "surface:excess_compute_2", "surface-kaplan:overfitting",
+    for name in ("surface:optimal_params", "surface:excess_compute_2", "surface:overfitting",
                  "early_stopping", "learning-curve:loss_exponent"):  # fmt: skip
         assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], name
     assert found["surface:excess_compute_2"]["value"] > 1

@@ -10,10 +10,10 @@ import pytest
 
 from analysis.guards import INCLUDES
 from analysis.points import keep_efficient, seed_noise
+from analysis.recipe import recipe, same_runs
 from analysis.report import write_report
 from analysis.runs import (
     Counting,
-    _recipe,
     all_points,
     curve_points,
     final_points,
@@ -47,7 +47,7 @@ def test_runs_from_before_a_choice_was_there_are_of_one_recipe():
         "domain": "x", "blend": [],
     }  # fmt: skip
     sparse = {**new, "shape": {**new["shape"], "attention_window": 24}}
-    recipes = [_recipe(SimpleNamespace(config=each)) for each in (old, new, sparse)]
+    recipes = [recipe(SimpleNamespace(config=each)) for each in (old, new, sparse)]
     assert recipes[0] == recipes[1] != recipes[2]
 
 
@@ -245,6 +245,42 @@ def test_a_repeat_whose_best_evaluation_is_not_its_last_is_a_repeat_still(tmp_pa
         "params_non_embedding"]])) == 1  # fmt: skip
 
 
+def test_a_run_that_two_variants_share_is_no_second_seed(tmp_path):
+    """Their equal losses would pass for seeds that do not scatter, and weigh double in a fit."""
+    twin = replace(RUN, run_id="one-again")
+    runs = read_runs(study(tmp_path, twin, replace(RUN, run_id="one-s1", seed=1)))
+    assert same_runs(runs.runs) == {"one-again": "one"}
+    for found in (final_points(runs, Counting(), "params"), curve_points(runs, Counting())):
+        assert set(found.points.group) == {"one", "one-s1", "two"}
+        (gone,) = [each for each in found.left_out if each.point == "one-again"]
+        assert gone.reason == "the same run as one, down to the seed: it counts once"
+    alone = replace(runs, runs=tuple(each for each in runs.runs if each.run_id != "one-s1"))
+    assert seed_noise(all_points(alone, Counting()).points) is None
+    assert seed_noise(all_points(runs, Counting()).points).degrees == 1
+
+
+def test_of_two_equal_runs_the_one_that_went_farthest_counts(tmp_path):
+    """With `unfinished` taken in: else half a run would hide the whole one."""
+    runs = read_runs(study(tmp_path))
+    table = runs.runs[0].eval
+    half = replace(runs.runs[0], run_id="a-half", eval=table[: len(table) // 2])
+    assert same_runs([half, *runs.runs]) == {"a-half": "one"}
+
+
+def test_learning_curves_of_other_lengths_are_no_seeds(tmp_path):
+    """At equal tokens a rate that falls to another end is at another place of its fall."""
+    longer = replace(RUN, run_id="longer", tokens=2 * RUN.tokens, seed=1, warmup_share=1 / 800)
+    runs = read_runs(study(tmp_path, longer))
+    falling = tuple(
+        replace(run, config=run.config | {"schedule": {"kind": "cosine"}}) for run in runs.runs
+    )
+    tables = [falling[at].eval_rows("valid") for at in (0, 1)]
+    assert set(tables[0]["tokens"]) & set(tables[1]["tokens"])
+    points = curve_points(replace(runs, runs=falling), Counting(include=("mid-schedule",))).points
+    assert {"one", "longer"} <= set(points.group)
+    assert seed_noise(points) is None
+
+
 def test_l_of_d_uses_the_largest_size_alone(tmp_path):
     found = final_points(read_runs(study(tmp_path)), Counting(), "tokens")
     assert list(found.points.params) == [98304]
@@ -358,5 +394,5 @@ def test_names_of_variants_and_what_older_runs_did_unasked_make_no_other_recipe(
     old = {"domain": "x", "batch": {"train_batch_size": 4}}
     new = {**old, "variant": "a", "data": {"unique_tokens": None}}
     few = {**old, "data": {"unique_tokens": 1000}}
-    recipes = [_recipe(SimpleNamespace(config=each)) for each in (old, new, few)]
+    recipes = [recipe(SimpleNamespace(config=each)) for each in (old, new, few)]
     assert recipes[0] == recipes[1] != recipes[2]

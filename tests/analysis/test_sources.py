@@ -177,19 +177,27 @@ def test_rolling_widths_grow_no_narrower_than_the_errors_seen():
     # between noise alone and twice the worst error, whatever the weights
     assert 0.01 < half < 1.96 * np.abs(errors).max() * 1.01
     assert np.isnan(rolling_width([], beyond))
+    # one wild run of next to no weight does not widen what the others say
+    first, near = splits[0], np.flatnonzero(splits[0].farthest <= 0.5)
+    assert len(near) > 1
+    hit = np.arange(len(first.error)) == near[0]
+    wild = replace(first, error=np.where(hit, 9.0, first.error))
+    light = replace(wild, weight=np.where(hit, 1e-9, first.weight))
+    assert rolling_width([wild], beyond) > 1 > 0.1 > rolling_width([light], beyond)
 
 
 def test_a_forecast_is_checked_only_by_enough_held_out_runs_in_every_measure():
     splits = rolling_origin(planted(noise=0.01).points, SURFACE, 1e-3)
     near = np.array([0.2, 0.2, 0.5])
     assert reached(splits, near, span=3.0)
-    assert not reached(splits, near, span=1.9)  # two decades below the target are wanted
+    assert not reached(splits, near, span=1.9)  # two decades below the target are wanted,
+    assert reached(splits, np.zeros(3), span=1.9)  # but not inside the data
     assert not reached(splits, np.array([0.0, 0.0, 30.0]), span=33.0)
     # no split is so far out in D, although some are in C
     farthest = np.max([each.decades.max(axis=0) for each in splits], axis=0)
     assert not reached(splits, np.array([0.0, farthest[1] + 0.1, 0.5]), span=3.0)
     rows = np.arange(6)
-    apart = Split(1.0, 10, np.ones((6, 3)), np.zeros(6), np.stack([rows, rows], axis=1))
+    apart = Split(1.0, 10, np.ones((6, 3)), np.zeros(6), np.stack([rows, rows], axis=1), np.ones(6))
     assert reached([apart], near, span=3.0)
     one_curve = replace(apart, shared=np.stack([0 * rows, rows], axis=1))
     assert not reached([one_curve], near, span=3.0)
@@ -266,6 +274,33 @@ def test_unique_parameters_come_from_the_runs_of_one_epoch(tmp_path, capsys):
                 unique_tokens=unique[30:], loss=loss[30:])  # fmt: skip
     found = run(capsys, "fit", few, "--law", "data-constrained", "--bootstrap", "0")
     assert any("0.051 per unique token, published" in text for text in found["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("law", "ignored"),
+    [("surface", False), ("power", False), ("isoflop", True), ("frontier", True)],
+)
+def test_a_law_that_counts_every_row_alike_says_so_of_weights(tmp_path, law, ignored):
+    points = planted().points
+    path = Path(write(tmp_path / "w.csv", params=points.params, tokens=points.tokens, loss=points.loss,
+                      flops=6 * points.params * points.tokens, weight=np.arange(1.0, 31.0),
+                      group=np.arange(30)))  # fmt: skip
+    found = read_points(path, law, "params", Counting())
+    assert any(text.startswith("weight_ignored: ") for text in found.remarks) is ignored
+    assert np.ptp(found.points.weight) == (0 if ignored else 29)
+
+
+@pytest.mark.parametrize("law", ["surface", "surface-kaplan", "power", "learning-curve"])
+def test_a_law_of_new_tokens_says_where_they_were_met_again(tmp_path, law):
+    points = planted().points
+    columns = {"params": points.params, "tokens": points.tokens, "loss": points.loss}
+    for epochs, rows in ((4.0, 7), (1.0, 0)):
+        unique = points.tokens / np.where(np.arange(30) < 7, epochs, 1.0)
+        path = Path(write(tmp_path / "e.csv", **columns, unique_tokens=unique))
+        found = read_points(path, law, "params", Counting())
+        said = [text for text in found.remarks if text.startswith("repeated_data: ")]
+        assert len(said) == (rows > 0)
+        assert not rows or f"{rows} of 30 points are of more tokens than unique_tokens" in said[0]
 
 
 @pytest.fixture(scope="module")

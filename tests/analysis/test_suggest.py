@@ -200,3 +200,43 @@ def test_learning_rates_without_a_rule_are_asked_for():
     with pytest.raises(ValueError, match="neither one number nor a rule") as error:
         _common_rate([run(1e-3, 1e4), run(2e-3, 1e6)])
     assert "Give --learning-rate" in str(error.value)
+
+
+@pytest.fixture
+def no_optimum(tmp_path):
+    """A loss that rises a little with the data, so that B of its surface is 0."""
+    path = tmp_path / "hurts.csv"
+    rows = [
+        f"{n},{d},{1.8 + 400 / n**0.34 + 0.002 * np.log(d / 1e8)}"
+        for n in np.geomspace(1e6, 1e8, 5)
+        for d in np.geomspace(1e8, 1e10, 4)
+    ]
+    path.write_text("params,tokens,loss\n" + "\n".join(rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["predict", "--flops", "1e20"], "the fitted law has no optimum: B = 0; wanted a loss that falls"),
+        (["predict", "--params", "1e9"], "Give two of --params, --tokens and --flops"),
+        (["suggest", "--tokens", "1e9"], "--tokens = 1e+09 with --law surface: the fitted law has no optimum"),
+        (["suggest", "--shrink", "beta"], "--shrink beta: no point depends on it in the best fit"),
+        (["suggest", "--shrink", "B"], "--shrink B: the fitted value is 0; wanted one that is positive"),
+    ],
+)  # fmt: skip
+def test_without_an_optimum_one_number_says_no_run(no_optimum, tmp_path, capsys, options, message):
+    command, *rest = options
+    more = ["--domain", "text", "--out", str(tmp_path / "x.toml")] if command == "suggest" else []
+    assert (
+        main([command, str(no_optimum), "--law", "surface", "--bootstrap", "20", *rest, *more]) == 2
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_without_an_optimum_two_numbers_say_a_run(no_optimum, capsys):
+    target = ["--params", "1e8", "--tokens", "1e10", "--bootstrap", "20"]
+    assert main(["predict", str(no_optimum), "--law", "surface", *target]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"]["value"] == pytest.approx(1.8 + 400 / 1e8**0.34, rel=0.01)
+    assert found["optimal_params"]["value"] is None

@@ -301,3 +301,41 @@ def test_losses_below_the_rest_do_not_become_a_silent_constant():
     fit = fit_separable(replace(found, points=replace(found.points, loss=loss)), SURFACE, 0, 0)
     assert has_warning(fit, "outliers")
     assert fit.value("alpha") == pytest.approx(CHINCHILLA["alpha"], abs=0.05)
+
+
+def weak(tokens_term, seed, noise):
+    """5 sizes x 4 budgets of a loss in which the data hardly matter, or do harm."""
+    params, tokens = (
+        each.ravel() for each in np.meshgrid(np.geomspace(1e6, 1e8, 5), np.geomspace(1e8, 1e10, 4))
+    )
+    scatter = np.exp(noise * np.random.default_rng(seed).standard_normal(20))
+    loss = (1.8 + 400 / params**0.34 + tokens_term(tokens)) * scatter
+    return point_set(loss, params=params, tokens=tokens)
+
+
+def test_an_exponent_at_its_limit_takes_no_width_from_the_other_intervals():
+    """beta ends at 8, where the derivative by it is eight decades above all others."""
+    fit = fit_separable(weak(lambda tokens: 0 * tokens, 4, 0.003), SURFACE, 20, 0)
+    assert "beta" in fit.diagnostics["bounds_active"]
+    for name, truth in (("E", 1.8), ("A", 400), ("alpha", 0.34)):
+        each = fit.parameters[name]
+        assert each.low < truth < each.high, name
+        # twenty runs of 0.3% noise cannot say more than 0.3%/20^0.5 of a loss, 0.07%
+        assert each.high - each.low > 7e-4 * truth, name
+
+
+def test_what_no_point_depends_on_is_not_identified():
+    found = weak(lambda tokens: 0.002 * np.log(tokens / 1e8), 3, 0.001)
+    fit = fit_separable(found, SURFACE, 40, 0)
+    assert fit.value("B") == 0
+    known = fit.parameters | fit.derived
+    for name in ("beta", "a", "optimal_params", "loss_exponent"):
+        assert np.isnan([known[name].low, known[name].high]).all(), name
+        assert any(
+            text.startswith(f"{name}_not_identified: with B = 0 no point depends on it")
+            for text in fit.warnings
+        ), name
+    assert known["B"].low == 0
+    assert has_warning(fit, "B_not_identified")
+    assert not has_warning(fit, "alpha_not_identified")
+    assert any(text.startswith("at_bound: B = 0 ended at a limit") for text in fit.warnings)

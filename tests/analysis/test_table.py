@@ -31,6 +31,12 @@ def test_reads_what_is_needed_and_ignores_the_rest(tmp_path):
         (b"a\x00b,c\n1,2\n", "no column"),
         ("Params,los\n1,2\n", "no column 'params', 'loss'; found Params, los"),
         ("param,loss\n1,2\n", "The nearest is 'param': rename it if that is it"),
+        (
+            "Parameters (M),loss\n1,2\n",
+            "'Parameters (M)': rename it if that is it. Count single parameters, not mill",
+        ),
+        ("N,D,C,loss\n1,2,3,4\n", "The nearest is 'N': rename it if that is it"),
+        ("tokenizer,loss,weight\na,2,1\n", "Add it, or choose a law that does not need it"),
         ("xyzzy,loss\n1,2\n", "Add it, or choose a law that does not need it"),
         ("params;loss\n1;2\n", "separated by another character: write it with commas"),
         ("params,loss,loss\n1,2,3\n", "column 'loss' appears 2 times; wanted it once"),
@@ -57,6 +63,7 @@ def test_refuses_with_file_value_wish_and_way_out(tmp_path, text, message):
     [
         ("nan", "loss = nan: not a positive number"),
         ("inf", "loss = inf: not a positive number"),
+        ("1e300", "loss = 1e+300: above 1e+100"),
         ("0", "loss = 0: not a positive number"),
         ("-2", "loss = -2: not a positive number"),
         ("", "loss = nan: not a positive number"),
@@ -74,8 +81,51 @@ def test_a_repeated_row_counts_once_and_is_listed(tmp_path):
     assert len(found.points) == 2
     assert found.left_out[0].point == "points.csv row 4"
     assert found.left_out[0].reason == "same as points.csv row 2"
-    kept = table(tmp_path, HEADER + "1e4,3,a\n1e4,3,b\n")
-    assert len(kept.points) == 2
+
+
+@pytest.mark.parametrize("column", ["group", "seed", "tokens", "weight"])
+def test_rows_that_differ_in_any_column_are_no_repeats(tmp_path, column):
+    """Two seeds may end at the same three decimals."""
+    found = table(tmp_path, f"params,loss,{column}\n1e4,3.012,1\n1e4,3.012,2\n10000, 3.0120,2\n")
+    assert len(found.points) == 2
+    assert [each.reason for each in found.left_out] == ["same as points.csv row 3"]
+
+
+def test_two_symbols_are_recognised(tmp_path):
+    with pytest.raises(
+        ValueError, match="The nearest is 'N' for 'params', 'D' for 'tokens': rename"
+    ):
+        table(tmp_path, "C,N,D,loss\n1,2,3,4\n", ("params", "tokens", "loss"))
+
+
+def test_a_needed_column_that_is_there_is_not_the_nearest(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"flops, loss\. Add it, or choose a law that does not need it"
+    ):
+        table(tmp_path, "params,tokens,loss\n1,2,3\n", ("params", "flops", "loss"))
+
+
+def test_sizes_in_billions_are_remarked(tmp_path):
+    found = table(tmp_path, "params,loss\n0.07,3\n0.4,2\n")
+    assert found.remarks[0].startswith("units: params = 0.07, which is less than one")
+    assert not table(tmp_path, "params,loss\n7,3\n40,2\n").remarks
+
+
+def test_a_weight_that_a_law_does_not_use_is_remarked(tmp_path):
+    text = "params,loss,weight\n1e4,3,1\n2e4,2,0\n"
+    assert len(table(tmp_path, text).points) == 1
+    found = read_table(tmp_path / "points.csv", ("params", "loss"), weighs=False)
+    assert list(found.points.weight) == [1, 1]
+    assert found.remarks[0].startswith("weight_ignored: this law counts every row alike")
+
+
+def test_row_numbers_are_those_of_the_file_beside_empty_rows(tmp_path):
+    found = table(tmp_path, "\nparams,loss\n1,3\n\n\n2,0\n3,2\n")
+    assert list(found.points.label) == ["points.csv row 3", "points.csv row 7"]
+    assert found.left_out[0].point == "points.csv row 6"
+    for bad, message in (("x,2\n", "row 5, column 'params' = 'x'"), ("1\n", "row 5 has 1 cells")):
+        with pytest.raises(ValueError, match=message):
+            table(tmp_path, "params,loss\n1,2\n\n\n" + bad)
 
 
 def test_text_in_a_column_that_nobody_needs_does_no_harm(tmp_path):

@@ -286,6 +286,16 @@ def test_each_proportion_is_compared_with_the_others_as_usual(base):
     assert "Shape at equal size" in picture.caption
 
 
+def test_the_aspect_ratio_is_drawn_at_the_heads_that_most_depths_share(base):
+    """As in `kaplan-shape`: the scan of feed-forward ratios has 4 heads, and so most runs; most depths 8."""
+    ladder = [(2, 64, 256, 8), (4, 45, 180, 9), (8, 32, 128, 8), (16, 24, 96, 8),
+              *((8, 32, feed, 4) for feed in (32, 64, 128, 256, 320, 384))]  # fmt: skip
+    runs = [shaped(base.runs[0], *shape, loss=2.0) for shape in ladder]
+    cell = [(run, float(run.config["shape"]["num_attention_heads"])) for run in runs]
+    aspect = views_shape._panels(cell)["aspect ratio d / layers"]
+    assert aspect == {32.0: [8.0], 11.25: [9.0], 4.0: [8.0], 1.5: [8.0]}
+
+
 def test_what_is_left_of_a_difference_in_size_is_taken_out(base):
     runs = tuple(
         shaped(

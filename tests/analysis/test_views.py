@@ -8,14 +8,14 @@ import pytest
 from analysis.derived import tokens_against_overfitting
 from analysis.estimate import Estimate, Fit
 from analysis.figures import interval_bars, paper, subplots, svg
-from analysis.findings import Sample, disagreements, findings
+from analysis.findings import Sample, findings
 from analysis.laws import PF_DAY
 from analysis.published import published
 from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.study_fits import Attempt
 from analysis.views_batch import noise_scale
 from analysis.views_laws import _crossing, _rule
-from analysis.views_runs import _by_kind, _by_split, _tokens_to_reach
+from analysis.views_runs import _by_kind, _by_split, tokens_to_reach
 from analysis.views_shape import _cells
 from analysis.views_shape import shapes as shapes_of
 from analysis.words import short, value_with_interval
@@ -122,8 +122,8 @@ def test_an_open_end_of_an_interval_goes_to_the_edge_with_an_arrow():
 
 def test_tokens_to_reach_a_loss_need_three_sizes():
     many = curves(Surface(), 1.2e4 * 4.0 ** np.arange(5), (1 / 50, 6)).points
-    assert names(_tokens_to_reach(many)) == ["tokens-to-reach"]
-    assert _tokens_to_reach(many.only(many.params < 1e5)) == []
+    assert names(tokens_to_reach(many, "tokens-to-reach", "words")) == ["tokens-to-reach"]
+    assert tokens_to_reach(many.only(many.params < 1e5), "tokens-to-reach", "words") == []
 
 
 def law(x, values, **diagnostics):
@@ -161,15 +161,6 @@ def test_trends_that_meet_nowhere_near_are_not():
     assert _crossing(trends(0.39)) == []
 
 
-def test_routes_whose_intervals_do_not_meet_are_named():
-    found = [("surface", Estimate(0.5, 0.45, 0.55)), ("frontier", Estimate(0.7, 0.6, 0.8)),
-             ("envelope", Estimate(0.6, 0.5, 0.7))]  # fmt: skip
-    (said,) = disagreements(found)
-    assert said.startswith(
-        "routes_disagree: by surface N_opt ∝ C^0.500 [0.450, 0.550], by frontier"
-    )
-
-
 def test_the_rule_for_tokens_has_an_interval_at_the_largest_size():
     constants = {"Nc": 1e13, "aN": 0.076, "Dc": 5e13, "aD": 0.1}
     draws = {name: value * np.ones(9) for name, value in constants.items()}
@@ -202,3 +193,4 @@ def test_kinds_of_token_have_the_published_law_beside_them(tmp_path):
     (picture,) = _by_kind(study, Counting())
     assert "text: (560M/N)^0.037." in picture.caption
     assert "pixel: 2 + (5.1k/N)^0.16." in picture.caption
+    assert picture.caption.count("includes padding") == 1

@@ -280,7 +280,8 @@ def test_list(capsys):
 
 
 def test_help_is_light():
-    program = "import sys; from data_prep import __main__ as m; m._parser(); print({'numpy', 'PIL'} & set(sys.modules))"
+    imports = "import sys; from data_prep import __main__, arguments; arguments.parser()"
+    program = f"{imports}; print({{'numpy', 'PIL'}} & set(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -87,6 +87,7 @@ def test_it_measures_what_training_measured(trained, pictures, capsys):
     error = found["attributes"]["standard_error"]
     assert error == pytest.approx(wanted["standard_error"], rel=100 * tolerance)
     assert found["attributes"]["num_tokens"] == wanted["num_tokens"]
+    assert found["attributes"]["own_data"]
     np.testing.assert_allclose(
         found["position/loss"], result.eval_position["valid"]["loss"][-1], rtol=10 * tolerance
     )
@@ -221,6 +222,15 @@ def test_other_data_of_the_same_vocabulary_and_other_forms(trained, pictures, tm
     losses = [each["documents/loss_sum"] for each in read_evaluations(out).values()]
     np.testing.assert_array_equal(losses[0], losses[1])
     np.testing.assert_array_equal(losses[0], losses[2])
+
+
+def test_data_of_other_pictures_are_not_its_own(trained, pictures, tmp_path, capsys):
+    raw, other, out = pictures.parent / "raw", tmp_path / "other", tmp_path / "out.h5"
+    split = ["--split", "valid", "--workers", "1"]  # all of them: no split to train on
+    assert data_prep(["build", "image-8x8", "--raw", str(raw), "--out", str(other), *split]) == 0
+    assert evaluate(capsys, trained, "--data", other, "--rows", 5, "--out", out)[0] == 0
+    (found,) = read_evaluations(out).values()
+    assert not found["attributes"]["own_data"]
 
 
 def test_two_ranks_share_the_rows_and_measure_the_same(trained, pictures, tmp_path, capsys):

@@ -13,6 +13,7 @@ from slurm.step import End, Ended, ended, slurm_lines
 
 KILLED = "srun: error: n2: task 1: Killed"
 NO_STEP = "srun: error: Unable to create step for job 7"
+EXCLUSIVE = "SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually exclusive."
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,8 @@ def test_what_srun_says(said, ends):
         ([f"{NO_STEP}: Memory required by task is not available"], None, 0, Cause.FAILED, None),
         ([f"{NO_STEP}: More processors requested than permitted"], None, 0, Cause.FAILED, None),
         (["srun: error: Only allocated 1 nodes asked for 3"], None, False, Cause.FAILED, None),
+        ([f"srun: fatal: {EXCLUSIVE}"], None, False, Cause.FAILED, None),
+        (["srun: fatal: Could not establish a configuration source"], None, 0, Cause.STEP, None),
         (
             ["srun: error: Unable to contact slurm controller (connect failure)", KILLED],
             None,
@@ -119,6 +122,15 @@ def test_ended_well_without_being_finished():
 
 def test_the_message_of_a_killed_rank():
     assert find(ended(137, [KILLED]), None, False).message == "rank 1 on n2: killed by SIGKILL"
+
+
+def test_the_message_of_ranks_that_srun_tells_nothing_of():
+    said = ["srun: job 7 queued", "srun: something new", "odd"]
+    assert find(ended(1, said), None, False).message == (
+        "srun ended with status 1 and told nothing of the ranks; its last line: srun: something new"
+    )
+    assert find(Ended(1), None, False).message.endswith("told nothing of the ranks")
+    assert EXCLUSIVE in find(ended(1, [f"srun: fatal: {EXCLUSIVE}"]), None, False).message
 
 
 def attempts(*rows) -> list[Attempt]:

@@ -69,6 +69,13 @@ def test_a_file_of_yours(tmp_path):
             ["[sbatch] cpus_per_task; wanted there only what no other key says"],
         ),
         (
+            GOOD
+            + '[sbatch]\nmem-per-cpu = 1000\ngres = "gpu:2"\nparsable = true\ntest_only = true\n',
+            [
+                "[sbatch] mem-per-cpu, gres, parsable, test_only; wanted there only what no other key"
+            ],
+        ),
+        (
             GOOD + "[sbatch]\nexclusive = false\nreboot = true\n",
             ["[sbatch] exclusive = false; wanted true, a number or words: sbatch has no option"],
         ),
@@ -82,6 +89,12 @@ def test_what_is_wrong_is_named(tmp_path, text, words):
         load_cluster(str(path))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_resource_that_is_no_gpu(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + '[sbatch]\ngres = "nvme:1"\n')
+    assert load_cluster(str(path)).sbatch == {"gres": "nvme:1"}
 
 
 def test_an_unknown_name():

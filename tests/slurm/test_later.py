@@ -1,11 +1,17 @@
 """What follows training is started again until it has ended well."""
 
 import pickle
+import re
 
 import pytest
 
+from data_prep.manifest import load_manifest
+from launch.devices import GPUS
 from slurm import later
 from slurm.__main__ import main
+from slurm.describe import code_bytes
+from slurm.evaluation import evaluation_seconds
+from slurm.freeze import COMMIT_FILE, freeze_code
 from slurm.ledger import (
     EVALUATE,
     EVERY_CHECKPOINT,
@@ -15,6 +21,7 @@ from slurm.ledger import (
     leave_outcome,
     submissions,
 )
+from slurm.resources import JOB_SECONDS, RUN_SECONDS
 from slurm.status import look
 from slurm.target import Wishes, target
 from tests.slurm.conftest import runs_of
@@ -127,6 +134,52 @@ def test_each_run_is_in_one_share(study, data, tmp_path):
     found = [run_id for share in later.shares(of) for run_id in share.run_ids]
     assert sorted(found) == sorted(run.run_id for run in of.runs)
     assert all("CUDA_VISIBLE_DEVICES" in dict(share.environment) for share in later.shares(of))
+
+
+def test_an_evaluation_has_its_price(submit, cluster, study, data, tmp_path, fake_slurm):  # noqa: F811
+    """Of `--dry-run`: a start for each job and each run, and all rows through every model."""
+    of = target(study, str(cluster), data, tmp_path / "results", Wishes(evaluate=(data, data)))
+    hours = later.gpu_hours(of, later.wanted(of))
+    starts = JOB_SECONDS * len(later.shares(of)) + 2 * RUN_SECONDS * len(of.runs)
+    rows, gpu = load_manifest(data).rows("valid"), GPUS["h100"]
+    forward = [run.shape.flops_per_token_exact / 3 * run.shape.seq_length for run in of.runs]
+    passes = 2 * rows * sum(forward) / (gpu.efficiency * gpu.fp32)
+    assert passes > 0
+    assert hours == pytest.approx((starts + passes) / 3600, rel=1e-12)
+    assert later.gpu_hours(of, (REPORT,)) == 0
+    on_cpu = target(study, "local", data, tmp_path / "results", Wishes(evaluate=(data,)))
+    assert later.gpu_hours(on_cpu, later.wanted(on_cpu)) == 0
+
+    status, out, _ = submit("--dry-run", "--evaluate", str(data), cluster=cluster)
+    assert status == 0
+    of = target(study, str(cluster), data, tmp_path / "results", Wishes(evaluate=(data,)))
+    told = later.gpu_hours(of, later.wanted(of))
+    in_all, of_these = re.search(
+        r"; ([\d.]+) GPU-hours \(([\d.]+) of them evaluation\)", out
+    ).groups()
+    assert float(of_these) == pytest.approx(told, rel=5e-3)  # three digits
+    assert float(in_all) > told + 2 * JOB_SECONDS / 3600
+    assert (
+        f"GPU-hours count steps, the evaluations along them, {JOB_SECONDS:g} s for each job" in out
+    )
+
+
+def test_every_checkpoint_has_its_price(study, data):
+    run = runs_of(study)[0]
+    kept = run.model_copy(
+        update={"checkpoint": run.checkpoint.model_copy(update={"keep_every": 10})}
+    )
+    words = {"gpu": GPUS["a100"], "datasets": [data]}
+    one = evaluation_seconds(kept, information=False, every=False, **words)
+    every = evaluation_seconds(kept, information=False, every=True, **words)
+    assert every == pytest.approx(one * (kept.train_steps // 10 + kept.checkpoint.keep_last))
+    assert one < evaluation_seconds(kept, information=True, every=False, **words) < 2 * one
+
+
+def test_the_copy_of_the_code_is_counted(tmp_path):
+    kept = freeze_code(tmp_path)
+    copied = [path for path in kept.rglob("*") if path.is_file() and path.name != COMMIT_FILE]
+    assert code_bytes() == sum(path.stat().st_size for path in copied)
 
 
 def test_nothing_was_ever_submitted(study, data, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,9 @@
 """What a person reads when something is wrong, and Slurm's commands as they are really called."""
 
+import errno
+import fcntl
 import json
+import os
 import re
 import resource
 import stat
@@ -10,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.locks import NO_LOCKS
+from launch.console import sentence
+from launch.folder import locked
 from slurm.__main__ import main
-from slurm.ledger import open_submission, submissions
+from slurm.ledger import CANCELLED, leave_outcome, me, open_submission, submissions, submit_lock
 from slurm.submit import shared_limit
 from tests.slurm.conftest import ROOT, runs_of, write_study
 
@@ -52,10 +58,10 @@ def submit(study, data, tmp_path, capsys):
 
 @pytest.fixture
 def fake_slurm(tmp_path, monkeypatch):
-    """sbatch, squeue, scancel, sinfo and srun that note how they were called and answer from files."""
+    """Slurm's commands, which note how they were called and answer from files."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("sbatch", "squeue", "scancel", "sinfo", "srun"):
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun"):
         script = folder / name
         script.write_text(
             f'#!/bin/sh\necho "{name} $*" >>{folder}/calls\n'
@@ -65,6 +71,7 @@ def fake_slurm(tmp_path, monkeypatch):
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     (folder / "sbatch.out").write_text("Submitted batch job 77\n")
     (folder / "squeue.out").write_text("")
+    (folder / "scontrol.out").write_text("PrivateData             = none\n")
     (folder / "sinfo.out").write_text("small*|4:00:00|2|gpu:h100:4(S:0-1)|8|64000\n")
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return folder
@@ -199,6 +206,119 @@ def test_what_sbatch_is_asked_for(submit, study, fake_slurm, cluster, tmp_path, 
     assert f"scancel --signal=TERM --name {submission.name}\n" in calls
 
 
+def test_a_study_that_was_cancelled_and_is_ending(submit, study, fake_slurm, cluster, tmp_path):
+    """Its jobs would leave runs undone that submit took for being under way."""
+    assert submit(cluster=cluster)[0] == 0
+    training, report = submissions(tmp_path / "results" / "tiny")
+    (fake_slurm / "squeue.out").write_text(queued(training, 0, 1))
+    assert main(["cancel", str(study), "--results", str(tmp_path / "results")]) == 0
+    for options in ([], ["--dry-run"]):
+        status, _, err = submit(*options, cluster=cluster)
+        assert status == 2
+        assert (
+            f"{training.folder}: its jobs were cancelled and are ending; wanted none of them left. Wait a moment, "
+            "then run the same command again"
+        ) in err
+    (fake_slurm / "squeue.out").write_text("")
+    assert "2 started now in 2 jobs" in submit(cluster=cluster)[2]
+
+
+def test_a_report_that_was_cancelled_and_is_ending(
+    submit, study, fake_slurm, cluster, tmp_path, monkeypatch
+):
+    assert submit(cluster=cluster)[0] == 0
+    training, report = submissions(tmp_path / "results" / "tiny")
+    for task in (0, 1):
+        leave_outcome(training.folder, f"77_{task}", {"status": 0})
+    monkeypatch.setattr("slurm.target.finished_on", lambda *_: True)
+    (fake_slurm / "squeue.out").write_text(f"{report.name}|N/A|77|RUNNING|None\n")
+    assert "0 started now in 0 jobs" in submit(cluster=cluster)[2]
+    (report.folder / CANCELLED).touch()
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    assert f"{report.folder}: its jobs were cancelled and are ending; wanted none" in err
+    (fake_slurm / "squeue.out").write_text("")
+    assert "fits and report at the end" in submit(cluster=cluster)[2]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_study_that_was_changed_while_its_jobs_wait(
+    submit, study, fake_slurm, cluster, tmp_path, capsys, options
+):
+    """None of its runs has a folder yet."""
+    folder = tmp_path / "results" / "tiny"
+    old = runs_of(study)
+    assert submit(cluster=cluster)[0] == 0
+    training, _ = submissions(folder)
+    (fake_slurm / "squeue.out").write_text(queued(training, 0, 1).replace("RUNNING", "PENDING"))
+    write_study(study, tokens=2e5)
+    status, _, err = submit(*options, cluster=cluster)
+    assert status == 2
+    assert f"study 'tiny' is queued in {folder} with 2 runs that are not in this file" in err
+    assert f"for example {min(run.run_id for run in old)} (study file there: sha256 " in err
+    assert "Give the changed study another name, or end those jobs with cancel first." in err
+    assert len(submissions(folder)) == 2
+    (fake_slurm / "squeue.out").write_text("")  # they were ended before they began
+    assert submit(*options, cluster=cluster)[0] == 0
+
+
+def by_another(submission):
+    """As if somebody else had submitted it."""
+    path = submission.folder / "submission.json"
+    record = json.loads(path.read_text())
+    assert record["user"] == me()
+    path.write_text(json.dumps(record | {"user": "alice"}))
+
+
+def test_jobs_of_another_user(submit, study, fake_slurm, cluster, tmp_path, capsys):
+    """They are seen, and left alone."""
+    folder = tmp_path / "results" / "tiny"
+    assert submit("--no-report", cluster=cluster)[0] == 0
+    (training,) = submissions(folder)
+    by_another(training)
+    assert submissions(folder)[0].user == "alice"
+    (fake_slurm / "squeue.out").write_text(queued(training, 0, 1))
+    status, _, err = submit("--no-report", cluster=cluster)
+    assert (status, "2 under way" in err) == (0, True)
+    assert "squeue --user=alice " in (fake_slurm / "calls").read_text()
+    assert main(["status", str(study), "--results", str(tmp_path / "results")]) == 0
+    assert "2 runs: 2 waiting\n" in capsys.readouterr().out
+
+    (fake_slurm / "squeue.out").write_text(queued(training, 0))
+    status, _, err = submit("--no-report", cluster=cluster)
+    assert status == 2
+    assert (
+        f"{folder}: 1 jobs of this study are queued or running that alice submitted, and nobody else can end or "
+        "replace them; wanted one user at a time. Let alice type this command, or wait"
+    ) in err
+    (fake_slurm / "squeue.out").write_text("")
+    assert "2 started now" in submit("--no-report", cluster=cluster)[2]
+
+
+def test_jobs_of_another_user_that_slurm_hides(
+    submit, study, fake_slurm, cluster, tmp_path, capsys
+):
+    """Nobody knows whether they live: nothing is started, and status says why it does not know."""
+    folder = tmp_path / "results" / "tiny"
+    assert submit("--no-report", cluster=cluster)[0] == 0
+    (training,) = submissions(folder)
+    by_another(training)
+    (fake_slurm / "scontrol.out").write_text("PrivateData             = jobs,usage\n")
+    said = (
+        f"{training.folder}: was submitted by alice, and this Slurm does not show the jobs of others (PrivateData); "
+        "wanted to see whether they live, for no run may be trained twice. Let alice type this command; if"
+    )
+    status, _, err = submit("--no-report", cluster=cluster)
+    assert (status, said in err) == (2, True)
+    assert len(submissions(folder)) == 1
+    assert main(["status", str(study), "--results", str(tmp_path / "results")]) == 0
+    out, err = capsys.readouterr()
+    assert ("2 runs: 2 waiting\n" in out, said in err) == (True, True)
+    for task in (0, 1):
+        leave_outcome(training.folder, f"77_{task}", {"status": 3})
+    assert "2 started now" in submit("--no-report", cluster=cluster)[2]
+
+
 def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
     (fake_slurm / "sbatch.err").write_text("invalid partition specified: small")
     status, _, err = submit(cluster=cluster)
@@ -207,6 +327,102 @@ def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
     assert "invalid partition specified: small" in err
     assert "Correct the cluster file." in err
     assert submissions(tmp_path / "results" / "tiny") == []
+
+
+def test_sbatch_refuses_after_some_jobs(submit, study, fake_slurm, cluster, tmp_path, monkeypatch):
+    """What is queued by then is told, and the same command again goes on from there."""
+    monkeypatch.setattr("slurm.submit.LONGEST_ARRAY", 1)
+    (fake_slurm / "sbatch").write_text(
+        f"#!/bin/sh\nif [ -e {fake_slurm}/once ]; then echo 'sbatch: error: too many jobs' >&2; exit 1; fi\n"
+        f"touch {fake_slurm}/once\ncat {fake_slurm}/sbatch.out\n"
+    )
+    folder = tmp_path / "results" / "tiny"
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    (training,) = submissions(folder)
+    assert (
+        "submit: sbatch refused the jobs: too many jobs; wanted values that this cluster knows. Correct the cluster "
+        "file. Before that were started, and go on: training: a job of 1 runs, 1 ranks, 1 GPUs (Slurm job 77, "
+        f"jobs/{training.folder.name}). What follows training is not under way: the same command again starts it."
+    ) in err
+    (fake_slurm / "squeue.out").write_text(f"{training.name}|N/A|77|RUNNING|None\n")
+    (fake_slurm / "once").unlink()
+    status, _, err = submit("--no-report", cluster=cluster)
+    assert (status, "1 started now in 1 jobs, 1 under way" in err) == (0, True)
+
+
+MIXED = (
+    "small*|4:00:00|2|gpu:h100:4|8|64000\n"
+    "small*|4:00:00|1|gpu:h100:2|16|32000\n"
+    "small*|4:00:00|9|(null)|256|512000\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "keys", "words"),
+    [
+        (
+            1,
+            {"gpus_per_node": 4, "cpus_per_task": 17},
+            "cpus_per_task = 17: partition 'small' has at most 16 CPUs on a node with 1 GPUs; wanted",
+        ),
+        (
+            4,
+            {"gpus_per_node": 4, "cpus_per_task": 3},
+            "cpus_per_task = 3 x 4 tasks on a node: partition 'small' has at most 8 CPUs on a node with 4 GPUs",
+        ),
+        (
+            4,
+            {"gpus_per_node": 4, "cpus_per_task": 2, "memory_gb": 20.0},
+            "memory_gb = 20 x 4 tasks on a node: partition 'small' has at most 62.5 GB of memory on a node with 4 GPUs",
+        ),
+        (
+            2,
+            {"gpus_per_node": 2, "cpus_per_task": 8, "memory_gb": 30.0},
+            "memory_gb = 30 x 2 tasks on a node: partition 'small' has at most 31.25 GB of memory on a node with 2 "
+            "GPUs and 16 CPUs",
+        ),
+        (
+            4,
+            {"gpus_per_node": 2, "cpus_per_task": 8},
+            "max_nodes = 2: partition 'small' has at most 1 nodes with 2 GPUs and 16 CPUs; wanted no more",
+        ),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_nodes_that_differ_are_judged_each_by_itself(
+    submit, fake_slurm, cluster, tmp_path, ranks, keys, words, options
+):
+    """And for all the tasks of a node that the planned jobs have there."""
+    (fake_slurm / "sinfo.out").write_text(MIXED)
+    change_cluster(cluster, **keys)
+    status, out, err = submit("--ranks", str(ranks), *options, cluster=cluster)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert not list(tmp_path.glob("results/tiny/jobs/*"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "keys"),
+    [
+        (1, {"gpus_per_node": 4, "cpus_per_task": 16}),  # as much as only the other nodes have
+        (1, {"gpus_per_node": 4, "memory_gb": 60.0}),  # four of them would not fit on a node
+        (4, {"gpus_per_node": 4, "cpus_per_task": 2, "memory_gb": 15.0}),
+    ],
+)
+def test_what_some_nodes_can_start(submit, fake_slurm, cluster, ranks, keys):
+    (fake_slurm / "sinfo.out").write_text(MIXED)
+    change_cluster(cluster, **keys)
+    assert submit("--ranks", str(ranks), cluster=cluster)[0] == 0
+    assert "sinfo --all --exact " in (fake_slurm / "calls").read_text()
+
+
+def change_cluster(path, **keys):
+    """Other values of these keys."""
+    text = CLUSTER
+    for key, value in keys.items():
+        text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.M)
+    path.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -289,13 +505,21 @@ def test_each_partition_has_its_own_time(submit, fake_slurm, cluster, tmp_path):
     assert [sorted(each) for each in found] == [["200", "small"], ["20", "slow"]]
 
 
-def test_a_study_above_the_budget(submit, study, fake_slurm, cluster, tmp_path):
+def test_a_study_above_the_budget(submit, study, data, fake_slurm, cluster, tmp_path, monkeypatch):
+    """Evaluation counts, where nothing else is left too."""
     status, _, err = submit("--max-gpu-hours", "1e-9", cluster=cluster)
     assert status == 2
     assert "GPU-hours are expected, the most of one run" in err
     assert "wanted at most --max-gpu-hours 1e-09. Nothing was started." in err
     assert not list(tmp_path.glob("results/tiny/jobs/*"))
     assert submit("--max-gpu-hours", "1", cluster=cluster)[0] == 0
+    (training, _) = submissions(tmp_path / "results" / "tiny")
+    for task in (0, 1):
+        leave_outcome(training.folder, f"77_{task}", {"status": 0})
+    monkeypatch.setattr("slurm.target.finished_on", lambda *_: True)
+    status, _, err = submit("--max-gpu-hours", "1e-9", "--evaluate", str(data), cluster=cluster)
+    assert status == 2
+    assert re.search(r"tiny: (\S+) GPU-hours are expected, of evaluation \1; wanted at most", err)
 
 
 def test_dry_run_on_slurm(submit, study, fake_slurm, cluster, tmp_path):
@@ -316,6 +540,29 @@ def test_dry_run_on_slurm(submit, study, fake_slurm, cluster, tmp_path):
     assert "--- sbatch --test-only: Job 5 to start at 2030-01-01T00:00:00" in out
     assert "sbatch --test-only" in (fake_slurm / "calls").read_text()
     assert not (tmp_path / "results").exists()
+
+
+def test_dry_run_shows_what_is_left(submit, study, fake_slurm, cluster, tmp_path):
+    """Not what is queued or running, as far as Slurm tells."""
+    assert submit(cluster=cluster)[0] == 0
+    training, report = submissions(tmp_path / "results" / "tiny")
+    first, second = (task[0] for task in training.tasks)
+    (fake_slurm / "squeue.out").write_text(queued(training, 0))
+    status, out, err = submit("--dry-run", cluster=cluster)
+    assert (status, err) == (0, "")
+    assert out.startswith("1 runs are under way in another job or process: not shown\njob ")
+    assert (f"    {first}\n" in out, f"    {second}\n" in out) == (False, True)
+    assert "1 runs in 1 jobs; " in out
+
+    waits = f"{report.name}|N/A|78|PENDING|Dependency\n"
+    (fake_slurm / "squeue.out").write_text(queued(training, 0, 1) + waits)
+    status, out, _ = submit("--dry-run", cluster=cluster)
+    assert out == "2 runs are under way in another job or process: not shown\n"
+    (fake_slurm / "squeue.err").write_text("Unable to contact slurm controller")
+    status, out, err = submit("--dry-run", cluster=cluster)
+    assert status == 0
+    assert "runs that are queued or running are shown too: squeue" in err
+    assert "2 runs in 2 jobs; " in out
 
 
 def test_dry_run_shows_every_stage(submit, data, fake_slurm, cluster, tmp_path):
@@ -486,10 +733,35 @@ def test_the_disk_is_full(submit, fake_slurm, cluster, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 2
+    assert f"submit: {tmp_path}/results/tiny" in err
     assert "File too large" in err
     assert "sbatch" not in (fake_slurm / "calls").read_text()
     assert submissions(tmp_path / "results" / "tiny") == []
     assert submit(cluster=cluster)[0] == 0
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_a_results_folder_without_locks(submit, tmp_path, monkeypatch, number):
+    def flock(_file, _mode):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    status, _, err = submit()
+    assert status == 2
+    assert (
+        f"submit: {tmp_path}/results/tiny: its file system has no locks (flock: {os.strerror(number)}); wanted one "
+        "that keeps two processes from doing the same work. Use a folder on another disk, or have this one mounted"
+    ) in err
+    assert not list(tmp_path.glob("results/tiny/jobs/*"))
+    with pytest.raises(ValueError, match="has no locks"), locked(tmp_path / "run"):
+        pass
+
+
+def test_a_results_folder_without_room(tmp_path):
+    """Where writing fails, and not opening, the system's own error names no path."""
+    with pytest.raises(OSError, match="space left") as caught, submit_lock(tmp_path / "tiny"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert sentence(caught.value).startswith(f"{tmp_path}/tiny: No space left on device. Free some")
 
 
 def test_ranks_that_do_not_fit(submit, fake_slurm, cluster):

@@ -1,6 +1,7 @@
 """Training on a real Slurm, disturbed in every way we know; each time the losses are those of an
 undisturbed run, to the last bit, and what was submitted is told."""
 
+import contextlib
 import os
 import random
 import re
@@ -12,6 +13,7 @@ from itertools import accumulate
 import pytest
 
 from launch.exits import STOPPED
+from launch.results import read_result
 from slurm.__main__ import main
 from slurm.causes import Cause
 from slurm.freeze import PACKAGES
@@ -125,14 +127,35 @@ FAULTS = [
 ]  # fmt: skip
 
 
+def saves_lost(trial, saved: int) -> float:
+    """How many saves were due in the steps that a life has recorded and that are in no checkpoint: a fraction for steps
+    after the last of them."""
+    train = read_result(trial.folder / trial.runs[0].run_id).train
+    due, elapsed, left = 0, 0.0, train["seconds"][train["step"] > saved]
+    for seconds in left:
+        elapsed += seconds
+        if elapsed >= 60 * INTERVAL:
+            due, elapsed = due + 1, 0.0
+    return due + (0.5 if elapsed else 0.0)
+
+
 def survives(trial, undisturbed, faults, **more) -> None:
     """Each of the faults is met in a life of its own, found out, and survived."""
     trial.submit(notice_seconds=120, **more)
     expected = []
     for number, fault in enumerate(faults):
         expected.append(fault(trial))
+        trial.until(lambda number=number: trial.attempts()[number].ended)
+        lost = saves_lost(trial, trial.attempts()[number].saved)  # before the next life goes on
+        if expected[-1] == Cause.STOPPED:
+            assert lost == 0, trial.describe()  # it had notice
+        # One is being written, and the next waits for it.
+        assert lost <= 2, trial.describe()
         trial.until(lambda number=number: len(trial.attempts()) > number + 1)
         attempt = trial.attempts()[number]
+        resumed = f"continues after step {attempt.saved} "
+        log = trial.submission.folder / trial.attempts()[number + 1].log
+        trial.until(lambda log=log, resumed=resumed: log.exists() and resumed in log.read_text())
         assert attempt.cause == expected[-1], trial.describe()
         if attempt.cause == Cause.KILLED:
             assert f"rank 0 on {attempt.nodes[0]}: killed by SIGKILL" in attempt.message
@@ -206,7 +229,8 @@ def test_the_time_limit_without_notice(trial, undisturbed):
     trial.until(lambda: trial.minutes() >= 1)
     trial.set_time_limit(1)
     trial.until(lambda: trial.attempts()[0].ended)
-    trial.set_time_limit(60)
+    with contextlib.suppress(RuntimeError):  # the next life may be over before this is asked for
+        trial.set_time_limit(60)
     finished(trial, undisturbed)
     assert trial.causes() == [Cause.STOPPED, Cause.DONE]
 

@@ -1,14 +1,26 @@
 """Devices for each run: the planner's choice within a cluster file, and what is refused."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from launch.study import expand, load_study
-from slurm.cluster import Cluster
+from slurm.__main__ import _parser
+from slurm.cluster import Cluster, load_cluster
 from slurm.placement import place_on_slurm
-from slurm.resources import DEAREST, Shape, assign
+from slurm.resources import (
+    DEAREST,
+    JOB_SECONDS,
+    RUN_SECONDS,
+    Shape,
+    assign,
+    evaluation_in_steps,
+)
+from tests.slurm.conftest import ROOT
 
+DOCUMENT = (ROOT / "docs/slurm.md").read_text()
 STUDY = """
 name = "s"
 question = "?"
@@ -144,3 +156,63 @@ def test_a_trunk_and_its_branches_share_a_job_and_its_devices(tmp_path):
     (job,) = place_on_slurm(ladder, GPUS)
     assert job.shape.ranks > 1
     assert [each.run.trunk is None for each in job.runs] == [True, False]
+
+
+def test_what_is_paid_beside_the_steps(tmp_path):
+    """Each run and each job has its start; small runs consist of little else."""
+    ladder = runs(tmp_path, *((1, 64 + 8 * n) for n in range(16)), tokens="4e5")
+    assigned = [assign(run, GPUS) for run in ladder]
+    assert all(each.seconds > RUN_SECONDS for each in assigned)
+    jobs = place_on_slurm(ladder, GPUS)
+    assert len(jobs) == GPUS.concurrent_jobs
+    seconds = JOB_SECONDS * len(jobs) + sum(each.seconds for each in assigned)
+    assert sum(job.seconds for job in jobs) == pytest.approx(seconds)
+    assert sum(job.gpu_hours for job in jobs) == pytest.approx(seconds / 3600)
+
+
+def test_evaluations_along_a_run_are_counted(tmp_path):
+    """A forward pass is a third of a step. A branch has only those after its trunk."""
+    whole, *_ = runs(tmp_path, (2, 128), more="evaluation.rows = 300")
+    times = len(whole.evaluation_steps())
+    batches = 300 / whole.batch.train_batch_size
+    assert evaluation_in_steps(whole) == pytest.approx(times * batches / 3)
+    assert times > 1
+    trunk, branch = runs(tmp_path, (2, 128), tokens="[1e7, 1e8]", more='schedule.kind = "wsd"')
+    trunk, branch = sorted((trunk, branch), key=lambda run: run.trunk is not None)
+    assert 0 < evaluation_in_steps(branch) < evaluation_in_steps(trunk)
+
+
+def test_runs_side_by_side_share_their_time(tmp_path):
+    """By the number of them, but no less than the longest takes alone."""
+    ladder = runs(tmp_path, (2, 64), more="seeds = [0, 1, 2, 3]")
+    one_by_one = GPUS.model_copy(update={"concurrent_jobs": 1})
+    packed = {
+        number: place_on_slurm(ladder, one_by_one.model_copy(update={"runs_per_gpu": number}))
+        for number in (1, 2, 8)
+    }
+    seconds = {number: job.seconds - JOB_SECONDS for number, (job,) in packed.items()}
+    assert seconds[2] == pytest.approx(seconds[1] / 2)
+    assert seconds[8] == pytest.approx(seconds[1] / 4)
+    (job,) = packed[2]
+    assert job.gpu_hours == pytest.approx(job.seconds / 3600)
+
+
+def test_the_smallest_cluster_file_of_the_document(tmp_path):
+    (text,) = re.findall(r"my-cluster.toml <<'END'\n(.*?)END\n", DOCUMENT, re.DOTALL)
+    (tmp_path / "my-cluster.toml").write_text(text)
+    cluster = load_cluster(str(tmp_path / "my-cluster.toml"))
+    (run,) = runs(tmp_path, (2, 128))
+    assert assign(run, cluster).shape == Shape(1, 1, 1)
+
+
+def test_the_commands_of_the_document_are_ours():
+    """Every line that one can type; of the ten minutes also the study file."""
+    lines = DOCUMENT.replace("\\\n", " ").splitlines()
+    typed = [line for line in lines if line.startswith("python -m slurm ")]
+    assert len(typed) >= 6
+    for line in typed:
+        words = shlex.split(line)[3:]
+        if words != ["--help"]:
+            arguments = _parser().parse_args(words)
+            if arguments.command in ("submit", "status"):
+                assert (ROOT / arguments.study).exists()

@@ -259,6 +259,22 @@ def test_a_stage_that_slurm_stops_is_not_over(standing, tmp_path, cancelled):
     assert (tmp_path / "17.outcome.json").exists() == cancelled
 
 
+def test_a_stage_that_was_cancelled_before_it_began(tmp_path, monkeypatch):
+    """Slurm may start a job while it is being cancelled: none of its commands runs."""
+    for name, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "17")):
+        monkeypatch.setenv(name, value)
+    marker = tmp_path / "marker"
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / CANCELLED).touch()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            Stage(str(tmp_path), (("standing", str(marker)),))()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == STOPPED
+    assert json.loads((tmp_path / "17.outcome.json").read_text()) == {"status": STOPPED}
+
+
 @pytest.mark.slurm
 @pytest.mark.long
 def test_a_stage_requeued_on_slurm(standing, playground, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from data_prep.locks import NO_LOCKS
 from launch.config import save_config
 from launch.exits import STOPPED
 from launch.results import COUNT_NAMES, ResultWriter
@@ -133,6 +134,21 @@ def test_a_lock_that_nobody_holds(run, folder):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_a_lock_that_cannot_be_asked(run, folder, monkeypatch, number):
+    """Its holder may live: nothing else may train the run."""
+    lock = folder / run.run_id / "run.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("17 elsewhere")
+
+    def flock(_file, _mode):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert held(lock.parent) == "process 17 on elsewhere"
+    assert only(run, folder).state == "running"
+
+
 def test_a_job_that_was_killed(run, folder):
     trained(run, folder, 3)
     submission = open_submission(folder, "tiny", "local", [(run.run_id,)])
@@ -213,7 +229,7 @@ def test_a_damaged_outcome_is_named(run, folder):
 def test_a_job_that_left_no_log(run, folder, monkeypatch):
     """The node does not see the folder, or the job was removed from the queue."""
     submission = open_submission(folder, "tiny", "slurm", [(run.run_id,)])
-    monkeypatch.setattr(queue, "queue", dict)
+    monkeypatch.setattr(queue, "queue", lambda users: {})
     cause = only(run, folder).cause
     assert cause.startswith(
         f"its job left no log in {submission.folder}: it was removed from the queue"
@@ -223,7 +239,7 @@ def test_a_job_that_left_no_log(run, folder, monkeypatch):
 
 def test_a_job_that_slurm_ended(run, folder, monkeypatch):
     submission = open_submission(folder, "tiny", "slurm", [(run.run_id,)])
-    monkeypatch.setattr(queue, "queue", dict)
+    monkeypatch.setattr(queue, "queue", lambda users: {})
     said = "slurmstepd: error: *** JOB 17 ON n1 CANCELLED AT 2030-01-01 DUE TO NODE FAILURE ***"
     (submission.folder / "17_0_log.out").write_text(f"hello\n{said}\n")
     assert only(run, folder).cause == said
@@ -245,7 +261,7 @@ def test_why_a_run_waits(run, folder, monkeypatch):
     other = run.model_copy(update={"seed": 1})
     submission = open_submission(folder, "tiny", "slurm", [(run.run_id, other.run_id)])
     known = queue.Queued("17", "PENDING", "Priority")
-    monkeypatch.setattr(queue, "queue", lambda: {(submission.name, "N/A"): known})
+    monkeypatch.setattr(queue, "queue", lambda users: {(submission.name, "N/A"): known})
     assert (only(run, folder).state, only(run, folder).reason) == ("waiting", "Priority")
     known = queue.Queued("17", "RUNNING", "None")
     assert only(run, folder).reason == "its job has others first"
@@ -256,7 +272,7 @@ def test_a_run_that_waits_for_an_operator(run, folder, monkeypatch, reason):
     """Slurm holds its job, and the job has said until when. One that somebody else holds says nothing."""
     submission = open_submission(folder, "tiny", "slurm", [(run.run_id,)])
     known = queue.Queued("17", "PENDING", reason)
-    monkeypatch.setattr(queue, "queue", lambda: {(submission.name, "N/A"): known})
+    monkeypatch.setattr(queue, "queue", lambda users: {(submission.name, "N/A"): known})
     assert (only(run, folder).reason, only(run, folder).cause) == (reason, None)
     said = "n1: 0 GPUs are visible. Have n1 repaired, then: scontrol release 17"
     attempts = submission.folder / "17.attempts.json"
@@ -296,7 +312,7 @@ def test_an_id_that_comes_again_is_another_job(run, folder, monkeypatch):
     """Slurm was set up anew and counts from 1 again: the job of that id is somebody else's."""
     open_submission(folder, "tiny", "slurm", [(run.run_id,)])
     known = queue.Queued("17", "RUNNING", "None")
-    monkeypatch.setattr(queue, "queue", lambda: {("somebody-else", "N/A"): known})
+    monkeypatch.setattr(queue, "queue", lambda users: {("somebody-else", "N/A"): known})
     assert live_tasks(submissions(folder)) == []
     assert only(run, folder).state == "failed"
 
@@ -368,7 +384,7 @@ def test_status_of_many_runs_asks_slurm_once_and_lists_each_folder_once(run, fol
         tasks = [(each.run_id,) for each in runs[first : first + 5]]
         open_submission(folder, "tiny", "slurm", tasks)
     asked, listed = [], []
-    monkeypatch.setattr(queue, "queue", lambda: asked.append(1) or {})
+    monkeypatch.setattr(queue, "queue", lambda users: asked.append(1) or {})
     traced = module.traces
     monkeypatch.setattr(module, "traces", lambda each: listed.append(each.name) or traced(each))
     assert len(look(runs, folder).runs) == 20

@@ -158,7 +158,7 @@ def test_a_run_that_somebody_trains_by_hand_is_waited_for(terminal, data):
     by_hand.send_signal(signal.SIGSTOP)  # so that it is not finished before it is killed
     assert held(terminal.folder / run.run_id) is not None
     waiting = terminal.start("submit", "--wait")
-    time.sleep(2)
+    assert "0 started now in 0 jobs, 1 under way" in waiting.stderr.readline()
     assert terminal.trainers() == []
     by_hand.kill()
     answer = terminal.finish(waiting)
