@@ -13,11 +13,8 @@ from dataclasses import dataclass
 
 PATIENCE_SECONDS = 60  # a controller under load answers late
 SETTINGS = ("SQUEUE_", "SBATCH_", "SCANCEL_", "SINFO_", "SLURM_")
-KEPT = (
-    "SLURM_CONF",
-    "SLURM_CLUSTERS",
-    "SLURM_JWT",
-)  # which Slurm is meant, and the right to ask it
+# Which Slurm is meant, and the right to ask it
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 ENDLESS = ("infinite", "UNLIMITED", "n/a")
 
 
