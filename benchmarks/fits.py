@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="only parts whose name holds this")
     parser.add_argument("--design", help="only planted designs whose name holds this")
     parser.add_argument("--studies", type=int, default=500, help="synthetic ones of each design")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the planted studies")
     options = parser.parse_args()
     if "FITS_DATA" not in os.environ:
         parser.error("FITS_DATA is not set; wanted the folder of public measurements")

@@ -28,7 +28,7 @@ def planted(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
         if options.design and options.design not in name:
             continue
         inside, flags, found = [], [], []
-        for seed in range(options.studies):
+        for seed in range(options.first_seed, options.first_seed + options.studies):
             rng = np.random.default_rng(seed)
             params, tokens, noise = make(rng)
             loss = laws.surface(params, tokens, **TRUTH) * np.exp(noise)
@@ -130,7 +130,7 @@ def curves(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     truth = {"irreducible": 1.2, "scale": 3e4, "exponent": 0.3}
     x = np.geomspace(1e4, 1e8, 8)
     hits = []
-    for seed in range(options.studies):
+    for seed in range(options.first_seed, options.first_seed + options.studies):
         noise = 0.003 * np.random.default_rng(seed).standard_normal(len(x))
         loss = laws.power_constant(x, **truth) * np.exp(noise)
         fit = fit_separable(points_of(x, x, loss), POWER_CONSTANT.of("params"), 200, seed)
@@ -158,7 +158,7 @@ def digitised(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     params, tokens, _ = columns(design, "N", "D", "loss")
     truth = laws.surface(params, tokens, **DIGITISED)
     fits, errors, spent, worst = [], [], [], 0.0
-    for seed in range(options.studies):
+    for seed in range(options.first_seed, options.first_seed + options.studies):
         noise = DIGITISED_NOISE * np.random.default_rng(seed).standard_normal(len(params))
         found = points_of(params, tokens, truth * np.exp(noise))
         _, data = scaled_data(found.points, SURFACE)

@@ -13,6 +13,9 @@ Whoever finds something says it, once, and writes it into the store; every threa
 seconds and ends its process. Where rank 0 has taken the store along, those that are left all find it out;
 the first of them to make a file in the run's folder says it. Nothing is saved then: the run continues from
 its newest checkpoint.
+
+A process that was stopped and goes on (suspended by Slurm for other work, or on a terminal) stood still,
+threads and all: that time counts for nothing.
 """
 
 import contextlib
@@ -133,9 +136,19 @@ class Lifeline:
 
     # --- the threads: one asks the store, which may not answer; the other looks at the clock alone
 
-    def _watch_steps(self) -> None:
+    def _beats(self) -> Iterator[tuple[float, float]]:
+        """Until the end, every few seconds: the time, and how long this process stood still before it."""
+        last = time.monotonic()
         while not self._ended.wait(BEAT_SECONDS):
             now = time.monotonic()
+            still = now - last - BEAT_SECONDS
+            yield now, still if still > 2 * BEAT_SECONDS else 0.0
+            last = time.monotonic()
+
+    def _watch_steps(self) -> None:
+        for now, still in self._beats():
+            self._deadline += still
+            self._answered += still
             if now > self._deadline:
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 self._end(f"rank {self._rank} on {platform.node()} {HANGS}: its stacks are above")
@@ -145,7 +158,8 @@ class Lifeline:
     def _watch_ranks(self) -> None:
         assert self._store is not None
         heard, last = time.monotonic(), None
-        while not self._ended.wait(BEAT_SECONDS):
+        for _, still in self._beats():
+            heard += still
             try:
                 self._store.set(str(self._rank), str(time.monotonic()))
                 self._learn_mark(self._store)

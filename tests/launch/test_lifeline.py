@@ -46,6 +46,41 @@ def test_a_step_that_takes_too_long_ends_the_process_with_its_stacks():
     assert "recorded: the run: rank 0" in done.stdout
 
 
+SUSPENDED = """
+import time
+from launch import lifeline
+from launch.engine import start_process
+from launch.lifeline import Lifeline
+
+lifeline.BEAT_SECONDS = 0.2
+start_process()
+with Lifeline("the run", 0.05, lambda error: None) as watched:  # 3 seconds
+    watched.step()
+    print("begun", flush=True)
+    time.sleep(1)
+    watched.step()
+    time.sleep(1)
+print("done", flush=True)
+"""
+
+
+def test_a_process_that_was_suspended_goes_on():
+    """Slurm suspends jobs for others, and continues them: no step took long."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(5)  # longer than the limit
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "done\n"), err
+
+
 BEHIND = """
 import time
 import torch
