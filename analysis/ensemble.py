@@ -46,9 +46,7 @@ class Member:
     units: tuple[float, ...]
     solution: Solution
     draws: np.ndarray
-    residual: (
-        np.ndarray
-    )  # (log fitted - log measured) times the root of the weight, whose mean is 1 [P]
+    residual: np.ndarray  # (log fitted - log measured) sqrt(weight), of mean weight 1 [P]
     aicc: float
     weight: float
 

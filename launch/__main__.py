@@ -102,8 +102,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     sources, data = arguments.checkpoints, arguments.data
     split, rows, out = arguments.split, arguments.rows, arguments.out
-    wishes = {"told": arguments.information, "missing": arguments.missing}
-    lines = evaluate_all(sources, data, split, rows, out, **wishes)
+    told, missing = arguments.information, arguments.missing
+    lines = evaluate_all(sources, data, split, rows, out, told=told, missing=missing)
     if first_rank():
         print("\n".join(lines))
     return 0

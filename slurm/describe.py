@@ -12,7 +12,7 @@ from launch.plan import disk_bytes
 from slurm import later, prepare, queue
 from slurm.freeze import CODE, PACKAGES, ROOT
 from slurm.launcher import Order, script
-from slurm.ledger import JOBS, submissions
+from slurm.ledger import JOBS
 from slurm.placement import PackedJob
 from slurm.resources import JOB_SECONDS, RUN_SECONDS
 from slurm.start import waited_for
@@ -29,9 +29,9 @@ COUNTED = (
 )
 
 
-def describe(of: Target, packed: Sequence[PackedJob]) -> list[str]:
-    """Lines for stdout. Raises `ValueError` where Slurm or the budget would refuse the jobs."""
-    stages = later.wanted(of) if packed else later.missing(of, submissions(of.folder))
+def describe(of: Target, packed: Sequence[PackedJob], stages: Sequence[str]) -> list[str]:
+    """Lines for stdout, of training jobs and the stages after them. Raises `ValueError` where Slurm or the budget would
+    refuse the jobs."""
     refuse_dear(of, packed, stages)
     silent = None
     try:
