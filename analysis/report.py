@@ -1,4 +1,4 @@
-"""A results folder -> report.html, fits.json and tables of every number. Does nothing if nothing changed.
+"""A results folder -> report.html, fits.json, tables of every number, each figure as a file; unless nothing changed.
 
 What it depends on (every metrics.h5, the options, this package's own source) is hashed into
 fits.json; if the hash is the same and the files are there, the report is up to date.
@@ -15,12 +15,14 @@ from launch.saved import EVALUATIONS
 
 if TYPE_CHECKING:
     from analysis.findings import Finding
+    from analysis.page import Picture
     from analysis.runs import Counting, StudyRuns
     from analysis.study_fits import Attempt, Convention, StudyFits
     from analysis.variants import Correction
 
 REPORT, FITS, POINTS = "report.html", "fits.json", "points.csv"
 RUNS, CONSTANTS, CONVENTIONS = "runs.csv", "constants.csv", "conventions.csv"
+FIGURES = "figures"  # each of the report's figures as a file of its own, for papers and slides
 
 
 def write_report(
@@ -89,7 +91,8 @@ def _up_to_date(out: Path, digest: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(old, dict) and old.get("digest") == digest and "summary" in old
-    there = all((out / name).exists() for name in (REPORT, POINTS, RUNS, CONSTANTS, CONVENTIONS))
+    names = (REPORT, POINTS, RUNS, CONSTANTS, CONVENTIONS, FIGURES)
+    there = all((out / name).exists() for name in names)
     return old if whole and there else None
 
 
@@ -105,12 +108,15 @@ def _build(
         points_csv,
         runs_csv,
     )
+    from analysis.evaluations import evaluations_of
     from analysis.findings import findings
     from analysis.least_compute import LEAST, critical_batch_of, least_frontier
+    from analysis.published import published
     from analysis.runs import read_runs
     from analysis.study_fits import by_convention, fit_study
     from analysis.variants import corrections
-    from analysis.views import sample_of
+    from analysis.views import pictures, sample_of
+    from analysis.views_evaluations import evaluation_pictures, unused_table
 
     study = read_runs(results, counting.split, counting.include)
     fits = fit_study(study, counting, draws, seed)
@@ -133,13 +139,18 @@ def _build(
         CONSTANTS: constants_csv(fits.tried),
         CONVENTIONS: conventions_csv(conventions),
     }
-    text = _html(study, fits, conventions, corrected, implied, counting, files)
-    out.mkdir(parents=True, exist_ok=True)
+    evaluations = evaluations_of(study, counting)
+    drawn = pictures(study, fits.tried, conventions, counting, corrected, published(_domain(study)))
+    drawn += evaluation_pictures(study, counting, evaluations)
+    unused = unused_table(evaluations)
+    text = _html(study, fits, conventions, corrected, implied, counting, drawn, unused, files)
+    (out / FIGURES).mkdir(parents=True, exist_ok=True)
     tables = {name: content for name, content in files.items() if name != FITS}
-    draws_files = draws_of(fits.tried)
-    for stale in set(out.glob("draws-*.csv")) - {out / name for name in draws_files}:
+    named = draws_of(fits.tried) | {f"{FIGURES}/{each.name}.svg": each.svg for each in drawn}
+    there = {*out.glob("draws-*.csv"), *(out / FIGURES).glob("*.svg")}
+    for stale in there - {out / name for name in named}:
         stale.unlink()  # of a law that these runs no longer carry
-    for name, content in (*tables.items(), *draws_files.items(), (REPORT, text)):
+    for name, content in (*tables.items(), *named.items(), (REPORT, text)):
         _write(out / name, content)
     _write(out / FITS, files[FITS])  # with the digest comes last
     return summary
@@ -220,22 +231,19 @@ def _html(
     corrected: "list[Correction]",
     implied: "list[Finding]",
     counting: "Counting",
+    drawn: "list[Picture]",
+    unused: str,
     files: dict[str, str],
 ) -> str:
     from analysis import ground_truth, page, sections, tables, views, views_schedule
-    from analysis.evaluations import evaluations_of
     from analysis.published import published
     from analysis.study_fits import study_noise
-    from analysis.views_evaluations import evaluation_pictures, unused_table
 
     tried = fits.tried
     config = study.runs[0].config if study.runs else {}
-    name, domain = _study_name(study), str(config.get("domain", "?"))
+    name, domain = _study_name(study), _domain(study)
     known, noise = published(domain), study_noise(tried)
     dark = views.dark_colours(study, tried)
-    drawn = views.pictures(study, tried, conventions, counting, corrected, known)
-    evaluations = evaluations_of(study, counting)
-    drawn += evaluation_pictures(study, counting, evaluations)
     question = str(config.get("question") or f"What does the study {name} show?")
     parts = [
         f'<p class="eyebrow">Scaling study {page.safe(name)} · {page.safe(domain)} · '
@@ -263,7 +271,7 @@ def _html(
         tables.runs_table(study, counting),
         "<h2>What was left out, and why</h2>",
         tables.left_out_table(tried, study),
-        unused_table(evaluations),
+        unused,
         "<h2>How it was measured and fitted</h2>",
         tables.method_list(study, counting, tried),
         "<h2>Every number</h2>",
@@ -280,14 +288,19 @@ def _downloads(files: dict[str, str]) -> str:
     return (
         f'<p class="downloads">{"".join(links)}</p><p>points.csv holds the learning curves after the '
         "warm-up, with a header that <code>python -m analysis fit</code> reads; runs.csv the runs in "
-        "every counting convention. Beside this page lies draws-*.csv: every bootstrap draw of each "
-        "fit.</p>"
+        "every counting convention. Beside this page lie draws-*.csv, every bootstrap draw of each "
+        "fit, and figures/*.svg, each figure by itself.</p>"
     )
 
 
 def _study_name(study: "StudyRuns") -> str:
     config = study.runs[0].config if study.runs else {}
     return str(config.get("study") or study.path.name)
+
+
+def _domain(study: "StudyRuns") -> str:
+    config = study.runs[0].config if study.runs else {}
+    return str(config.get("domain", "?"))
 
 
 def _write(path: Path, content: str) -> None:
