@@ -19,11 +19,15 @@ def parser() -> argparse.ArgumentParser:
     )
     checking.add_argument("dir", type=Path, metavar="DIR", help="or the PREFIX of a .bin/.idx pair")
     checking.add_argument("--domain", metavar="NAME", help="what a bare PREFIX holds")
-    showing = commands.add_parser("show", help="one row back as text or PNG")
+    showing = commands.add_parser("show", help="rows back as text or PNG")
     showing.add_argument("dir", type=Path, metavar="DIR", help="or the PREFIX of a .bin/.idx pair")
     showing.add_argument("--domain", metavar="NAME", help="what a bare PREFIX holds")
     showing.add_argument(
-        "--row", type=int, required=True, metavar="I", help="number of the row, from 0"
+        "--row",
+        type=_numbers,
+        required=True,
+        metavar="I,J",
+        help="number of the row, from 0; or of several",
     )
     showing.add_argument("--split", help="train, valid or test (default: the first that is there)")
     showing.add_argument(
@@ -40,6 +44,16 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("questions", help="test sets of mathematics, for `launch answers`")
     )
     return made
+
+
+def _numbers(text: str) -> list[int]:
+    """`3,17` -> [3, 17]."""
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; wanted the number of a row, or of several with commas between, as in 3,17"
+        ) from None
 
 
 def _add_questions(parser: argparse.ArgumentParser) -> None:

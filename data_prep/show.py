@@ -1,5 +1,6 @@
 """Rows as a person can see them: `show` and the preview that `build` leaves beside the manifest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from data_prep.shard_reader import find_prefix
 PREVIEW_ROWS = 16
 # Longest side, in screen pixels, of one picture when it is shown.
 _SIDE = 256
+# More rows than these are counted, not listed, in the name of a file.
+_NAMED = 4
 
 
 def shown(here: Domain, batch: RowBatch, codec: Path | None) -> list[Shown]:
@@ -23,13 +26,13 @@ def shown(here: Domain, batch: RowBatch, codec: Path | None) -> list[Shown]:
     ]
 
 
-def as_text(rows: list[Shown]) -> str:
-    """Their texts one below the other, numbered if there are several; empty if they have none."""
+def as_text(rows: list[Shown], numbers: Sequence[int]) -> str:
+    """Their texts one below the other, each below its number if there are several; empty if they have none."""
     if not any(each.text for each in rows):
         return ""
     return "\n".join(
         f"--- row {number}\n{each.text}" if len(rows) > 1 else each.text
-        for number, each in enumerate(rows)
+        for number, each in zip(numbers, rows, strict=True)
     )
 
 
@@ -65,28 +68,32 @@ def as_png(rows: list[Shown]) -> bytes:
 
 
 def show(
-    path: Path, split: str | None, row: int, out: Path | None,
+    path: Path, split: str | None, numbers: Sequence[int], out: Path | None,
     name: str | None = None, codec: Path | None = None,
 ) -> str:  # fmt: skip
-    """Row `row` of a dataset: text to return, or a PNG written to `out` (then a sentence saying so is returned).
+    """Rows `numbers` of a dataset, in their order: text to return, or a PNG, of several one sheet line by line, written
+    to `out` (then a sentence saying so is returned).
 
     `path` is a dataset folder, or the PREFIX of a .bin/.idx pair of the domain called `name`, whose tokenizer or
     codebook is `codec`."""
     if out is not None:
         check_writable(out)
     dataset, codec = _open(path, split, name, codec)
-    if not 0 <= row < dataset.num_rows:
-        raise ValueError(
-            f"--row {row}: split {dataset.split!r} of {path} has {dataset.num_rows} rows; wanted 0 to "
-            f"{dataset.num_rows - 1}. Choose one of these, or another --split."
-        )
-    rows = shown(dataset.domain, dataset.rows(np.array([row])), codec)
-    text, picture = as_text(rows), as_png(rows)
+    for row in numbers:
+        if not 0 <= row < dataset.num_rows:
+            raise ValueError(
+                f"--row {row}: split {dataset.split!r} of {path} has {dataset.num_rows} rows; wanted 0 to "
+                f"{dataset.num_rows - 1}. Choose one of these, or another --split."
+            )
+    rows = shown(dataset.domain, dataset.rows(np.array(numbers)), codec)
+    text, picture = as_text(rows, numbers), as_png(rows)
     if out is None and not picture:
         return text
-    target = out or Path(f"{dataset.split}-row-{row}.png")
+    named = f"row {numbers[0]}" if len(numbers) == 1 else f"rows {', '.join(map(str, numbers))}"
+    some = "-".join(map(str, numbers)) if len(numbers) <= _NAMED else f"{len(numbers)}-of-them"
+    target = out or Path(f"{dataset.split}-row-{some}.png")
     write_file(target, picture or (text + "\n").encode())
-    written = f"row {row} of split {dataset.split}: written to {target}"
+    written = f"{named} of split {dataset.split}: written to {target}"
     return f"{text}\n{written}" if text and picture else written
 
 
@@ -114,5 +121,5 @@ def write_preview(
     rows = shown(here, dataset.rows(np.arange(min(PREVIEW_ROWS, dataset.num_rows))), codec)
     if picture := as_png(rows):
         write_file(folder / "preview.png", picture)
-    if text := as_text(rows):
+    if text := as_text(rows, range(len(rows))):
         write_file(folder / "preview.txt", (text + "\n").encode())

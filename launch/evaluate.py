@@ -108,7 +108,7 @@ def evaluate_all(
             lines += found
             say("\n".join(found))
     if compared is not None:
-        lines += _improvement_lines(first.name, last.name, compared)
+        lines += _improvement_lines(first.name, last.name, compared, f"{data} --split {split}")
     return lines
 
 
@@ -258,7 +258,7 @@ def _compare(before: dict[str, Any], after: dict[str, Any]) -> np.ndarray:
     return table
 
 
-def _improvement_lines(first: str, last: str, table: np.ndarray) -> list[str]:
+def _improvement_lines(first: str, last: str, table: np.ndarray, rows_of: str) -> list[str]:
     known = table[np.isfinite(table["difference"])]
     lines = [f"from {first} to {last}, by document (row:first token):"]
     if not len(known):
@@ -270,4 +270,5 @@ def _improvement_lines(first: str, last: str, table: np.ndarray) -> list[str]:
         for what, rows in (("most", order[::-1][:SHOWN]), ("least", order[:SHOWN])):
             listed = ", ".join(f"{row['row']}:{row['start']} ({row[name]:.3f})" for row in rows)
             lines.append(f"  improved {what} by {name}{unit}: {listed}")
-    return lines
+    some = ",".join(str(row) for row in dict.fromkeys(order[::-1][:SHOWN]["row"].tolist()))
+    return [*lines, f"to see rows: python -m data_prep show {rows_of} --row {some} --out FILE"]

@@ -93,7 +93,7 @@ def test_pictures_to_codes_and_back(made, tmp_path, name, side):
         for row in dataset.rows(np.arange(dataset.num_rows)).tokens:
             seen.add(wanted[row.astype(np.uint16).tobytes()])
     assert len(seen) == len(wanted)
-    show(out, "train", 0, tmp_path / "row.png")
+    show(out, "train", [0], tmp_path / "row.png")
     row = TokenDataset(out, "train").rows(np.array([0])).tokens.reshape(1, side, side)
     picture = np.asarray(Image.open(tmp_path / "row.png").convert("RGB"))
     scale = picture.shape[0] // 64
@@ -110,7 +110,7 @@ def test_clips_to_codes_and_back(made, tmp_path):
     assert dataset.num_rows == 21
     rows = dataset.rows(np.arange(21)).tokens
     assert rows.shape == (21, 4096)
-    show(out, "train", 0, tmp_path / "row.png")
+    show(out, "train", [0], tmp_path / "row.png")
     sheet = np.asarray(Image.open(tmp_path / "row.png").convert("RGB"))
     frames = Codebook.load(made / "16.safetensors").decode(rows[0].reshape(16, 16, 16))
     np.testing.assert_array_equal(sheet[64:128, 128:192], frames[6])  # second line, third column

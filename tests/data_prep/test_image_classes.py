@@ -166,7 +166,7 @@ def test_a_picture_is_in_the_split_that_it_has_without_its_class(tmp_path):
 def test_check_show_and_preview(tmp_path, capsys):
     out = make(unpack(tmp_path / "raw", files()), tmp_path / "out")
     assert "image-8x8-classes, 1 shards, train 24 rows" in check(out)
-    assert show(out, None, 17, tmp_path / "row.png").startswith("class 2\nrow 17")
+    assert show(out, None, [17], tmp_path / "row.png").startswith("class 2\nrow 17")
     assert (out / "preview.png").stat().st_size > 1000
     assert (out / "preview.txt").read_text().splitlines()[:2] == ["--- row 0", "class 0"]
     assert main(["list"]) == 0

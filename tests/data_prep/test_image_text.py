@@ -175,7 +175,7 @@ def test_built_checked_shown_and_blanked(tmp_path, tokenizer, name):
     assert sorted(texts) == sorted(text for number in range(40) for text in captions_of(number))
     assert (out / "preview.png").exists()
     assert "dogs" in (out / "preview.txt").read_text()
-    assert "written to" in show(out, "train", 0, tmp_path / "row.png")
+    assert "written to" in show(out, "train", [0], tmp_path / "row.png")
     check_blanks(here, batch, tokenizer)
 
 

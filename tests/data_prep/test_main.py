@@ -216,6 +216,7 @@ def test_parts(tmp_path, picture_folder, capsys):
             ["show", "OUT", "--row", "9999"],
             r"--row 9999: split 'train' of .* has \d+ rows; wanted 0 to",
         ),
+        (["show", "OUT", "--row", "0,9999"], r"--row 9999: split 'train' of .* rows; wanted 0 to"),
         (["show", "OUT", "--row", "0", "--split", "test"], "split 'test' is not there"),
         (
             ["check", "OUT/nothing"],

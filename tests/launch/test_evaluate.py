@@ -162,6 +162,8 @@ def test_two_checkpoints_are_compared_row_by_row(trained, pictures, tmp_path, ca
     (line,) = (each for each in lines if "improved most by difference" in each)
     assert f": {most}:0 ({change.max():.3f})" in line
     assert change.mean() > 0, "four more steps help"
+    best = first["documents/row"][np.argmax(table["ratio"])]
+    assert f"python -m data_prep show {pictures} --split valid --row {best}," in lines[-1]
 
 
 def test_of_several_the_smallest_is_compared_with_the_largest(pictures, tmp_path, capsys):
