@@ -219,13 +219,13 @@ def batches(
         return svg(figure)
 
 
-def tokens_to_reach(rows: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> str:
-    """Tokens after which each size first has a loss: (loss, N, tokens)."""
+def to_reach(rows: Sequence[tuple[float, np.ndarray, np.ndarray]], what: str) -> str:
+    """Tokens or steps (`what`) after which each size first has a loss: (loss, N, tokens or steps)."""
     with paper():
         figure, axes = subplots()
         for rank, (loss, params, tokens) in enumerate(rows):
             axes.plot(params, tokens, label=f"{loss:.3g} nats", **look_of(rank, len(rows)))
-        power_axis(axes, "tokens to reach it")
+        power_axis(axes, f"{what} to reach it")
         x_axis(axes, "params", np.concatenate([params for _, params, _ in rows]))
         figure.legend(**BELOW)
         return svg(figure)

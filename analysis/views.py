@@ -18,6 +18,7 @@ from analysis.study_fits import Attempt, Convention
 from analysis.variants import Correction
 from analysis.views_batch import batch_pictures
 from analysis.views_data import data_pictures
+from analysis.views_fixed import fixed_pictures
 from analysis.views_laws import law_pictures
 from analysis.views_runs import run_pictures
 from analysis.views_schedule import schedule_pictures
@@ -48,7 +49,7 @@ def pictures(
     shown += [_token_curves(curves, tried), _compute_curves(curves, tried, known)]
     shown += _loss_by_x(tried, "loss-by-params", known) + _loss_by_x(tried, "loss-by-tokens", known)
     shown += _optimum(tried, known)
-    shown += law_pictures(tried, conventions, known, sample_of(study))
+    shown += law_pictures(tried, conventions, known, sample_of(study)) + fixed_pictures(tried)
     shown += data_pictures(study, counting, tried)
     shown += schedule_pictures(study, counting, corrected)
     shown += shape_pictures(study, counting) + batch_pictures(study, counting, tried)

@@ -17,7 +17,7 @@ from analysis.page import Picture
 from analysis.points import LossPoints, pareto
 from analysis.published import KAPLAN_LEAST
 from analysis.study_fits import Attempt
-from analysis.views_runs import tokens_to_reach
+from analysis.views_runs import to_reach
 from analysis.words import has_warning, short, value_with_interval
 
 KAPLAN_NAIVE, KAPLAN_ADJUSTED = 0.057, 0.050  # exponents of L(C), L(C_min): eqs 1.1, 1.3
@@ -118,15 +118,20 @@ def _by_size(points: LossPoints, least: np.ndarray) -> list[tuple[str, np.ndarra
 
 
 def least_pictures(attempt: Attempt, domain: str) -> list[Picture]:
-    """Of a study whose compute was adjusted by B_crit(L) of another: N_opt(C_min) and the least tokens."""
+    """Of a study whose compute was adjusted by B_crit(L) of another: N_opt(C_min), the least tokens and steps."""
     points, fit = attempt.found.points, attempt.fit
     if not len(points):
         return []
-    words = (
+    tokens = (
         "<b>Least tokens to reach a loss</b>, by model size: E_min = E/(1 + B/B_crit(L)), what it takes at a batch far "
         "below the critical one (Kaplan et al. 2020, figure 19)."
     )
-    shown = tokens_to_reach(points, "tokens-to-reach-least", words)
+    steps = (
+        "<b>Least steps to reach a loss</b>, by model size: S_min = S/(1 + B_crit(L)/B), what it takes at a batch far "
+        "above the critical one (Kaplan et al. 2020, figure 19)."
+    )
+    shown = to_reach(points, "tokens", "tokens-to-reach-least", tokens)
+    shown += to_reach(points, "steps", "steps-to-reach-least", steps)
     return shown if fit is None else [*_optimum(points, fit, domain), *shown]
 
 

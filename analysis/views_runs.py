@@ -21,7 +21,7 @@ def run_pictures(study: StudyRuns, counting: Counting, curves: LossPoints) -> li
     """All of them that these runs allow."""
     shown = _by_position(study, counting) + _by_kind(study, counting) + _by_split(study, counting)
     words = "<b>Tokens to reach a loss</b>, by model size: larger models learn more from a token."
-    return shown + tokens_to_reach(curves, "tokens-to-reach", words) + _repeats(curves)
+    return shown + to_reach(curves, "tokens", "tokens-to-reach", words) + _repeats(curves)
 
 
 def _by_split(study: StudyRuns, counting: Counting) -> list[Picture]:
@@ -42,15 +42,15 @@ def _by_split(study: StudyRuns, counting: Counting) -> list[Picture]:
 LOSS_LEVELS = 5
 
 
-def tokens_to_reach(curves: LossPoints, name: str, caption: str) -> list[Picture]:
-    """As Kaplan et al. 2020, figure 19, in tokens as the points have them: losses that several sizes
-    reach."""
+def to_reach(curves: LossPoints, x: str, name: str, caption: str) -> list[Picture]:
+    """As Kaplan et al. 2020, figure 19, in tokens or steps as the points have them: losses that several
+    sizes reach."""
     crossed = []
     for run in np.unique(curves.group):
         mine = curves.only(curves.group == run)
-        order = np.argsort(mine.tokens, kind="stable")
+        order = np.argsort(mine.x(x), kind="stable")
         lowest = np.minimum.accumulate(mine.loss[order])
-        crossed.append((float(mine.params[0]), mine.tokens[order], lowest))
+        crossed.append((float(mine.params[0]), mine.x(x)[order], lowest))
     starts = sorted(lowest[0] for *_, lowest in crossed)
     ends = sorted(lowest[-1] for *_, lowest in crossed)
     low, high = ends[len(ends) // 2], starts[len(starts) // 2]
@@ -59,16 +59,16 @@ def tokens_to_reach(curves: LossPoints, name: str, caption: str) -> list[Picture
     shown = []
     for level in np.geomspace(high, low, LOSS_LEVELS + 1)[1:]:
         best: dict[float, float] = {}
-        for params, tokens, lowest in crossed:
+        for params, spent, lowest in crossed:
             if lowest[-1] <= level <= lowest[0]:
-                at = float(np.exp(np.interp(-level, -lowest, np.log(tokens))))
+                at = float(np.exp(np.interp(-level, -lowest, np.log(spent))))
                 best[params] = min(at, best.get(params, math.inf))
         if len(best) >= 3:
             sizes = np.array(sorted(best))
             shown.append((float(level), sizes, np.array([best[n] for n in sizes])))
     if not shown:
         return []
-    return [Picture(name, figures_runs.tokens_to_reach(shown), caption)]
+    return [Picture(name, figures_runs.to_reach(shown, x), caption)]
 
 
 def _by_position(study: StudyRuns, counting: Counting) -> list[Picture]:

@@ -65,7 +65,12 @@ def test_the_figures_of_the_least_compute_are_of_the_study_that_is_reported(done
     study, batch, least = done
     tried = {"critical-batch": batch, LEAST: least}
     drawn = {each.name: each for each in batch_pictures(study, Counting(), tried)}
-    assert {"least-compute", "optimum-least", "tokens-to-reach-least"} <= set(drawn)
+    assert {
+        "least-compute",
+        "optimum-least",
+        "tokens-to-reach-least",
+        "steps-to-reach-least",
+    } <= set(drawn)
     told = drawn["least-compute"].caption
     assert "over the draws of B_crit(L)" in told
     assert "S_min ∝ C_min^" in told

@@ -9,13 +9,15 @@ from analysis.derived import tokens_against_overfitting
 from analysis.estimate import Estimate, Fit
 from analysis.figures import interval_bars, paper, subplots, svg
 from analysis.findings import Sample, findings
-from analysis.laws import PF_DAY
+from analysis.laws import PF_DAY, learning_curve
+from analysis.points import LossPoints, PointSet
 from analysis.published import published
 from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.study_fits import Attempt
 from analysis.views_batch import noise_scale
+from analysis.views_fixed import _at, fixed_pictures
 from analysis.views_laws import _crossing, _rule
-from analysis.views_runs import _by_kind, _by_split, tokens_to_reach
+from analysis.views_runs import _by_kind, _by_split, to_reach
 from analysis.views_shape import _cells
 from analysis.views_shape import shapes as shapes_of
 from analysis.words import short, value_with_interval
@@ -122,8 +124,48 @@ def test_an_open_end_of_an_interval_goes_to_the_edge_with_an_arrow():
 
 def test_tokens_to_reach_a_loss_need_three_sizes():
     many = curves(Surface(), 1.2e4 * 4.0 ** np.arange(5), (1 / 50, 6)).points
-    assert names(tokens_to_reach(many, "tokens-to-reach", "words")) == ["tokens-to-reach"]
-    assert tokens_to_reach(many.only(many.params < 1e5), "tokens-to-reach", "words") == []
+    assert names(to_reach(many, "tokens", "tokens-to-reach", "words")) == ["tokens-to-reach"]
+    assert to_reach(many.only(many.params < 1e5), "tokens", "tokens-to-reach", "words") == []
+
+
+def after_steps(sizes):
+    """Learning curves that follow L(N, S) exactly, and its fit."""
+    c = {"Nc": 1e8, "aN": 0.08, "Sc": 50.0, "aS": 0.7}
+    params, steps = (
+        each.ravel() for each in np.meshgrid(sizes, 100.0 * 2.0 ** np.arange(6), indexing="ij")
+    )
+    group = np.array([f"N = {size:g}" for size in params])
+    points = LossPoints.of(
+        group, group, params=params, steps=steps, flops=6 * params * steps * 512,
+        loss=learning_curve(params, steps, **c),
+    )  # fmt: skip
+    fit = law("steps", c)
+    found = PointSet("L(N, S)", points, ())
+    return points, {
+        "learning-curve": Attempt("learning-curve", "L(N, S)", "", "steps", found, fit, "")
+    }
+
+
+def test_sizes_are_compared_after_the_same_compute_and_the_same_steps():
+    sizes = 1e5 * 2.0 ** np.arange(4)
+    points, tried = after_steps(sizes)
+    assert names(fixed_pictures(tried)) == ["fixed-flops", "fixed-steps"]
+    for x, level, steps in (
+        ("steps", 400.0, np.full(4, 400.0)),
+        (
+            "flops",
+            6 * 512 * 1e5 * 1600,
+            1600 * 1e5 / sizes,
+        ),  # each size for as many steps as it pays for
+    ):
+        params, loss, worth = _at(points, points.steps, x, level)
+        np.testing.assert_array_equal(params, sizes)
+        np.testing.assert_allclose(worth, steps, rtol=1e-12)
+        expected = learning_curve(sizes, steps, Nc=1e8, aN=0.08, Sc=50.0, aS=0.7)
+        np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    _, two = after_steps(sizes[:2])
+    assert fixed_pictures(two) == []
+    assert fixed_pictures({}) == []
 
 
 def law(x, values, **diagnostics):
