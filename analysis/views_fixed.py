@@ -52,14 +52,18 @@ def fixed_pictures(tried: Mapping[str, Attempt]) -> list[Picture]:
 
 
 def _levels(points: LossPoints, x: str) -> np.ndarray:
-    """Values that half of the runs pass through or more; none where no two runs overlap."""
-    value = points.x(x)
-    ends = np.array([
-        (value[mine].min(), value[mine].max())
-        for mine in (points.group == run for run in np.unique(points.group))
-    ])  # fmt: skip
-    low, high = np.median(ends, axis=0)
-    return np.geomspace(low, high, LEVELS) if 0 < low < high else np.empty(0)
+    """Evenly spread, in logarithm, over all that three sizes or more pass through; none where no three do."""
+    ends: dict[float, list[tuple[float, float]]] = {}
+    for run in np.unique(points.group):
+        own = points.only(points.group == run)
+        ends.setdefault(float(own.params[0]), []).append((own.x(x).min(), own.x(x).max()))
+    marks = np.unique([end for own in ends.values() for span in own for end in span])
+    passed = [
+        mark
+        for mark in marks
+        if sum(any(low <= mark <= high for low, high in own) for own in ends.values()) >= 3
+    ]
+    return np.unique(np.geomspace(passed[0], passed[-1], LEVELS)) if passed else np.empty(0)
 
 
 def _at(
