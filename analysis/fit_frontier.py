@@ -192,10 +192,11 @@ def _warnings(
             "of a run, so they show where measuring began or stopped, not where the sizes are "
             "equally good" + ("; they are left out of N_opt." if bracketed >= 2 else ".")
         )
-    if bracketed < 2:
+    places = len(np.unique(handovers.params[handovers.bracketed]))
+    if places < 2:  # forth and back between two sizes is one place
         said.append(
-            f"optimum_not_identified: {bracketed} bracketed handovers, wanted at least 2; N_opt "
-            "and D_opt are not measured by these runs. Train the small sizes longer past their "
+            f"optimum_not_identified: {bracketed} bracketed handovers at {places} sizes, wanted at least 2 at "
+            "2; N_opt and D_opt are not measured by these runs. Train the small sizes longer past their "
             "optimum, and evaluate earlier."
         )
     if on_hull < 3 or bracketed < 2:

@@ -172,6 +172,6 @@ def optimal_tokens_scale(params_scale: float, params_exponent: float) -> float:
     rest = 1.0 - params_exponent
     if rest == 0:
         return float("nan")
-    log_scale = np.log(FLOPS_PER_PARAMETER_AND_TOKEN) - params_exponent * np.log(params_scale)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore"):  # a scale of 0, or beyond all floats
+        log_scale = np.log(FLOPS_PER_PARAMETER_AND_TOKEN) - params_exponent * np.log(params_scale)
         return float(np.exp(log_scale / rest))

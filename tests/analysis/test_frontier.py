@@ -7,7 +7,7 @@ from analysis.estimate import to_text
 from analysis.fit_frontier import fit_frontier
 from analysis.frontier import fit_below, fit_optimum, lower_hull
 from analysis.laws import optimal_params, optimal_tokens, optimal_tokens_scale
-from analysis.points import pareto
+from analysis.points import LossPoints, PointSet, pareto
 from analysis.words import has_warning
 from tests.analysis.planted import Surface, curves, point_set
 
@@ -145,3 +145,17 @@ def test_single_points_and_single_sizes_are_refused():
                       flops=np.arange(1.0, 5), group=np.array(["a", "a", "b", "b"]))  # fmt: skip
     with pytest.raises(ValueError, match="Evaluate more often"):
         fit_frontier(short, 0, 0)
+
+
+def test_forth_and_back_between_two_sizes_is_no_slope():
+    """Sizes 2% apart that lead by turns, as in a study of shapes: two handovers, one place."""
+    flops = 1e10 * 1.5 ** np.arange(16)
+    best = 2 + (1e11 / flops) ** 0.3
+    leads = np.repeat([0, 1, 0, 1], 4)
+    params, group = np.repeat([24_000.0, 24_576.0], 16), np.repeat(["a", "b"], 16)
+    loss = np.concatenate([best * np.where(leads == run, 1, 1.05) for run in (0, 1)])
+    points = LossPoints.of(group, group, params=params, flops=np.tile(flops, 2), loss=loss,
+                           tokens=np.tile(flops, 2) / (6 * params))  # fmt: skip
+    fit = fit_frontier(PointSet("shapes", points, ()), 20, 0)
+    assert sum(each["bracketed"] for each in fit.diagnostics["handovers"]) >= 2
+    assert has_warning(fit, "optimum_not_identified")
