@@ -51,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
         for each in chosen:
             run_experiment(each, plan["data"], options.work, options.docs)
     print(
-        "| study | runs | minutes of training | held-out loss, nats a token |\n|---|---:|---:|---|"
+        "| study | runs | minutes of training | lowest held-out loss, nats a token |\n|---|---:|---:|---|"
     )
     for each in chosen:
         if (results / each["study"]).is_dir():
@@ -117,15 +117,16 @@ def do(words: str, runs: Iterable[Path] = ()) -> None:
 
 
 def row(results: Path) -> str:
-    """A Markdown row: the last held-out loss of each run, by variant, smallest model first."""
+    """A Markdown row: the lowest held-out loss of each run, by variant, smallest model first."""
     study = read_runs(results, "valid", ())
     minutes = sum(float(np.sum(run.train["seconds"])) for run in study.runs) / 60
     by_variant: dict[str, list[tuple[int, float, float]]] = {}
     for run in study.runs:
-        last = run.eval_rows("valid")[-1]
+        table = run.eval_rows("valid")
+        best = table[int(np.argmin(table["loss"]))]
         size = int(run.counts["params_non_embedding"])
         by_variant.setdefault(str(run.config.get("variant") or ""), []).append(
-            (size, float(last["loss"]), float(last["standard_error"]))
+            (size, float(best["loss"]), float(best["standard_error"]))
         )
     texts = []
     for variant, found in by_variant.items():
