@@ -25,7 +25,7 @@ from analysis.laws import power
 from analysis.page import Picture, safe
 from analysis.points import LossPoints, PointSet
 from analysis.separable import POWER
-from analysis.words import short, value_with_interval
+from analysis.words import parameter_in_words, short
 
 MOST_PANELS = 5
 MOST_LINES = 10
@@ -178,7 +178,7 @@ def _law(params: np.ndarray, loss: np.ndarray, draws: int) -> tuple[Line | None,
 
 
 def _exponent(fit: Fit | None) -> str:
-    return "not fitted" if fit is None else value_with_interval(fit.parameters["exponent"])
+    return "not fitted" if fit is None else parameter_in_words(fit, "exponent")
 
 
 # --- by module

@@ -13,7 +13,7 @@ from analysis.page import Picture, safe
 from analysis.points import LossPoints, PointSet
 from analysis.runs import Counting, StudyRuns
 from analysis.separable import POWER
-from analysis.words import value_with_interval
+from analysis.words import parameter_in_words
 from launch.results import RunResult
 
 SUFFIX = "-classes"
@@ -129,4 +129,4 @@ def _law(start: str, found: PointSet) -> tuple[list[tuple[str, np.ndarray, np.nd
         return [], f"not fitted, of {len(np.unique(found.points.params))} sizes"
     line = np.geomspace(found.points.params.min(), found.points.params.max(), 60)
     curve = power(line, fit.value("scale"), fit.value("exponent"))
-    return [(start, line, curve)], f"exponent {value_with_interval(fit.parameters['exponent'])}"
+    return [(start, line, curve)], f"exponent {parameter_in_words(fit, 'exponent')}"

@@ -12,7 +12,7 @@ from analysis.laws import power_constant
 from analysis.page import Picture, safe
 from analysis.points import LossPoints, PointSet
 from analysis.separable import POWER_CONSTANT
-from analysis.words import short, value_with_interval
+from analysis.words import parameter_in_words, short
 
 DRAWS, SEED = 200, 0
 MOST_DATASETS = 10
@@ -102,7 +102,7 @@ def law_of_size(
     line = np.geomspace(params.min(), params.max(), 60)
     constants = {key: fit.value(key) for key in ("irreducible", "scale", "exponent")}
     known = not any(each.startswith("irreducible_not_identified") for each in fit.warnings)
-    words = value_with_interval(fit.parameters["exponent"])
+    words = parameter_in_words(fit, "exponent")
     if not known:
         words += " (constant not identified)"
     return [(name, line, power_constant(line, **constants))], words

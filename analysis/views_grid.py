@@ -19,7 +19,7 @@ from analysis.positions import lowest_by_position, one_run_a_size
 from analysis.runs import Counting, StudyRuns, refuse_variants
 from analysis.separable import BY_POSITION, FRONTIER, POWER_CONSTANT
 from analysis.sources import fit_law, study_points
-from analysis.words import has_warning, value_with_interval
+from analysis.words import has_warning, parameter_in_words, value_with_interval
 from data_prep.domain import domain, domain_names
 from launch.results import RunResult
 
@@ -106,7 +106,7 @@ def _by_frame(rows: Rows, axes: Axes) -> list[Picture]:
     if fit is None:
         caption += "Of the largest model no such law could be fitted."
     else:
-        words = (f"{name} {value_with_interval(each)}" for name, each in fit.parameters.items())
+        words = (f"{name} {parameter_in_words(fit, name)}" for name in fit.parameters)
         caption += f"Of the largest model: {', '.join(words)}."
     caption += (
         " Henighan et al. 2020 found this form for video, with oscillations of their encoding."
@@ -155,7 +155,7 @@ def _by_size(study: StudyRuns, counting: Counting, axes: Axes) -> list[Picture]:
         if fit is not None:
             line = np.geomspace(params.min(), params.max(), 60)
             laws.append((name, line, power_constant(line, **_constants(fit))))
-            said.append(f"{name}: {value_with_interval(fit.parameters['exponent'])}")
+            said.append(f"{name}: {parameter_in_words(fit, 'exponent')}")
     if not marks:
         return []
     caption = (
@@ -223,7 +223,7 @@ def _last_frame(study: StudyRuns, counting: Counting, axes: Axes) -> list[Pictur
         )
         caption = (
             f"<b>Reducible loss of the last frame against {what}.</b> Exponent "
-            f"{value_with_interval(fit.parameters['exponent'])}, above the constant "
+            f"{parameter_in_words(fit, 'exponent')}, above the constant "
             f"{value_with_interval(fit.parameters['irreducible'])} nats per token. Henighan et al. 2020: a few nats of "
             "frame 16 are left at about 1e13 parameters and 1e4 PF-days."
         )

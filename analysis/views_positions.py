@@ -11,7 +11,7 @@ from analysis.page import Picture
 from analysis.positions import largest_run, positions_of
 from analysis.runs import Counting, StudyRuns
 from analysis.sources import fit_law
-from analysis.words import has_warning, short, value_with_interval
+from analysis.words import has_warning, parameter_in_words, short
 
 STREAMS = ("text", "known-entropy")
 DRAWS, SEED = 200, 0
@@ -30,7 +30,7 @@ def position_pictures(study: StudyRuns, counting: Counting) -> list[Picture]:
     constants = {name: fit.value(name) for name in ("irreducible", "amplitude", "exponent")}
     at = found.points.position
     svg = figures.by_place(at, found.points.loss, by_position(at, **constants))
-    words = ", ".join(f"{name} {value_with_interval(fit.parameters[name])}" for name in constants)
+    words = ", ".join(f"{name} {parameter_in_words(fit, name)}" for name in constants)
     caption = (
         f"<b>Held-out loss by place in the context</b> of the largest model, N = {short(counting.of(run))}: {words}. "
         "Kaplan et al. 2020 print 2.3 + 5.4 T^-0.62 for one of theirs."

@@ -51,9 +51,18 @@ def parameter_in_words(fit: Fit, name: str) -> str:
     each = fit.parameters[name] if name in fit.parameters else fit.derived[name]
     if name.startswith(OF_THE_OPTIMUM) and has_warning(fit, "optimum_not_identified"):
         return "not measured by these runs"
-    if name != "exponent" or not has_warning(fit, "exponent_at_bound"):
-        return value_with_interval(each)
+    return exponent_in_words(each) if name in EXPONENTS else value_with_interval(each)
+
+
+EXPONENTS = ("exponent", "alpha", "beta", "aN", "aD", "aS")
+"""Names of the constants that are searched for between `EXPONENT_LIMITS`."""
+
+
+def exponent_in_words(each: Estimate) -> str:
+    """The value with its interval, or what is left of it where a limit of the search ends either."""
     low, high = limits_reached(each)
+    if not low and not high:
+        return value_with_interval(each)
     if low and not high and math.isfinite(each.high):
         return f"not known (at most {_shown(each.high)})"
     if high and not low and math.isfinite(each.low):

@@ -19,7 +19,7 @@ from analysis.runs import Counting, read_runs
 from analysis.views import dark_colours
 from analysis.views_answers import mathematics_pictures
 from analysis.views_classes import class_pictures
-from analysis.views_documents import _ends, document_pictures
+from analysis.views_documents import _ends, document_pictures, law_of_size
 from analysis.views_evaluations import _transfer, evaluation_pictures, unused_table
 from analysis.views_information import information_pictures
 from analysis.views_positions import position_pictures
@@ -369,3 +369,11 @@ def test_the_report_is_made_again_when_an_evaluation_comes(folder, tmp_path):
     (results / run.name / "evaluations" / "more.h5").write_bytes(b"no HDF5")
     assert write_report(results, out, Counting(), 0, 0)[0] == first[0]
     assert "more.h5" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("draws", [0, 50])
+def test_a_limit_of_the_search_is_no_exponent(draws):
+    """Losses that do not fall with size have no exponent, with draws or without."""
+    loss = np.array([4.0, 4.01, 4.0, 4.01])
+    _, words = law_of_size("median", 1e3 * 4.0 ** np.arange(4), loss, draws)
+    assert words.startswith("not known")
