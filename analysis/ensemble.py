@@ -4,6 +4,7 @@ No single form wins on held-out runs, so a prediction mixes the forms that the p
 weights (Burnham & Anderson 2002), each law with its bootstrap draws and its residual noise.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from analysis.separable import (
     POWER_CONSTANT,
     SURFACE,
     SURFACE_KAPLAN,
+    SURFACE_LAWS,
     Law,
 )
 from analysis.solution import Solution, best_solution, check_enough, named, scaled_data
@@ -36,6 +38,9 @@ BESIDE = {
     SURFACE_KAPLAN.name: (SURFACE, COUPLED),
 }
 """Which forms a law is mixed with."""
+
+LEAST_WEIGHT = 0.05
+"""A form of less AICc weight beside the others is rejected: nothing is derived from it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,31 @@ def members(found: PointSet, law: Law, draws: int, seed: int) -> list[Member]:
         return [replace(each, weight=float(each is kept[0])) for each in kept]
     raw = [float(np.exp(-0.5 * (each.aicc - least))) for each in kept]
     return [replace(each, weight=one / sum(raw)) for each, one in zip(kept, raw, strict=True)]
+
+
+def aicc_weights(aicc: Mapping[str, float]) -> dict[str, float]:
+    """exp(-AICc/2) as a share of the sum over these forms (Burnham & Anderson 2002, section 2.9); NaN for one
+    whose AICc is not finite, the points being too few for it."""
+    least = min((each for each in aicc.values() if np.isfinite(each)), default=np.nan)
+    raw = {name: float(np.exp((least - each) / 2)) if np.isfinite(each) else np.nan
+           for name, each in aicc.items()}  # fmt: skip
+    total = float(np.nansum(list(raw.values())))
+    return {name: each / total if total else np.nan for name, each in raw.items()}
+
+
+def accepted(weights: Mapping[str, float]) -> list[str]:
+    """The forms of at least LEAST_WEIGHT, the likeliest first; one of no known weight is kept, as the last."""
+    kept = [name for name in weights if not weights[name] < LEAST_WEIGHT]
+    return sorted(kept, key=lambda name: -np.nan_to_num(weights[name]))
+
+
+def surface_weights(found: PointSet) -> dict[str, float]:
+    """The AICc weight of each law of N and D that the points can carry, in the order of SURFACE_LAWS. Raises
+    `ValueError` for points that cannot carry `surface`."""
+    check_enough(found, SURFACE)
+    compared = members(thinned(found), SURFACE_KAPLAN, 0, 0)
+    aicc_of = {each.law.name: each.aicc for each in compared}
+    return aicc_weights({name: aicc_of[name] for name in SURFACE_LAWS if name in aicc_of})
 
 
 def mixture(members: list[Member], draws: int, seed: int) -> list[tuple[Member, np.ndarray]]:

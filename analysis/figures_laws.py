@@ -27,7 +27,7 @@ from analysis.figures import (
 )
 from analysis.frontier import Frontier
 from analysis.isoflop import Budget
-from analysis.laws import PF_DAY, optimal_params, surface
+from analysis.laws import PF_DAY, optimal_params
 from analysis.points import LossPoints
 from analysis.predict import band, curve
 from analysis.published import PublishedCurve, PublishedDomain
@@ -179,7 +179,7 @@ def isoflop(known: Sequence[Budget], vertices: Sequence[float]) -> str:
         for rank, (each, best) in enumerate(zip(known, vertices, strict=True)):
             look = look_of(rank, len(known))
             z = each.log_params - each.log_params.mean()
-            parabola = np.polyfit(z, each.log_loss, 2, w=np.sqrt(each.runs))
+            parabola = np.polyfit(z, each.log_loss, 2, w=np.sqrt(each.weight))
             fine = np.linspace(z.min(), z.max(), 60)
             size, loss = np.exp(fine + each.log_params.mean()), np.exp(np.polyval(parabola, fine))
             axes.plot(size, loss, color=look["color"], linewidth=1.1)
@@ -202,40 +202,51 @@ def isoflop(known: Sequence[Budget], vertices: Sequence[float]) -> str:
 
 
 def overfit(
-    points: LossPoints, aN: float, aD: float, excess: np.ndarray, law: tuple, little: float
-) -> str:
-    """Relative excess loss for want of data against N^(aN/aD)/D, in which Kaplan's law is one curve
-    (figure 9): marks by size, the law (x, excess) as a line, what is `little` dashed."""
+    points: LossPoints, x: np.ndarray, excess: np.ndarray, lines: Sequence[tuple], little: float, label: str,
+) -> str:  # fmt: skip
+    """Relative excess loss for want of data against `x`, a power of N over D, in which Kaplan's law is one curve
+    (figure 9): marks by size, the law as lines (rank of the size, or None for all sizes; x; excess), what is
+    `little` dashed."""
     with paper():
         figure, axes = subplots()
-        x = points.params ** (aN / aD) / points.tokens
-        axes.plot(*law, color=FIT, label="fitted law")
+        sizes = np.unique(points.params)
+        for rank, at, law in lines:
+            colour = FIT if rank is None else look_of(rank, len(sizes))["color"]
+            axes.plot(at, law, color=colour, linewidth=1.1, label="fitted law")
+        handles = axes.get_lines()[:1] if lines[0][0] is None else []
         axes.axhline(little, linewidth=0.9, **DASHED)
         shown = excess > 0
         draw_sized(axes, x[shown], excess[shown], points.params[shown])
-        plain_powers(axes, "N^(aN/aD) / D")
+        plain_powers(axes, label)
         power_axis(axes, "L(N, D) / L(N, ∞) - 1")
-        figure.legend(
-            handles=axes.get_lines()[:1] + size_handles(axes, np.unique(points.params)), **BELOW
-        )
+        figure.legend(handles=[*handles, *size_handles(axes, sizes)], **BELOW)
         return svg(figure)
 
 
-def excess(ratio: np.ndarray, cost: np.ndarray, ends: np.ndarray, kaplan: np.ndarray) -> str:
-    """Compute for the same loss with a model `ratio` times the best size, in units of the best: the
-    fit, its band [2, R], and Kaplan's published curve (figure 12)."""
+FORM_STYLES = ("-", (0, (6, 2, 1, 2)), ":")
+"""Of the forms of L(N, D), the likeliest first."""
+
+
+def excess(
+    ratio: np.ndarray, forms: Sequence[tuple[str, np.ndarray, np.ndarray]], kaplan: np.ndarray
+) -> str:
+    """Compute for the same loss with a model `ratio` times the best size, in units of the best: each form
+    (name, cost [R], band [2, R] or of no row), and Kaplan's published curve (figure 12)."""
     with paper():
         figure, axes = subplots()
-        axes.fill_between(ratio, *ends, color=FIT, alpha=0.16, linewidth=0)
-        axes.plot(ratio, cost, color=FIT, label="fitted")
+        for (name, cost, ends), style in zip(forms, FORM_STYLES, strict=False):
+            if len(ends):
+                axes.fill_between(ratio, *ends, color=FIT, alpha=0.16 / len(forms), linewidth=0)
+            axes.plot(ratio, cost, color=FIT, linestyle=style, label=name)
         axes.plot(ratio, kaplan, label="Kaplan et al. 2020, eq B.16", **DASHED)
         axes.axhline(1, color=FAINT, linewidth=0.8)
         axes.set_xscale("log")
         axes.set_xlim(ratio[0], ratio[-1])
         axes.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
         axes.set_xticks([], minor=True)
-        top = float(np.nanmin([3.0, np.nanmax(cost) * 1.1]))
-        axes.set_ylim(0.95, max(top, 1.2))
+        highest = np.concatenate([cost for _, cost, _ in forms])
+        top = 1.1 * float(np.max(highest[np.isfinite(highest)], initial=1.0))
+        axes.set_ylim(0.95, max(min(top, 3.0), 1.2))
         axes.set_xlabel("model size over the best size")
         axes.set_ylabel("compute over the least compute")
         axes.legend()
@@ -283,12 +294,3 @@ def dots(rows: Sequence[tuple[str, Estimate]], label: str, marks: Mapping[str, f
         if marks:
             figure.legend(**BELOW)
         return svg(figure)
-
-
-def surface_lines(
-    points: LossPoints, constants: Mapping[str, float]
-) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(rank of the size, tokens, fitted loss) of each size over the tokens of all."""
-    at = np.geomspace(points.tokens.min(), points.tokens.max(), 60)
-    sizes = np.unique(points.params)
-    return [(rank, at, surface(size, at, **constants)) for rank, size in enumerate(sizes)]

@@ -142,11 +142,10 @@ def _of_form(attempt: Attempt, fit: Fit, title: str) -> list[Finding]:
                                   ("optimal_tokens", "best tokens", "tokens"),
                                   ("tokens_per_param", "best tokens per parameter", ""))
     ]  # fmt: skip
-    value, drawn = _constants(fit)
     return [
         *optimum,
-        *_wrong_sizes(fit.law, value, drawn, flops, title),
-        *_overfitting(fit.law, value, drawn, points, title),
+        *_wrong_sizes(fit.law, *constants_of(fit), flops, title),
+        *over_fitting(fit, points, title),
     ]
 
 
@@ -156,7 +155,7 @@ def _known_interval(fit: Fit, name: str) -> Estimate:
     return interval(each.value, fit.draws[name]) if math.isnan(each.low) else each
 
 
-def _constants(fit: Fit) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def constants_of(fit: Fit) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The value as a column of one, and the draws, of E, A, alpha, B, beta and gamma (`as_coupled`)."""
     value = {name: np.array([each.value]) for name, each in fit.parameters.items()}
     drawn = {name: fit.draws[name] for name in value}
@@ -184,11 +183,9 @@ def _wrong_sizes(
     return found
 
 
-def _overfitting(
-    law: str, value: dict[str, np.ndarray], drawn: dict[str, np.ndarray], points: LossPoints,
-    title: str,
-) -> list[Finding]:  # fmt: skip
-    """What the largest model loses for want of data, and the data that it would take."""
+def over_fitting(fit: Fit, points: LossPoints, title: str) -> list[Finding]:
+    """What the largest model loses for want of data, and the data that it would take, by one law of N and D."""
+    law, (value, drawn) = fit.law, constants_of(fit)
     largest = float(points.params.max())
     tokens = float(points.tokens[points.params == largest].max())
     with np.errstate(all="ignore"):
@@ -210,7 +207,7 @@ def _overfitting(
 
 def _early_stopping(attempt: Attempt, fit: Fit, curve: Fit) -> list[Finding]:
     """The bound for the run of most compute, by one law of N and D: it need not stop sooner."""
-    points, (value, drawn) = attempt.found.points, _constants(fit)
+    points, (value, drawn) = attempt.found.points, constants_of(fit)
     at = int(np.argmax(points.params * points.tokens))
     params, tokens = float(points.params[at]), float(points.tokens[at])
     count = min(len(next(iter(fit.draws.values()))), len(curve.draws["Sc"]))

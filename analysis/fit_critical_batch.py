@@ -10,36 +10,21 @@ farther outside than the batches reach.
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
+from analysis.batch_levels import FEWEST_BATCHES, Level, hyperbola, levels
 from analysis.bootstrap import WEBB
 from analysis.estimate import Estimate, Fit, interval
 from analysis.laws import critical_batch
 from analysis.line_holdout import line_holdouts
-from analysis.points import LossPoints, PointSet
+from analysis.points import PointSet
 from analysis.separable import CRITICAL_BATCH
 
-FEWEST_BATCHES = 3
-LEVELS = 10
 SAME_BATCH = 1.1
 """A size whose critical batches are within this factor of the common law is not said to differ."""
 FORMULA = "S = S_min + E_min/B at each loss; B_crit = E_min/S_min = B_star/L^(1/aB)"
-
-
-@dataclass(frozen=True)
-class Level:
-    """Steps to one loss at several batches, of models of one size (NaN where nobody says it); `run`
-    numbers the run that each came from."""
-
-    params: float
-    loss: float
-    batch: np.ndarray
-    steps: np.ndarray
-    run: np.ndarray
 
 
 def fit_critical_batch(found: PointSet, draws: int, seed: int, compare: bool = False) -> Fit:
@@ -53,7 +38,7 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int, compare: bool = F
             "size reach; wanted at least 2. Give the steps to the same losses at several batch sizes, or "
             "learning curves with a column group that names the run of each row."
         )
-    every_end = np.array([hyperbola(each.batch, each.steps) for each in known])
+    every_end = np.array([hyperbola(each.batch, each.steps, each.weight) for each in known])
     every, outside = (
         known,
         np.array([_outside(*each) for each in zip(known, every_end, strict=True)]),
@@ -61,14 +46,14 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int, compare: bool = F
     near = outside <= 1
     known, ends = [each for each, kept in zip(every, near, strict=True) if kept], every_end[near]
     loss = np.array([each.loss for each in known])
-    best = _power(loss, ends)
+    weight = np.array([each.mean_weight for each in known])
+    best = _power(loss, ends, weight)
     samples = _samples(known, ends, draws, seed) if known else []
-    each_draw = [_power(loss, sample) for sample in samples]
+    each_draw = [_power(loss, sample, weight) for sample in samples]
     drawn = {name: np.array([one[name] for one in each_draw]) for name in best}
     inverse = interval(1 / best["aB"], 1 / drawn["aB"])
     parameters = {"B_star": interval(best["B_star"], drawn["B_star"]), "aB": _inverted(inverse)}
     sizes = _sizes(known, ends, best, samples, each_draw)
-    relative = [_residual(each, end) for each, end in zip(every, every_end, strict=True)]
     used = int(np.sum(np.all(ends > 0, axis=1)))
     return Fit(
         law=CRITICAL_BATCH,
@@ -77,7 +62,7 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int, compare: bool = F
         parameters=parameters,
         objective={
             "name": "root mean square of S/S_fitted - 1",
-            "value": float(np.sqrt(np.mean(np.concatenate(relative) ** 2))),
+            "value": _missed(every, every_end),
         },
         points_used=sum(len(each.batch) for each in every),
         points_left_out=found.left_out,
@@ -93,12 +78,19 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int, compare: bool = F
         warnings=(
             *found.remarks,
             *_about_exponent(inverse),
-            *_about_range(outside, loss, ends, outside[near]),
+            *_about_range(outside, loss, ends, weight, outside[near]),
             *_warnings(known, used, sizes),
         ),
         seconds=time.perf_counter() - began,
         draws=drawn,
     )
+
+
+def _missed(levels: list[Level], ends: np.ndarray) -> float:
+    """Root of the weighted mean square of S/S_fitted - 1."""
+    error = np.concatenate([_residual(*each) for each in zip(levels, ends, strict=True)])
+    weight = np.concatenate([each.weight for each in levels])
+    return float(np.sqrt(np.average(error**2, weights=weight)))
 
 
 def _holdouts(loss: np.ndarray, ends: np.ndarray, compare: bool) -> dict[str, Any]:
@@ -120,62 +112,6 @@ def _as_json(level: Level, end: np.ndarray) -> dict[str, Any]:
     }
 
 
-def levels(points: LossPoints) -> list[Level]:
-    """Of every model size (all rows as of one, where nobody says it): losses that rows of several
-    batches share; else such levels cut from the learning curves."""
-    _, run = np.unique(points.group, return_inverse=True)
-    run = run.reshape(-1)
-    if not points.known("params"):
-        return _of_size(points, run, float("nan"))
-    sizes = [(n, points.params == n) for n in np.unique(points.params)]
-    return [each for n, own in sizes for each in _of_size(points.only(own), run[own], float(n))]
-
-
-def _of_size(points: LossPoints, run: np.ndarray, params: float) -> list[Level]:
-    values, which = np.unique(points.loss, return_inverse=True)
-    shared = [
-        Level(params, float(value), points.batch[rows], points.steps[rows], run[rows])
-        for value, rows in ((value, np.flatnonzero(which == i)) for i, value in enumerate(values))
-        if len(np.unique(points.batch[rows])) >= FEWEST_BATCHES
-    ] if len(values) <= len(points) // FEWEST_BATCHES else []  # fmt: skip
-    return shared if len(shared) >= 2 else _from_curves(points, run, params)
-
-
-def _from_curves(points: LossPoints, run: np.ndarray, params: float) -> list[Level]:
-    """LEVELS losses, evenly in log, and the steps at which each run first reaches them (linear in
-    log loss and log steps between evaluations)."""
-    curves = []
-    for index in np.unique(run):
-        rows = np.flatnonzero(run == index)
-        rows = rows[np.argsort(points.steps[rows], kind="stable")]
-        lowest = np.minimum.accumulate(points.loss[rows])
-        keep = np.concatenate([[True], lowest[1:] < lowest[:-1]])
-        if keep.sum() >= 2:
-            curves.append((index, points.batch[rows[0]], points.steps[rows[keep]], lowest[keep]))
-    if len(curves) < FEWEST_BATCHES:
-        return []
-    low, high = min(c[3].min() for c in curves), min(c[3].max() for c in curves)
-    found = []
-    for loss in np.geomspace(low, high, LEVELS + 2)[1:-1]:
-        there = [c for c in curves if c[3][-1] <= loss <= c[3][0]]
-        batch = np.array([c[1] for c in there])
-        if len(np.unique(batch)) < FEWEST_BATCHES:
-            continue
-        steps = [np.exp(np.interp(-np.log(loss), -np.log(c[3]), np.log(c[2]))) for c in there]
-        runs = np.array([c[0] for c in there])
-        found.append(Level(params, float(loss), batch, np.array(steps), runs))
-    return found
-
-
-def hyperbola(batch: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
-    """(S_min, E_min) of S = S_min + E_min/B by non-negative least squares of S_fitted/S - 1."""
-    scale = float(np.exp(np.mean(np.log(batch))))
-    design = np.stack([np.ones(len(batch)), scale / batch], axis=1) / steps[:, None]
-    norm = np.linalg.norm(design, axis=0)
-    found = nnls(design / norm, np.ones(len(batch)))[0] / norm
-    return float(found[0]), float(found[1] * scale)
-
-
 def _outside(level: Level, end: np.ndarray) -> float:
     """How far B_crit lies outside the batches of a level, in log, as a share of the log of their range: 0 inside, and
     where there is no B_crit."""
@@ -186,12 +122,12 @@ def _outside(level: Level, end: np.ndarray) -> float:
 
 
 def _about_range(
-    outside: np.ndarray, loss: np.ndarray, ends: np.ndarray, kept: np.ndarray
+    outside: np.ndarray, loss: np.ndarray, ends: np.ndarray, weight: np.ndarray, kept: np.ndarray
 ) -> list[str]:
     """What is said of critical batches that were extrapolated: of all levels, and of those in the law."""
     if not np.any(outside > 0):
         return []
-    inside = _power(loss[kept == 0], ends[kept == 0])["aB"]
+    inside = _power(loss[kept == 0], ends[kept == 0], weight[kept == 0])["aB"]
     alone = (
         f"the others alone give aB = {inside:.3g}"
         if np.isfinite(inside)
@@ -208,16 +144,18 @@ def _residual(level: Level, end: np.ndarray) -> np.ndarray:
     return level.steps / (end[0] + end[1] / level.batch) - 1
 
 
-def _power(loss: np.ndarray, ends: np.ndarray) -> dict[str, float]:
-    """B* and aB by least squares of log B_crit on log L, over levels where both ends are known."""
+def _power(loss: np.ndarray, ends: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    """B* and aB by weighted least squares of log B_crit on log L, over levels where both ends are known."""
     known = np.all(ends > 0, axis=1)
     if known.sum() < 2:
         return {"B_star": float("nan"), "aB": float("nan")}
-    x, y = np.log(loss[known]), np.log(ends[known, 1] / ends[known, 0])
-    slope = float(np.sum((x - x.mean()) * (y - y.mean())) / np.sum((x - x.mean()) ** 2))
+    x, y, weight = np.log(loss[known]), np.log(ends[known, 1] / ends[known, 0]), weight[known]
+    mean_x, mean_y = (float(np.average(each, weights=weight)) for each in (x, y))
+    dx = weight * (x - mean_x)
+    slope = float(np.sum(dx * (y - mean_y)) / np.sum(dx * (x - mean_x)))
     with np.errstate(over="ignore"):
         return {
-            "B_star": float(np.exp(y.mean() - slope * x.mean())),
+            "B_star": float(np.exp(mean_y - slope * mean_x)),
             "aB": -1 / slope if slope else float("nan"),
         }
 
@@ -259,7 +197,7 @@ def _samples(known: list[Level], ends: np.ndarray, draws: int, seed: int) -> lis
         weight = rng.choice(np.concatenate([WEBB, -WEBB]), runs)
         weight = weight * np.sqrt(free / rng.chisquare(free))
         sample = [
-            hyperbola(each.batch, at * np.maximum(1 + weight[each.run] * error, 1e-3))
+            hyperbola(each.batch, at * np.maximum(1 + weight[each.run] * error, 1e-3), each.weight)
             for each, at, error in zip(known, curve, grown, strict=True)
         ]
         found.append(np.array(sample))
@@ -274,6 +212,7 @@ def _sizes(
     common law, with the 95% interval of the draws."""
     params = np.array([each.params for each in known])
     loss = np.array([each.loss for each in known])
+    weight = np.array([each.mean_weight for each in known])
     found = []
     for size in np.unique(params):
         own = np.isnan(params) if np.isnan(size) else params == size
@@ -283,11 +222,12 @@ def _sizes(
             if not usable.any():
                 return float("nan")
             crit = ends[usable, 1] / ends[usable, 0]
-            return float(np.mean(np.log(crit / critical_batch(loss[usable], **law))))
+            off = np.log(crit / critical_batch(loss[usable], **law))
+            return float(np.average(off, weights=weight[usable]))
 
         drawn = np.array([offset(s, law) for s, law in zip(samples, each_draw, strict=True)])
         found.append(
-            {"params": float(size), "levels": int(own.sum()), **_power(loss[own], ends[own]),
+            {"params": float(size), "levels": int(own.sum()), **_power(loss[own], ends[own], weight[own]),
              "offset": vars(interval(offset(ends, best), drawn))}
         )  # fmt: skip
     return found

@@ -1,15 +1,16 @@
-"""N_opt(C) by three routes: isoFLOP minima, a surface, and the envelope of all runs.
+"""N_opt(C) by three routes: isoFLOP minima, the laws of N and D that AICc allows, and the envelope of all runs.
 
 The routes fail in different ways, so their agreement is the evidence; where their intervals do not
 overlap, that is said.
 """
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
+from analysis.ensemble import accepted, surface_weights
 from analysis.estimate import Estimate, Fit, interval
 from analysis.fit import fit_separable
 from analysis.frontier import fit_optimum, lower_hull
@@ -17,7 +18,7 @@ from analysis.isoflop import FEWEST_SIZES, METHODS, Budget, budgets, minima, ver
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN, optimal_tokens_scale
 from analysis.line_holdout import line_holdouts
 from analysis.points import LeftOut, LossPoints, PointSet, pareto
-from analysis.separable import ISOFLOP, SURFACE
+from analysis.separable import ISOFLOP, SURFACE, SURFACE_LAWS
 
 FORMULA = (
     "log L = quadratic in log N for each budget; N_opt = (C/params_scale)^params_exponent through "
@@ -32,8 +33,10 @@ WHY = {
 """Why a budget gives no minimum: the warning, and its words."""
 
 
-def fit_isoflop(found: PointSet, draws: int, seed: int, compare: bool = False) -> Fit:
-    """The parabola's line through the minima, with the other routes beside it; `compare` adds the
+def fit_isoflop(
+    found: PointSet, draws: int, seed: int, compare: bool = False, routes: bool = True
+) -> Fit:
+    """The parabola's line through the minima, with the other `routes` beside it, if wanted; `compare` adds the
     hold-outs by compute."""
     began = time.perf_counter()
     every_budget = budgets(found.points)
@@ -54,10 +57,10 @@ def fit_isoflop(found: PointSet, draws: int, seed: int, compare: bool = False) -
             for each, sample, at in zip(known, samples, own, strict=True)
         ]
         drawn[method] = vertex_line(log_flops, np.stack(every, axis=1))
-    others, other_draws = _other_routes(found, draws, seed)
-    routes = {
+    others = _other_routes(found, draws, seed) if routes else OtherRoutes({}, {}, {})
+    by_route = {
         f"a_{name}": interval(float(value[name][1][0]), drawn[name][1]) for name in METHODS
-    } | others
+    } | others.found
     parameters, parameter_draws = _parameters(value["parabola"], drawn["parabola"])
     without = _without_minimum(every_budget, known, vertices["parabola"])
     return Fit(
@@ -69,15 +72,17 @@ def fit_isoflop(found: PointSet, draws: int, seed: int, compare: bool = False) -
         points_used=len(found.points) - sum(len(each.rows) for each, _ in without),
         points_left_out=(*found.left_out, *_left_out(found.points, without)),
         bootstrap={"method": "residual, scale drawn", "draws": draws, "seed": seed},
-        diagnostics=_diagnostics(known, vertices, found.points, compare),
+        diagnostics=_diagnostics(known, vertices, found.points, compare)
+        | {"forms": _forms(others.weights)},
         warnings=(
             *found.remarks,
             *_about_minima(len(every_budget), without),
-            *_disagreements(routes),
+            *_about_surface(others.weights),
+            *_disagreements(by_route),
         ),
         seconds=time.perf_counter() - began,
-        derived=routes,
-        draws=parameter_draws | {f"a_{name}": drawn[name][1] for name in METHODS} | other_draws,
+        derived=by_route,
+        draws=parameter_draws | {f"a_{name}": drawn[name][1] for name in METHODS} | others.draws,
     )
 
 
@@ -97,14 +102,15 @@ def _bracketed(budget: Budget, method: str, log_loss: np.ndarray) -> np.ndarray:
 
 
 def _noise(known: list[Budget], trunk: np.ndarray) -> tuple[float, int]:
-    """Pooled scatter of log loss about the parabolas, and its degrees of freedom; trunks less three, the
-    constants of a parabola, where the same ones are measured at many budgets."""
+    """Pooled scatter of log loss about the parabolas, of a run of the mean weight, and its degrees of freedom;
+    trunks less three, the constants of a parabola, where the same ones are measured at many budgets."""
     squares, free = 0.0, 0
     for each in known:
         z = each.log_params - each.log_params.mean()
-        design = np.vander(z, 3)
-        rest = each.log_loss - design @ np.linalg.lstsq(design, each.log_loss, rcond=None)[0]
-        squares += float(each.runs @ rest**2)
+        design = np.vander(z, 3) * np.sqrt(each.weight)[:, None]
+        scaled = each.log_loss * np.sqrt(each.weight)
+        rest = scaled - design @ np.linalg.lstsq(design, scaled, rcond=None)[0]
+        squares += float(rest @ rest)
         free += max(len(z) - 3, 0)
     if not free:
         return 0.0, 0
@@ -115,15 +121,18 @@ def _noise(known: list[Budget], trunk: np.ndarray) -> tuple[float, int]:
 def _samples(
     known: list[Budget], trunk: np.ndarray, noise: tuple[float, int], draws: int, seed: int
 ) -> list[np.ndarray]:
-    """Losses with new noise of the pooled size, which is itself drawn, [draws, sizes] a budget. A trunk has
-    one draw at all its budgets: a run that is lucky at one is lucky at the next."""
+    """Losses with new noise of the pooled size, which is itself drawn, [draws, sizes] a budget; that of a run
+    is by its weight, the inverse square. A trunk has one draw at all its budgets: a run that is lucky at one is
+    lucky at the next."""
     rng = np.random.default_rng(seed)
     sd, free = noise
     spread = sd * np.sqrt(free / rng.chisquare(free, draws)) if free else np.zeros(draws)
     luck = spread[:, None] * rng.standard_normal((draws, int(trunk.max()) + 1))
     return [
         each.log_loss
-        + luck[:, trunk[each.rows]] @ np.eye(len(each.runs))[each.size_of_row] / each.runs
+        + (luck[:, trunk[each.rows]] * np.sqrt(each.weight_of_row))
+        @ np.eye(len(each.weight))[each.size_of_row]
+        / each.weight
         for each in known
     ]
 
@@ -146,21 +155,52 @@ def _parameters(
     return {name: interval(float(found[name][0]), draws[name]) for name in found}, draws
 
 
-def _other_routes(
-    found: PointSet, draws: int, seed: int
-) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
-    """The exponent by a surface fitted to all points, and by the envelope, each with its draws."""
+@dataclass(frozen=True)
+class OtherRoutes:
+    """The exponent a by ways that need no minima, their draws, and the AICc weights of the laws of N and D."""
+
+    found: dict[str, Estimate]
+    draws: dict[str, np.ndarray]
+    weights: dict[str, float]
+
+
+def _other_routes(found: PointSet, draws: int, seed: int) -> OtherRoutes:
+    """By every law of N and D that AICc does not reject, fitted to all points, and by the envelope."""
     points = found.points
-    envelope, drawn = _envelope(points, draws, seed)
-    routes, every = {"a_envelope": envelope}, {"a_envelope": drawn}
     if not points.known("tokens"):
         tokens = points.flops / (FLOPS_PER_PARAMETER_AND_TOKEN * points.params)
         points = replace(points, tokens=tokens)
+    runs = replace(found, points=points)
     try:
-        fit = fit_separable(replace(found, points=points), SURFACE, draws, seed)
+        weights = surface_weights(runs)
     except ValueError:
-        return routes, every  # too few points for five constants: that route is not there
-    return {"a_surface": fit.derived["a"], **routes}, {"a_surface": fit.draws["a"], **every}
+        weights = {}  # too few points for five constants: these routes are not there
+    fits = {
+        f"a_{name}": fit_separable(runs, SURFACE_LAWS[name], draws, seed, only=("a",))
+        for name in accepted(weights)
+    }
+    envelope, drawn = _envelope(points, draws, seed)
+    return OtherRoutes(
+        {key: fit.derived["a"] for key, fit in fits.items()} | {"a_envelope": envelope},
+        {key: fit.draws["a"] for key, fit in fits.items()} | {"a_envelope": drawn},
+        weights,
+    )
+
+
+def _forms(weights: dict[str, float]) -> list[dict[str, object]]:
+    return [{"law": name, "weight": each} for name, each in weights.items()]
+
+
+def _about_surface(weights: dict[str, float]) -> list[str]:
+    """What is said where AICc rejects `surface`, by which the minima are usually checked."""
+    kept = accepted(weights)
+    if SURFACE.name not in weights or SURFACE.name in kept:
+        return []
+    others = " and ".join(f"{name!r} ({weights[name]:.2g})" for name in kept)
+    return [
+        f"surface_rejected: AICc gives 'surface' a weight of {weights[SURFACE.name]:.2g} beside {others} on these "
+        "runs; its exponent is no route to N_opt, theirs is."
+    ]
 
 
 def _envelope(points: LossPoints, draws: int, seed: int) -> tuple[Estimate, np.ndarray]:

@@ -22,14 +22,16 @@ FINE = 400
 
 @dataclass(frozen=True)
 class Budget:
-    """The sizes of one budget, rising: log N and mean log loss, and how many runs each mean has; of each
-    run its row among the points and which of the sizes it is."""
+    """The sizes of one budget, rising: log N, mean log loss, and the sum of the weights of its runs (their number
+    where all weigh the same); of each run its row among the points, its weight (of mean 1 over all points) and
+    which of the sizes it is."""
 
     flops: float
     log_params: np.ndarray
     log_loss: np.ndarray
-    runs: np.ndarray
+    weight: np.ndarray
     rows: np.ndarray
+    weight_of_row: np.ndarray
     size_of_row: np.ndarray
 
     @property
@@ -39,21 +41,21 @@ class Budget:
 
 
 def budgets(points: LossPoints) -> list[Budget]:
-    """Runs gathered by compute, by rising compute."""
+    """Runs gathered by compute, by rising compute; the mean of a size is by the weights of its runs."""
     if not len(points):
         return []
+    weight = points.weight / points.weight.mean()
     order = np.argsort(points.flops, kind="stable")
     flops = points.flops[order]
     starts = np.flatnonzero(np.concatenate([[True], flops[1:] > flops[:-1] * SAME_BUDGET]))
     found = []
     for rows in np.split(order, starts[1:]):
-        params, which, runs = np.unique(
-            points.params[rows], return_inverse=True, return_counts=True
-        )
-        which = which.reshape(-1)
-        mean = np.bincount(which, np.log(points.loss[rows])) / runs
+        params, which = np.unique(points.params[rows], return_inverse=True)
+        which, own = which.reshape(-1), weight[rows]
+        total = np.bincount(which, own)
+        mean = np.bincount(which, own * np.log(points.loss[rows])) / total
         middle = float(np.exp(np.mean(np.log(points.flops[rows]))))
-        found.append(Budget(middle, np.log(params), mean, runs, rows, which))
+        found.append(Budget(middle, np.log(params), mean, total, rows, own, which))
     return found
 
 
@@ -72,8 +74,8 @@ def minima(budget: Budget, method: str, log_loss_BP: np.ndarray) -> np.ndarray:
         found = np.where((at > 0) & (at < FINE - 1), fine[at], np.nan)
     else:
         degree = 2 if method == "parabola" else 3
-        design = np.vander(z, degree + 1, increasing=True) * np.sqrt(budget.runs)[:, None]
-        scaled = log_loss_BP * np.sqrt(budget.runs)
+        design = np.vander(z, degree + 1, increasing=True) * np.sqrt(budget.weight)[:, None]
+        scaled = log_loss_BP * np.sqrt(budget.weight)
         found = _lowest(np.linalg.lstsq(design, scaled.T, rcond=None)[0])
     return centre + half * found
 

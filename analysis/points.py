@@ -144,12 +144,14 @@ def cells(points: LossPoints) -> np.ndarray:
 
 
 def seed_noise(points: LossPoints) -> SeedNoise | None:
-    """Pooled spread of log loss over runs that differ in the seed alone; None without repeats."""
+    """Pooled spread of log loss over runs that differ in the seed alone, of a run of the mean weight; None
+    without repeats."""
     if not len(points):
         return None
-    cell, logs = cells(points), np.log(points.loss)
+    cell, logs, weight = cells(points), np.log(points.loss), points.weight / points.weight.mean()
     runs = np.bincount(cell)
-    off = logs - (np.bincount(cell, logs) / runs)[cell]
+    mean = np.bincount(cell, weight * logs) / np.bincount(cell, weight)
+    off = (logs - mean[cell]) * np.sqrt(weight)
     repeated = int(np.sum(runs > 1))
     degrees = len(points) - len(runs)
     if not degrees:

@@ -17,7 +17,7 @@ from analysis.derived import (
     optimal_flops_of_tokens,
     optimum_of,
 )
-from analysis.ensemble import mixture
+from analysis.ensemble import LEAST_WEIGHT, mixture
 from analysis.estimate import CONFIDENCE, Estimate, Fit, interval
 from analysis.fit_frontier import known_draws
 from analysis.forecast import Forecaster, forecaster
@@ -38,8 +38,6 @@ UNCALIBRATED = (
     f"{FEWEST_HELD_OUT}, and outside the data {LEAST_BELOW:g} decades of compute below it), so 95% is "
     "nominal: no hold-out has checked it."
 )
-UNLIKELY = 0.05
-"""AICc weight of the asked law below which its prediction carries a warning."""
 FAR = 1.0
 """Decades beyond the data from which on a prediction is called far."""
 
@@ -71,7 +69,7 @@ def predict(
     calibrated = bool(said.calibrated[0] and draws)
     decades = {name: float(each[0]) for name, each in said.decades.items()}
     found_answer = _answer(fit, target, decades, answer, calibrated)
-    if forms[0]["weight"] < UNLIKELY:
+    if forms[0]["weight"] < LEAST_WEIGHT:
         best = max(forms, key=lambda each: each["weight"])
         found_answer["warnings"].insert(
             0,

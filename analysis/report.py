@@ -112,6 +112,7 @@ def _build(
     from analysis.findings import findings
     from analysis.least_compute import LEAST, critical_batch_of, least_frontier
     from analysis.published import published
+    from analysis.routes import accepted_forms, form_weights
     from analysis.runs import read_runs
     from analysis.study_fits import by_convention, fit_study
     from analysis.variants import corrections
@@ -120,7 +121,8 @@ def _build(
 
     study = read_runs(results, counting.split, counting.include)
     fits = fit_study(study, counting, draws, seed)
-    conventions = by_convention(study, counting, fits, draws, seed)
+    rejected = set(form_weights(fits.tried)) - set(accepted_forms(fits.tried))
+    conventions = by_convention(study, counting, fits, rejected, draws, seed)
     if limits is not None:
         fits.tried["loss-by-tokens"] = data_limits(limits, study, counting, draws, seed)
         fits.not_tried.pop("L(D)", None)

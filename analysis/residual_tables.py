@@ -43,7 +43,7 @@ def residual_report(
             for i in far[np.argsort(-np.abs(weighed[far]), kind="stable")][:MOST_LISTED]
         ],
         "outlier_count": len(far),
-        "lack_of_fit": lack_of_fit(points, residual, theta.size),
+        "lack_of_fit": lack_of_fit(points, weighed, theta.size),
     }
     if len(far) and len(residual) - len(far) > theta.size:
         keep = np.setdiff1d(np.arange(len(residual)), far)
@@ -129,18 +129,18 @@ def _refit(
 
 
 def lack_of_fit(
-    points: LossPoints, residual: np.ndarray, parameters: int
+    points: LossPoints, weighed: np.ndarray, parameters: int
 ) -> dict[str, float] | None:
-    """F test of the scatter about the law against that between repeated seeds; None where nothing
-    was repeated, or too little is left beside the repeats."""
+    """F test of the scatter about the law (residuals times the root of the weight) against that between repeated
+    seeds; None where nothing was repeated, or too little is left beside the repeats."""
     noise = seed_noise(points) if points.known("params") and points.known("tokens") else None
     if noise is None:
         return None
     pure = noise.relative_sd**2 * noise.degrees
-    free = len(residual) - parameters - noise.degrees
+    free = len(weighed) - parameters - noise.degrees
     if free < 1 or pure <= 0:
         return None
-    ratio = max(float(residual @ residual) - pure, 0.0) / free / (pure / noise.degrees)
+    ratio = max(float(weighed @ weighed) - pure, 0.0) / free / (pure / noise.degrees)
     return {
         "f": ratio,
         "degrees": free,

@@ -9,8 +9,9 @@ from itertools import combinations
 
 import numpy as np
 
+from analysis.ensemble import accepted, aicc_weights
 from analysis.estimate import Estimate, Fit
-from analysis.separable import SURFACE, SURFACE_LAWS
+from analysis.separable import SURFACE_LAWS
 from analysis.study_fits import Attempt
 from analysis.words import has_warning
 
@@ -20,28 +21,17 @@ def fits_of(tried: Mapping[str, Attempt]) -> dict[str, Fit]:
     return {name: each.fit for name, each in tried.items() if each.fit is not None}
 
 
-LEAST_WEIGHT = 0.05
-"""A form of less AICc weight beside the others is rejected: nothing is derived from it."""
-
-
 def form_weights(tried: Mapping[str, Attempt]) -> dict[str, float]:
     """The AICc weight of each fitted law of N and D among these; NaN where the points are too few for one."""
     fits = {name: fit for name, fit in fits_of(tried).items() if name in SURFACE_LAWS}
     compared = [fit.diagnostics.get("forms", ()) for fit in fits.values()]
     rows = {row["law"]: row["aicc"] for row in max(compared, key=len, default=())}
-    aicc = {name: rows.get(name, math.nan) for name in fits}
-    least = min((each for each in aicc.values() if math.isfinite(each)), default=math.nan)
-    raw = {name: math.exp((least - each) / 2) if math.isfinite(each) else math.nan
-           for name, each in aicc.items()}  # fmt: skip
-    total = sum(each for each in raw.values() if math.isfinite(each))
-    return {name: each / total if total else math.nan for name, each in raw.items()}
+    return aicc_weights({name: rows.get(name, math.nan) for name in SURFACE_LAWS if name in fits})
 
 
 def accepted_forms(tried: Mapping[str, Attempt]) -> list[str]:
     """The fitted laws of N and D that the points do not reject, the likeliest first."""
-    weights = form_weights(tried)
-    kept = [name for name in SURFACE_LAWS if name in weights and not weights[name] < LEAST_WEIGHT]
-    return sorted(kept, key=lambda name: -np.nan_to_num(weights[name]))
+    return accepted(form_weights(tried))
 
 
 def rejected_forms(tried: Mapping[str, Attempt]) -> list[str]:
@@ -60,22 +50,26 @@ ROUTE_OF_FORM = {
 }  # fmt: skip
 
 
+ISOFLOP_ROUTES = {"envelope": "envelope of final losses"} | {
+    name: f"{words} of the isoFLOP runs" for name, words in ROUTE_OF_FORM.items()
+}
+"""What an isoFLOP fit compares its minima with, in words."""
+
+
 def routes(tried: Mapping[str, Attempt]) -> list[tuple[str, Estimate]]:
     """The exponent a of N_opt ~ C^a by every route that the study allows and no points reject."""
-    fits, accepted = fits_of(tried), accepted_forms(tried)
-    found = [(ROUTE_OF_FORM[name], fits[name].derived["a"]) for name in accepted]
+    fits = fits_of(tried)
+    found = [(ROUTE_OF_FORM[name], fits[name].derived["a"]) for name in accepted_forms(tried)]
     if "isoflop" in fits:
-        named = fits["isoflop"].derived
-        rejected = {"a_surface"} if SURFACE.name in fits and SURFACE.name not in accepted else set()
-        found += [(f"isoFLOP {key.removeprefix('a_')}", named[key])
-                  for key in named if key not in rejected]  # fmt: skip
+        ways = {key.removeprefix("a_"): each for key, each in fits["isoflop"].derived.items()}
+        # of a law that was fitted by itself the route is above, or rejected
+        found += [(ISOFLOP_ROUTES.get(way, f"isoFLOP {way}"), each)
+                  for way, each in ways.items() if way not in fits or way not in SURFACE_LAWS]  # fmt: skip
     if "frontier" in fits and not has_warning(fits["frontier"], "optimum_not_identified"):
         found.append(("frontier", fits["frontier"].parameters["params_exponent"]))
     if "learning-curve" in fits and "params_exponent" in fits["learning-curve"].derived:
         found.append(("learning curves", fits["learning-curve"].derived["params_exponent"]))
-    return [(name.replace("isoFLOP surface", "surface of the isoFLOP runs")
-             .replace("isoFLOP envelope", "envelope of final losses"), each)
-            for name, each in found if np.isfinite(each.value)]  # fmt: skip
+    return [(name, each) for name, each in found if np.isfinite(each.value)]
 
 
 def disagreements(found: list[tuple[str, Estimate]]) -> list[str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.batch_levels import FEWEST_BATCHES
 from analysis.estimate import Fit
 from analysis.fit import fit_separable
-from analysis.fit_critical_batch import FEWEST_BATCHES, fit_critical_batch
+from analysis.fit_critical_batch import fit_critical_batch
 from analysis.fit_frontier import fit_frontier
 from analysis.fit_isoflop import fit_isoflop
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -47,6 +48,8 @@ COLUMNS = {
     BY_POSITION.name: ("position", "loss"),
 }
 COMPARES_VARIANTS = (CRITICAL_BATCH,)  # of a study: batch sizes
+UNWEIGHTED = (FRONTIER,)
+"""Laws that take no weights: what the lowest losses bound is no mean of them."""
 CURVE_NEEDERS = (FRONTIER, LEARNING_CURVE.name, CRITICAL_BATCH)
 
 
@@ -63,7 +66,7 @@ def read_points(source: Path, law: str, x: str, counting: Counting) -> PointSet:
             "the path."
         )
     columns = _columns(source, law, x)
-    found = read_table(source, columns, counting.include, weighs=law in SEPARABLE_LAWS)
+    found = read_table(source, columns, counting.include, weighs=law not in UNWEIGHTED)
     return _prepared(found, law)
 
 
@@ -146,5 +149,7 @@ def fit_law(
         return fit_separable(found, separable, draws, seed, delta, compare, only)
     if law == FRONTIER:
         return fit_frontier(found, draws, seed, compare)
-    by_steps = {ISOFLOP: fit_isoflop, CRITICAL_BATCH: fit_critical_batch}
-    return by_steps[law](found, draws, seed, compare)
+    if law == ISOFLOP:
+        return fit_isoflop(found, draws, seed, compare, routes=only is None)
+    assert law == CRITICAL_BATCH, law
+    return fit_critical_batch(found, draws, seed, compare)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.batch_levels import FEWEST_BATCHES
 from analysis.estimate import Fit
-from analysis.fit_critical_batch import FEWEST_BATCHES
 from analysis.isoflop import budgets
 from analysis.points import LossPoints, PointSet, SeedNoise, distinct, seed_noise
 from analysis.repeated_data import ONE_EPOCH
@@ -249,6 +249,8 @@ class Convention:
 EXPONENTS = {
     "loss-by-params": ("exponent",),
     "surface": ("alpha", "a"),
+    "surface-kaplan": ("aN", "a"),
+    "coupled": ("a",),
     "isoflop": ("params_exponent",),
     "frontier": ("exponent", "params_exponent"),
     "learning-curve": ("aN",),
@@ -260,14 +262,22 @@ COUNTS_FLOPS = ("isoflop", "frontier")
 
 
 def by_convention(
-    study: StudyRuns, counting: Counting, fits: StudyFits, draws: int, seed: int
+    study: StudyRuns,
+    counting: Counting,
+    fits: StudyFits,
+    rejected: Collection[str],
+    draws: int,
+    seed: int,
 ) -> list[Convention]:
-    """Every exponent of the fitted laws for each N (without embeddings, with head, total) and C (6 N D,
+    """Every exponent of the fitted laws, less those that the points reject, for each N (without embeddings, with
+    head, total) and C (6 N D,
     exact): one sweep gives very different ones (Porian et al. 2024; Pearce & Song 2024)."""
     rows = []
     for trial in TRIALS:
         own = fits.tried.get(trial.name)
-        if trial.name not in EXPONENTS or own is None or own.fit is None:
+        if trial.name not in EXPONENTS or trial.name in rejected:
+            continue
+        if own is None or own.fit is None:
             continue
         for params in PARAM_COUNTS:
             for flops in FLOP_COUNTS if trial.name in COUNTS_FLOPS else ("6nd",):

@@ -195,7 +195,7 @@ def _exponent(study: StudyRuns, counting: Counting, draws: int, seed: int) -> Es
         found = curve_points(study, with_mid_schedule(counting))
         curve = found.points.group
     try:
-        fit = fit_isoflop(at_equal_compute(found, curve), draws, seed)
+        fit = fit_isoflop(at_equal_compute(found, curve), draws, seed, routes=False)
     except ValueError:
         return Estimate(np.nan, np.nan, np.nan)
     return fit.parameters["params_exponent"]

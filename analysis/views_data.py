@@ -12,13 +12,14 @@ from analysis.derived import early_stopping_step
 from analysis.estimate import Fit
 from analysis.figures_variants import by_data, repeated, stopping
 from analysis.guards import MID_SCHEDULE, over_fitted, unique_tokens
-from analysis.laws import surface_kaplan
-from analysis.page import Picture
+from analysis.laws import coupled
+from analysis.page import Picture, safe
 from analysis.points import PointSet
 from analysis.runs import Counting, StudyRuns, all_points, curve_points, only_data_varies
 from analysis.separable import LEARNING_CURVE, POWER
 from analysis.sources import fit_law
 from analysis.study_fits import Attempt
+from analysis.views_surface import form_constants, forms_of
 from analysis.words import short
 from launch.results import RunResult
 
@@ -74,17 +75,17 @@ def _by_size(found: PointSet, falling: str) -> list[Picture]:
 
 def _stopping(study: StudyRuns, counting: Counting, tried: Mapping[str, Attempt]) -> list[Picture]:
     """Kaplan et al. 2020, figure 16: S_stop against Sc/[L(N, D) - L(N, inf)]^(1/aS)."""
-    surface = tried["surface-kaplan"].fit if "surface-kaplan" in tried else None
-    curve = _curve(study, counting)
-    if surface is None or curve is None:
+    forms, curve = forms_of(tried)[:1], _curve(study, counting)
+    if not forms or curve is None:
         return []
-    constants = {name: each.value for name, each in surface.parameters.items()}
+    title, surface, _ = forms[0]
+    constants = form_constants(surface)
     rows = []
     for run in study.runs:
         table = run.eval_rows(counting.split)
         if over_fitted(run, table):
             best = table[int(np.argmin(table["loss"]))]
-            endless = float(surface_kaplan(counting.of(run), np.inf, **constants))
+            endless = float(coupled(counting.of(run), np.inf, **constants))
             bound = early_stopping_step(best["loss"], endless, curve.value("Sc"), curve.value("aS"))
             rows.append((float(bound), float(best["step"]), counting.of(run)))
     bound, step, params = np.array(rows, float).reshape(-1, 3).T
@@ -98,8 +99,9 @@ def _stopping(study: StudyRuns, counting: Counting, tried: Mapping[str, Attempt]
             stopping(bound[known], step[known], params[known]),
             "<b>When to stop.</b> Step of the lowest held-out loss of each run that over-fits, against the "
             "bound Sc/[L(N, D) - L(N, ∞)]^(1/aS) (Kaplan et al. 2020, eq 5.7: it lies below every "
-            f"measured step). {kept} of {int(known.sum())} are above it here; Sc and aS are of the first "
-            "passes, whatever their learning rate did.",
+            f"measured step), with L(N, ∞) by {safe(title)}. "
+            f"{kept} of {int(known.sum())} are above it here; Sc and aS are of "
+            "the first passes, whatever their learning rate did.",
         )
     ]
 

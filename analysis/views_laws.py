@@ -6,23 +6,19 @@ import numpy as np
 
 from analysis import figures_laws
 from analysis.consequences import contradiction
-from analysis.derived import (
-    excess_compute,
-    excess_compute_of_surface,
-    overfitting,
-    tokens_against_overfitting,
-)
-from analysis.estimate import QUANTILES, Estimate, Fit, interval
-from analysis.findings import INNER, KAPLAN_CURVE, Sample
+from analysis.estimate import Estimate, Fit
+from analysis.findings import Sample
 from analysis.frontier import trace
 from analysis.isoflop import budgets
-from analysis.laws import critical_batch, learning_curve, minimum_steps, surface, surface_kaplan
+from analysis.laws import critical_batch, learning_curve, minimum_steps
 from analysis.page import Picture, safe
 from analysis.points import LossPoints
-from analysis.published import SURFACES, PublishedDomain
+from analysis.published import PublishedDomain
 from analysis.routes import optimum_fit, routes
+from analysis.separable import SURFACE_LAWS
 from analysis.study_fits import Attempt, Convention
-from analysis.words import has_warning, short, value_with_interval
+from analysis.views_surface import excess_pictures, surface_pictures
+from analysis.words import has_warning, value_with_interval
 
 FARTHEST = 1e8
 """A crossing farther than this from the data is a number without meaning, and is not drawn."""
@@ -36,8 +32,8 @@ def law_pictures(
 ) -> list[Picture]:
     """All figures of laws, in the order of the argument."""
     shown = _reducible(tried, known, sample)
-    shown += _surface(tried) + _overfit(tried) + _learning_curve(tried)
-    shown += _isoflop(tried) + _routes(tried, known) + _excess(tried) + _crossing(tried)
+    shown += surface_pictures(tried) + _learning_curve(tried)
+    shown += _isoflop(tried) + _routes(tried, known) + excess_pictures(tried) + _crossing(tried)
     return shown + _conventions(conventions)
 
 
@@ -75,84 +71,6 @@ def _reducible(
             )
         )
     return found
-
-
-def _surface(tried: Mapping[str, Attempt]) -> list[Picture]:
-    fit = _fits(tried).get("surface")
-    if fit is None:
-        return []
-    points = tried["surface"].found.points
-    constants = {name: each.value for name, each in fit.parameters.items()}
-    fitted = surface(points.params, points.tokens, **constants)
-    lines = figures_laws.surface_lines(points, constants)
-    a = value_with_interval(fit.derived["a"])
-    found = [
-        Picture(
-            "surface",
-            figures_laws.by_tokens(points, fit, fitted, lines),
-            "<b>L(N, D).</b> Final losses against tokens, and the fitted surface at each size: "
-            f"alpha {value_with_interval(fit.parameters['alpha'])}, beta "
-            f"{value_with_interval(fit.parameters['beta'])}, so N_opt ∝ C^a with a = {a}. Below: what "
-            "the law misses.",
-        )
-    ]
-    if len(fit.draws.get("alpha", ())) > 2:
-        found.append(
-            Picture(
-                "ellipse",
-                figures_laws.ellipse(fit, SURFACES),
-                "<b>The exponents of the surface</b> are known together better than one by one. "
-                "Published ones are of text, with embeddings counted.",
-            )
-        )
-    return found
-
-
-LITTLE = 0.02
-"""Over-fitting that Kaplan et al. 2020 (eq 4.4) take as little: the scatter between their seeds."""
-
-
-def _overfit(tried: Mapping[str, Attempt]) -> list[Picture]:
-    """Kaplan et al. 2020, figure 9: only where data limit the loss visibly."""
-    fit = _fits(tried).get("surface-kaplan")
-    if fit is None:
-        return []
-    points = tried["surface-kaplan"].found.points
-    c = {name: each.value for name, each in fit.parameters.items()}
-    endless = surface_kaplan(points.params, np.inf, **c)
-    excess = points.loss / endless - 1
-    if not np.any(excess > 0):
-        return []
-    x = points.params ** (c["aN"] / c["aD"]) / points.tokens
-    line = np.geomspace(x.min(), x.max(), 80)
-    # along x the law depends on N and D through N^(aN/aD)/D alone: take N = 1, D = 1/x
-    law = overfitting(1.0, 1 / line, **c)
-    return [
-        Picture(
-            "overfit",
-            figures_laws.overfit(points, c["aN"], c["aD"], excess, (line, law), LITTLE),
-            "<b>What too few tokens cost</b>, relative to the law's loss for endless data: in Kaplan's "
-            f"law one curve for all sizes. {_rule(fit, float(points.params.max()))} Kaplan et al. 2020: "
-            f"below {LITTLE:g} (dashed) where D > 5e3 N^0.74.",
-        )
-    ]
-
-
-def _rule(fit: Fit, params: float) -> str:
-    """The fewest tokens that keep over-fitting little, with an interval for a model of `params`: of the rule's
-    two constants neither is known as well as what they give together."""
-    if has_warning(fit, "at_bound"):
-        return "Constants of this fit end at a limit of the search, so it gives no rule."
-    c = {name: each.value for name, each in fit.parameters.items()}
-    factor = float(tokens_against_overfitting(1.0, LITTLE, **c))
-    value = float(tokens_against_overfitting(params, LITTLE, **c))
-    with np.errstate(all="ignore"):
-        draws = {name: fit.draws[name] for name in c} if fit.draws else {}
-        drawn = tokens_against_overfitting(params, LITTLE, **draws) if draws else np.empty(0)
-    return (
-        f"By this fit below {LITTLE:g} where D > {short(factor)} N^{c['aN'] / c['aD']:.2f}: at N = "
-        f"{short(params)} from {value_with_interval(interval(value, drawn))} tokens on."
-    )
 
 
 def _learning_curve(tried: Mapping[str, Attempt]) -> list[Picture]:
@@ -220,30 +138,6 @@ def _routes(tried: Mapping[str, Attempt], known: PublishedDomain | None) -> list
     return [Picture("routes", svg, caption)]
 
 
-def _excess(tried: Mapping[str, Attempt]) -> list[Picture]:
-    fit = _fits(tried).get("surface")
-    if fit is None or not len(fit.draws.get("alpha", ())):
-        return []
-    points = tried["surface"].found.points
-    flops = float(np.max(6 * points.params * points.tokens))
-    ratio = np.geomspace(0.25, 4, 81)
-    cost = excess_compute_of_surface(ratio, flops, **{name: fit.value(name) for name in INNER})[0]
-    many = {name: fit.draws[name][:, None] for name in INNER}
-    with np.errstate(all="ignore"):
-        drawn = excess_compute_of_surface(ratio, flops, **many)[0]
-        drawn = np.where(np.isfinite(drawn), drawn, np.inf)
-        ends = np.quantile(drawn, QUANTILES, axis=0, method="nearest")
-    kaplan = excess_compute(ratio, **KAPLAN_CURVE)[0]
-    return [
-        Picture(
-            "excess",
-            figures_laws.excess(ratio, cost, np.where(np.isfinite(ends), ends, 1e3), kaplan),
-            f"<b>What a wrong size costs.</b> Compute for the loss of the best model of {flops:.2g} "
-            "FLOPs, with a larger or smaller one; shaded: 95% of bootstrap fits of L(N, D).",
-        )
-    ]
-
-
 def _crossing(tried: Mapping[str, Attempt]) -> list[Picture]:
     """Henighan et al. 2020, figure 15; Kaplan et al. 2020, figure 15."""
     fits = _fits(tried)
@@ -279,8 +173,8 @@ def _conventions(rows: Sequence[Convention]) -> list[Picture]:
     """Porian et al. 2024; Pearce & Song 2024: one figure of the exponent that moves most."""
     chosen: list[Convention] = []
     for law, exponent in (
-        ("frontier", "params_exponent"), ("isoflop", "params_exponent"), ("surface", "a"),
-        ("loss-by-params", "exponent"),
+        ("frontier", "params_exponent"), ("isoflop", "params_exponent"),
+        *((name, "a") for name in SURFACE_LAWS), ("loss-by-params", "exponent"),
     ):  # fmt: skip
         own = [each for each in rows if (each.law, each.exponent) == (law, exponent)]
         if sum(np.isfinite(each.value) for each in own) >= 2:

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from analysis import laws
+from analysis.batch_levels import hyperbola
 from analysis.derived import optimal_allocation
 from analysis.estimate import draws_csv, to_text
-from analysis.fit_critical_batch import fit_critical_batch, hyperbola
+from analysis.fit_critical_batch import fit_critical_batch
 from analysis.fit_isoflop import _noise, _samples, fit_isoflop
 from analysis.isoflop import budgets
 from analysis.line_holdout import line_holdouts
+from analysis.routes import routes
+from analysis.separable import SURFACE_LAWS
 from analysis.study_fits import Attempt
 from analysis.tables import _holdout_text
 from analysis.words import has_warning
@@ -84,6 +87,30 @@ def test_two_budgets_are_flagged():
     assert has_warning(fit_isoflop(study(count=2), 0, 0), "few_budgets")
 
 
+def test_a_law_that_the_runs_reject_is_no_route():
+    """The same rule as that of the report: the forms of N and D that AICc leaves are compared with the minima."""
+    whole = study(noise=1e-4).points
+    truth = {"E": 0.5, "A": 3e3, "alpha": 0.8, "B": 2e4, "beta": 0.7, "gamma": 0.35}
+    noise = np.exp(1e-4 * np.random.default_rng(0).standard_normal(len(whole)))
+    loss = laws.coupled(whole.params, whole.flops / 6 / whole.params, **truth) * noise
+    fit = fit_isoflop(point_set(loss, params=whole.params, flops=whole.flops), 30, 0)
+    ways = [name for name in fit.derived if name.removeprefix("a_") in SURFACE_LAWS]
+    assert ways == ["a_coupled"]
+    assert fit.derived["a_coupled"].value == pytest.approx(0.7 / 1.5, abs=0.01)
+    (text,) = [text for text in fit.warnings if text.startswith("surface_rejected: ")]
+    assert "beside 'coupled' (1)" in text
+    weights = {each["law"]: each["weight"] for each in fit.diagnostics["forms"]}
+    assert set(weights) == set(SURFACE_LAWS)
+    assert weights["surface"] < 0.05 < weights["coupled"]
+    bare = fit_isoflop(study(), 0, 0, routes=False)
+    assert set(bare.derived) == {"a_parabola", "a_cubic", "a_akima"}
+    kept = fit_isoflop(study(noise=0.003), 0, 0)
+    assert "a_surface" in kept.derived
+    assert not has_warning(kept, "surface_rejected")
+    tried = {"isoflop": Attempt("isoflop", "isoFLOP", "isoflop", "flops", study(), kept)}
+    assert "surface of the isoFLOP runs" in dict(routes(tried))
+
+
 def test_routes_that_disagree_are_named():
     """Grids that start above the optimum and drift away from it: the envelope follows the grid, the
     surface the loss."""
@@ -143,7 +170,7 @@ def test_every_route_keeps_its_draws():
     fit = fit_isoflop(study(noise=0.003), 40, 0)
     for name, each in fit.derived.items():
         assert len(fit.draws[name]) == 40, name
-        if name != "a_surface":  # whose interval is a profile
+        if name.removeprefix("a_") not in SURFACE_LAWS:  # whose interval is a profile
             assert np.quantile(fit.draws[name], [0.025, 0.975]) == pytest.approx(
                 [each.low, each.high]
             )

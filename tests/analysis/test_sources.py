@@ -278,13 +278,20 @@ def test_unique_parameters_come_from_the_runs_of_one_epoch(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("law", "ignored"),
-    [("surface", False), ("power", False), ("isoflop", True), ("frontier", True)],
+    [
+        ("surface", False),
+        ("position", False),
+        ("isoflop", False),
+        ("critical-batch", False),
+        ("frontier", True),
+    ],
 )
-def test_a_law_that_counts_every_row_alike_says_so_of_weights(tmp_path, law, ignored):
+def test_only_the_frontier_takes_no_weights_and_says_so(tmp_path, law, ignored):
     points = planted().points
     path = Path(write(tmp_path / "w.csv", params=points.params, tokens=points.tokens, loss=points.loss,
                       flops=6 * points.params * points.tokens, weight=np.arange(1.0, 31.0),
-                      group=np.arange(30)))  # fmt: skip
+                      group=np.arange(30), position=np.arange(1.0, 31.0), batch=np.full(30, 4.0),
+                      steps=points.tokens))  # fmt: skip
     found = read_points(path, law, "params", Counting())
     assert any(text.startswith("weight_ignored: ") for text in found.remarks) is ignored
     assert np.ptp(found.points.weight) == (0 if ignored else 29)

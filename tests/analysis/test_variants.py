@@ -131,6 +131,18 @@ def test_later_passes_are_no_learning_curve_of_fresh_data(subsets):
     assert len(every.points) > len(found.points)
 
 
+def test_the_bound_on_early_stopping_is_by_the_form_that_the_points_have(subsets):
+    tried = {}
+    for name in ("surface", "surface-kaplan"):
+        found = study_points(subsets, name, "params", Counting())
+        fit = fit_law(found, name, "params", 0, 0, compare=True)
+        tried[name] = Attempt(name, f"law {name}", name, "params", found, fit)
+    shown = {each.name: each for each in views_data.data_pictures(subsets, Counting(), tried)}
+    assert "with L(N, ∞) by law surface (AICc weight 1)" in shown["early-stopping"].caption
+    bare = {name: each for name, each in tried.items() if name == "surface"}
+    assert {each.name for each in views_data.data_pictures(subsets, Counting(), bare)} == set(shown)
+
+
 def test_data_limits_are_drawn(subsets, base):
     found = study_points(subsets, "surface-kaplan", "params", Counting())
     fit = fit_law(found, "surface-kaplan", "params", 0, 0)

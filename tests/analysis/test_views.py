@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.derived import tokens_against_overfitting
 from analysis.estimate import Estimate, Fit
 from analysis.figures import interval_bars, paper, subplots, svg
 from analysis.findings import Sample, findings
@@ -16,11 +15,10 @@ from analysis.runs import Counting, StudyRuns, read_runs
 from analysis.study_fits import Attempt
 from analysis.views_batch import noise_scale
 from analysis.views_fixed import _at, fixed_pictures
-from analysis.views_laws import _crossing, _rule
+from analysis.views_laws import _crossing
 from analysis.views_runs import _by_kind, _by_split, to_reach
 from analysis.views_shape import _cells
 from analysis.views_shape import shapes as shapes_of
-from analysis.words import short, value_with_interval
 from launch.results import NOISE_COLUMNS
 from tests.analysis.planted import PlantedRun, Surface, curves, point_set, write_study
 
@@ -201,23 +199,6 @@ def test_trends_that_meet_near_the_data_are_drawn_with_their_crossing():
 
 def test_trends_that_meet_nowhere_near_are_not():
     assert _crossing(trends(0.39)) == []
-
-
-def test_the_rule_for_tokens_has_an_interval_at_the_largest_size():
-    constants = {"Nc": 1e13, "aN": 0.076, "Dc": 5e13, "aD": 0.1}
-    draws = {name: value * np.ones(9) for name, value in constants.items()}
-    draws["Dc"] = 5e13 * np.geomspace(0.1, 10, 9)
-    fit = Fit(
-        "surface-kaplan", "", None, {n: Estimate(v, v, v) for n, v in constants.items()},
-        {}, 9, (), {}, {}, (), 0.0, draws=draws,
-    )  # fmt: skip
-    value = float(tokens_against_overfitting(1e9, 0.02, **constants))
-    low, high = np.quantile(tokens_against_overfitting(1e9, 0.02, **draws), [0.025, 0.975])
-    shown = value_with_interval(Estimate(value, low, high))
-    assert low < value / 5 < value * 5 < high
-    assert f"at N = 1G from {shown} tokens on" in _rule(fit, 1e9)
-    assert f"from {short(value)} tokens on" in _rule(replace(fit, draws={}), 1e9)
-    assert "gives no rule" in _rule(replace(fit, warnings=("at_bound: Dc",)), 1e9)
 
 
 def test_kinds_of_token_have_the_published_law_beside_them(tmp_path):
