@@ -18,6 +18,8 @@ from analysis.points import LossPoints, distinct
 from analysis.separable import Law
 
 CONVERGED = 1e-6
+NO_SCATTER = 1e-9
+"""Of log losses or steps: less is rounding, and no measurement repeats so well."""
 WIDEST_EXPONENT = 3.0
 WIDEST_SCALE = 100.0
 WIDEST_SHARE = 0.3
@@ -46,6 +48,7 @@ def warnings_of(
     return [
         *_convergence(diagnostics),
         *_few_points(points, law),
+        *no_scatter(diagnostics["residual_sd"]),
         *_constants(points, law, parameters, derived, diagnostics),
         *_misfit(diagnostics),
     ]
@@ -76,6 +79,16 @@ def _few_points(points: LossPoints, law: Law) -> list[str]:
     return [
         f"few_points: {count} different {' and '.join(names)} for {len(law.parameters)} "
         "parameters; the form of the law cannot be tested with so few."
+    ]
+
+
+def no_scatter(spread: float) -> list[str]:
+    """What is said of points that lie on a law as if they had been computed from it."""
+    if not spread < NO_SCATTER:
+        return []
+    return [
+        f"no_scatter: the points lie on the law to {spread:.1g}, which no measurement does; nothing says how much a "
+        "run scatters, so the intervals hold no noise and have no width."
     ]
 
 

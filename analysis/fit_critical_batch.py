@@ -16,6 +16,7 @@ import numpy as np
 
 from analysis.batch_levels import FEWEST_BATCHES, Level, hyperbola, levels
 from analysis.bootstrap import WEBB
+from analysis.doubts import no_scatter
 from analysis.estimate import Estimate, Fit, interval
 from analysis.laws import critical_batch
 from analysis.line_holdout import line_holdouts
@@ -77,6 +78,7 @@ def fit_critical_batch(found: PointSet, draws: int, seed: int, compare: bool = F
         | _holdouts(loss, ends, compare),
         warnings=(
             *found.remarks,
+            *no_scatter(_missed(every, every_end)),
             *_about_exponent(inverse),
             *_about_range(outside, loss, ends, weight, outside[near]),
             *_warnings(known, used, sizes),
@@ -245,7 +247,7 @@ def _warnings(known: list[Level], used: int, sizes: list[dict[str, Any]]) -> lis
             f"few_levels: {used} losses with a critical batch; wanted at least 3 for an exponent that "
             "can be checked."
         )
-    if max((len(np.unique(each.batch)) for each in known), default=0) < 4:
+    if known and max(len(np.unique(each.batch)) for each in known) < 4:
         said.append("few_batches: three batch sizes; the hyperbola itself cannot be tested.")
     return said
 

@@ -16,7 +16,7 @@ from analysis.frontier import (
 )
 from analysis.frontier_holdout import frontier_splits
 from analysis.laws import optimal_tokens_scale
-from analysis.points import LossPoints, PointSet
+from analysis.points import LossPoints, PointSet, distinct
 from analysis.separable import FRONTIER
 
 FORMULA = (
@@ -98,6 +98,14 @@ def _check_enough(found: PointSet) -> None:
             f"({len(found.left_out)} left out); wanted learning curves (several points for each "
             "group) of at least 2 sizes for the law 'frontier'. Add runs of other sizes, or a "
             f"column group that names the run of each row.{found.gone}"
+        )
+    run = points.group[distinct(points.group, points.params)[0]]
+    mixed = run[1:][run[1:] == run[:-1]]
+    if len(mixed):
+        held = len(np.unique(points.params[points.group == mixed[0]]))
+        raise ValueError(
+            f"{found.source}: group {str(mixed[0])!r} holds {held} sizes; wanted one, since a group is one run and its "
+            "rows one learning curve. Name each run in the column group."
         )
     frontier = trace(points)
     if len(frontier.efficient) < FEWEST_FRONTIER_POINTS:

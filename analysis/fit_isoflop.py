@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from analysis.doubts import no_scatter
 from analysis.ensemble import accepted, surface_weights
 from analysis.estimate import Estimate, Fit, interval
 from analysis.fit import fit_separable
@@ -77,6 +78,7 @@ def fit_isoflop(
         warnings=(
             *found.remarks,
             *_about_minima(len(every_budget), without),
+            *no_scatter(sd if free else np.inf),
             *_about_surface(others.weights),
             *_disagreements(by_route),
         ),

@@ -143,8 +143,10 @@ def _cuts(points: LossPoints, law: Law, order: np.ndarray) -> np.ndarray:
 
 
 def _enough(points: LossPoints, law: Law, order: np.ndarray, cut: float) -> bool:
-    below = order <= cut * (1 + 1e-9)
-    if np.log10(cut / order.min()) < LEAST_SPAN:
+    below = order <= cut * (
+        1 + 1e-9
+    )  # runs of one budget, whose 6 N D differ by rounding, are one cost
+    if below.all() or np.log10(cut / order.min()) < LEAST_SPAN:
         return False
     columns = [points.x(name)[below] for name in law.inputs if not name.startswith("unique_")]
     spread = len(columns) == 1 or all(len(np.unique(each)) >= 3 for each in columns)

@@ -31,6 +31,10 @@ ROWS_AT_ONCE = 50_000
 LARGEST_LOSS = 1e100
 """Beyond it squares are out of the range of numbers; no measured loss is anywhere near."""
 
+LEAST_WEIGHT = 1e-6
+"""Of the largest weight: a row of a thousand times the noise of the best one says nothing, and what is drawn for it
+leaves the range of numbers."""
+
 SYMBOLS = X_SYMBOLS | {"loss": "L", "steps": "S", "batch": "B", "unique_tokens": "U"}
 UNITS = {"params": "parameters", "tokens": "tokens", "flops": "FLOPs", "unique_tokens": "tokens"}
 
@@ -53,13 +57,17 @@ def read_table(
     found = PointSet(str(path), LossPoints.of(group, label, **whole), ())
     if "weight" in header and not weighs:
         found = _with_remark(
-            found, "weight_ignored: this law counts every row alike; the column weight is not used."
+            found,
+            "weight_ignored: this law counts every row alike, being bounded by the lowest losses; the column weight "
+            "is not used.",
         )
     found = _drop_duplicates(found, needed, rest)
     if status is not None:
         found = _drop_by_status(found, status, include)
     for name in needed:
         found = _remark_units(_drop_unusable(found, name), name)
+    if weights:
+        found = _drop_weightless(found)
     for name in numbers:
         if name not in needed:
             found = _without_column(found, name)
@@ -225,6 +233,16 @@ def _drop_unusable(found: PointSet, name: str) -> PointSet:
         f"{name} = {value:g}: "
         + (f"above {most:g}" if most < value < np.inf else "not a positive number")
         for value in values[drop]
+    ]
+    return found.without(drop, reasons)
+
+
+def _drop_weightless(found: PointSet) -> PointSet:
+    weight = found.points.weight
+    drop = weight < LEAST_WEIGHT * weight.max(initial=0.0)
+    reasons = [
+        f"weight = {each:g}: less than {LEAST_WEIGHT:g} of the largest, {weight.max():g}, so the row says nothing"
+        for each in weight[drop]
     ]
     return found.without(drop, reasons)
 

@@ -12,7 +12,7 @@ from analysis.estimate import to_text
 from analysis.fit import fit_curve
 from analysis.laws import power, power_constant
 from analysis.points import seed_noise
-from analysis.separable import POWER, POWER_CONSTANT
+from analysis.separable import LOGARITHM, POWER, POWER_CONSTANT
 from analysis.solution import DELTA, best_solution, choose_delta, scaled_data
 from analysis.words import has_warning, parameter_in_words
 from tests.analysis.planted import point_set
@@ -285,6 +285,21 @@ def test_an_exponent_known_within_more_than_a_factor_of_three_is_called_not_iden
     assert all(has_warning(fit, "exponent_not_identified") for fit in within)
     sure = fit_curve(planted(noise=0.001), POWER_CONSTANT, "params", 60, 0)
     assert not has_warning(sure, "exponent_not_identified")
+
+
+@pytest.mark.parametrize("law", [POWER_CONSTANT, LOGARITHM])
+def test_points_that_were_computed_are_told_from_measured_ones(law):
+    """Of losses that are all 3, or lie on the law to rounding, an interval would have no width without a word."""
+    sizes = np.geomspace(1e4, 1e6, 8)
+    for loss, scatter in (
+        (1 + (1e3 / sizes) ** 0.5, 0.0),
+        (np.full(8, 3.0), 0.0),
+        (np.full(8, 3.0), 1e-6),
+    ):
+        noise = np.exp(scatter * np.random.default_rng(0).standard_normal(8))
+        fit = fit_curve(point_set(loss * noise, params=sizes), law, "params", 20, 0)
+        exact = not scatter and (law is POWER_CONSTANT or bool(np.ptp(loss) == 0))
+        assert has_warning(fit, "no_scatter") is exact
 
 
 def test_a_point_is_as_far_off_as_its_weight_says():

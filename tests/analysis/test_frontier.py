@@ -1,5 +1,7 @@
 """The compute-efficient frontier against surfaces whose frontier is known in closed form."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -159,3 +161,14 @@ def test_forth_and_back_between_two_sizes_is_no_slope():
     fit = fit_frontier(PointSet("shapes", points, ()), 20, 0)
     assert sum(each["bracketed"] for each in fit.diagnostics["handovers"]) >= 2
     assert has_warning(fit, "optimum_not_identified")
+
+
+def test_a_run_of_two_sizes_is_refused():
+    """As of a table whose group names the study: one run resampled would give intervals of no width."""
+    found = curves(Surface(), np.array([1e4, 1e5, 1e6]), (1 / 50, 6))
+    group = np.where(found.points.params < 1e6, "both", "large")
+    mixed = replace(found, points=replace(found.points, group=group, trunk=group))
+    with pytest.raises(
+        ValueError, match=r"group 'both' holds 2 sizes; wanted one, .* Name each run"
+    ):
+        fit_frontier(mixed, 0, 0)

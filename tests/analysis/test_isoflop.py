@@ -83,6 +83,16 @@ def test_a_grid_beside_the_optimum_is_not_believed():
     assert np.isnan(fit.value("params_exponent"))
 
 
+def test_minima_and_batches_that_were_computed_are_told_from_measured_ones():
+    made = study()
+    parabola = 0.05 * np.tile(np.linspace(-1, 1, 7), 5) ** 2
+    exact = point_set(np.exp(1 + parabola), params=made.points.params, flops=made.points.flops)
+    assert has_warning(fit_isoflop(exact, 0, 0, routes=False), "no_scatter")
+    assert not has_warning(fit_isoflop(made, 0, 0, routes=False), "no_scatter")
+    assert has_warning(fit_critical_batch(at_levels(), 0, 0), "no_scatter")
+    assert not has_warning(fit_critical_batch(at_levels(0.01), 0, 0), "no_scatter")
+
+
 def test_two_budgets_are_flagged():
     assert has_warning(fit_isoflop(study(count=2), 0, 0), "few_budgets")
 

@@ -339,3 +339,21 @@ def test_what_no_point_depends_on_is_not_identified():
     assert has_warning(fit, "B_not_identified")
     assert not has_warning(fit, "alpha_not_identified")
     assert any(text.startswith("at_bound: B = 0 ended at a limit") for text in fit.warnings)
+
+
+def test_budgets_that_differ_by_rounding_are_one_and_no_hold_out_is_empty():
+    """An isoFLOP table with D = C/(6 N) in full: 6 N D of the dearest runs are not equal to the last bit."""
+    params = np.geomspace(1e7, 1e9, 7)
+    flops = np.repeat(np.geomspace(1e17, 1e20, 5), 7)
+    params = np.tile(params, 5) * (flops / 1e17) ** 0.5
+    tokens = flops / 6 / params
+    dearest = (6 * params * tokens)[-7:]
+    assert len(np.unique(dearest)) > 1
+    noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(35))
+    loss = laws.surface(params, tokens, **CHINCHILLA) * noise
+    found = point_set(loss, params=params, tokens=tokens)
+    fit = fit_separable(found, SURFACE, 0, 0, compare=True)
+    splits = fit.diagnostics["holdout"]
+    assert splits
+    assert all(each["points_above"] % 7 == 0 and each["points_above"] for each in splits)
+    assert all(np.isfinite(each["rms_error"]) for each in splits)

@@ -119,6 +119,16 @@ def test_a_weight_that_a_law_does_not_use_is_remarked(tmp_path):
     assert found.remarks[0].startswith("weight_ignored: this law counts every row alike")
 
 
+def test_a_row_of_next_to_no_weight_is_left_out_and_listed(tmp_path):
+    """Noise drawn for it, sd/weight^(1/2), would be beyond the range of numbers, and the fit with it."""
+    found = table(tmp_path, "params,loss,weight\n1e4,3,2\n2e4,2,1e-5\n3e4,2,1e-9\n4e4,2,0\n")
+    assert list(found.points.weight) == [2, 1e-5]
+    assert [each.reason for each in found.left_out] == [
+        "weight = 0: not a positive number",
+        "weight = 1e-09: less than 1e-06 of the largest, 2, so the row says nothing",
+    ]
+
+
 def test_row_numbers_are_those_of_the_file_beside_empty_rows(tmp_path):
     found = table(tmp_path, "\nparams,loss\n1,3\n\n\n2,0\n3,2\n")
     assert list(found.points.label) == ["points.csv row 3", "points.csv row 7"]

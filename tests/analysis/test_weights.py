@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import laws
+from analysis.__main__ import main
 from analysis.batch_levels import hyperbola, levels
 from analysis.fit_critical_batch import fit_critical_batch
 from analysis.fit_isoflop import _noise, _samples, fit_isoflop
@@ -162,3 +163,24 @@ def test_seeds_of_unequal_noise_are_pooled_by_their_weights():
     assert found.relative_sd == pytest.approx(0.01, rel=4 / np.sqrt(2 * cells))
     tested = lack_of_fit(points, -noise * np.sqrt(weight), 0)
     assert tested["f"] == pytest.approx(1, abs=4 * np.sqrt(4 / cells))
+
+
+def test_weights_of_any_range_give_a_fit_or_a_reason(tmp_path, capsys):
+    """Sixteen decades, as of standard errors that somebody squared twice: what is left is fitted."""
+    rng, found = np.random.default_rng(0), study(noise=0.003).points
+    path = tmp_path / "w.csv"
+    rows = zip(found.params, found.flops / 6 / found.params, found.flops, found.loss,
+               10.0 ** rng.integers(-8, 8, len(found)), strict=True)  # fmt: skip
+    lines = [
+        "params,tokens,flops,loss,weight",
+        *(",".join(f"{x:.9g}" for x in row) for row in rows),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    for law in ("surface", "isoflop"):
+        status = main(["fit", str(path), "--law", law, "--bootstrap", "20"])
+        said = capsys.readouterr()
+        if status:
+            assert "wanted at least" in said.err
+            assert "less than 1e-06 of the largest" in said.err
+        else:
+            assert "less than 1e-06 of the largest" in said.out
