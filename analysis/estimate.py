@@ -82,8 +82,8 @@ class Fit:
 def interval(value: float, draws: np.ndarray) -> Estimate:
     """The value with the percentile interval of its bootstrap draws. Infinite draws count as what they
     are, and those that are no number as lying beyond both ends: more than 2.5% of them leave an end
-    open, which is then infinite. NaN without draws."""
-    if not len(draws):
+    open, which is then infinite. NaN without draws, and of a single one."""
+    if len(draws) < 2:
         return Estimate(float(value), float("nan"), float("nan"))
     ends = []
     for beyond, at in zip((-BEYOND, BEYOND), QUANTILES, strict=True):

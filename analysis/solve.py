@@ -167,13 +167,14 @@ def project(law: Law, data: Data, shapes_GS: np.ndarray) -> tuple[np.ndarray, np
     normal[..., first, second] = packed
     normal[..., second, first] = packed
     total = data.weight.sum(axis=1)
+    ridge = 1e-14 * (data.weight * relative**2).sum(axis=1)  # in the unit of the losses
     best = np.full(right.shape[:2], np.inf)
     constants = np.zeros_like(right)
     for size in range(1, count + 1):
         for subset in combinations(range(count), size):
             index = list(subset)
             block = normal[:, :, index][:, :, :, index]
-            block = block + 1e-14 * np.eye(size) * total[:, None, None]
+            block = block + np.eye(size) * ridge[:, None, None]
             found = np.linalg.solve(block, right[:, :, index, None])[..., 0]
             value = total - np.einsum("gbk,gbk->gb", found, right[:, :, index])
             better = (value < best) & np.all(found >= 0, axis=2)

@@ -47,6 +47,7 @@ COLUMNS = {
     DATA_CONSTRAINED.name: ("params", "tokens", "unique_tokens", "loss"),
     BY_POSITION.name: ("position", "loss"),
 }
+FEWEST_DRAWS = 40
 COMPARES_VARIANTS = (CRITICAL_BATCH,)  # of a study: batch sizes
 UNWEIGHTED = (FRONTIER,)
 """Laws that take no weights: what the lowest losses bound is no mean of them."""
@@ -142,6 +143,20 @@ def fit_law(
     compare: bool = False, only: Collection[str] | None = None,
 ) -> Fit:  # fmt: skip
     """Fit the named law. `only` names the quantities that need the best intervals, if not all."""
+    fit = _fit(found, law, x, draws, seed, delta, compare, only)
+    if not 0 < draws < FEWEST_DRAWS:
+        return fit
+    said = (
+        f"few_draws: {draws} bootstrap draws; wanted at least {FEWEST_DRAWS}, of which one lies beyond each end of a "
+        "95% interval: these ends are those of the farthest draws."
+    )
+    return replace(fit, warnings=(*fit.warnings, said))
+
+
+def _fit(
+    found: PointSet, law: str, x: str, draws: int, seed: int, delta: float | None, compare: bool,
+    only: Collection[str] | None,
+) -> Fit:  # fmt: skip
     separable = law_of(law, x)
     if law == LEARNING_CURVE.name and _several_batches(found):
         separable = LEARNING_CURVE_AT_BATCH

@@ -15,7 +15,6 @@ import numpy as np
 from analysis.design import Candidates, Design, best_design
 from analysis.ensemble import mixture
 from analysis.estimate import Estimate, Fit, interval, plain
-from analysis.fit import fit_separable
 from analysis.forecast import Forecaster, forecaster
 from analysis.holdout import predicted_log_loss
 from analysis.laws import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -24,7 +23,7 @@ from analysis.predict import complete_target
 from analysis.profiles import LINEAR
 from analysis.runs import PARAM_COUNTS, Counting, of_variant, read_runs
 from analysis.separable import CURVE_LAWS, SURFACE_LAWS, Law
-from analysis.sources import law_of, read_points
+from analysis.sources import fit_law, law_of, read_points
 from analysis.study_file import (
     Template,
     shapes_near,
@@ -80,6 +79,14 @@ def check_wish(law: str, wish: Wish) -> None:
         raise ValueError(f"--runs = {wish.runs}: wanted at least 1 run to suggest.")
 
 
+def _check_draws(count: int) -> None:
+    if count < 2:
+        raise ValueError(
+            f"suggest: {count} usable bootstrap draws; wanted at least 2, better 1000, to know what varies with what. "
+            "Raise --bootstrap."
+        )
+
+
 def suggest(
     source: Path, law_name: str, x: str, counting: Counting, wish: Wish, draws: int, seed: int,
     domain: str | None, rate: str | None, out: Path,
@@ -87,11 +94,12 @@ def suggest(
     """(what to print, the study file). Raises `ValueError` where the points carry no law, no run fits
     the budget, or nobody says of which domain the runs are."""
     check_wish(law_name, wish)
+    _check_draws(draws)
     law = law_of(law_name, x)
     assert law is not None
     found = read_points(source, law_name, x, counting)
     template, count = _template(source, counting, domain, rate)
-    fit = fit_separable(found, law, draws, seed)
+    fit = fit_law(found, law_name, x, draws, seed)
     now, drawn, ready = _quantity(found, fit, law, wish, draws, seed)
     shapes, tokens = _grid(found.points, law, template, count)
     candidates = _candidates(found, ready, wish, shapes, tokens, count, drawn)
@@ -226,11 +234,7 @@ def _candidates(
         [predicted_log_loss(each.law, theta, each.units, row) for each, theta in parts]
     )
     usable = np.isfinite(drawn) & np.all(np.isfinite(seen), axis=1)
-    if usable.sum() < 2:
-        raise ValueError(
-            f"suggest: {int(usable.sum())} usable bootstrap draws; wanted at least 2, better 1000, to "
-            "know what varies with what. Raise --bootstrap."
-        )
+    _check_draws(int(usable.sum()))
     quantity = np.clip(drawn[usable], *np.quantile(drawn[usable], TAILS))
     logs = np.clip(seen[usable], *np.quantile(seen[usable], TAILS, axis=0))
     noise = seed_noise(found.points) if found.points.known("tokens") else None

@@ -28,8 +28,9 @@ STATUS = "status"
 """A column that may say of a row what keeps runs out (`guards.INCLUDES`); other values say nothing."""
 
 ROWS_AT_ONCE = 50_000
-LARGEST_LOSS = 1e100
-"""Beyond it squares are out of the range of numbers; no measured loss is anywhere near."""
+LARGEST_LOSS = 1e9
+LEAST_LOSS = 1e-9
+"""No measured loss is anywhere near these; beyond them the search for the best constants loses its footing."""
 
 LEAST_WEIGHT = 1e-6
 """Of the largest weight: a row of a thousand times the noise of the best one says nothing, and what is drawn for it
@@ -227,11 +228,17 @@ def _drop_by_status(found: PointSet, status: np.ndarray, include: Collection[str
 
 def _drop_unusable(found: PointSet, name: str) -> PointSet:
     values = getattr(found.points, name)
-    most = LARGEST_LOSS if name == "loss" else np.inf
-    drop = ~(np.isfinite(values) & (values > 0) & (values <= most))
+    least, most = (LEAST_LOSS, LARGEST_LOSS) if name == "loss" else (0.0, np.inf)
+    drop = ~(np.isfinite(values) & (values > 0) & (values >= least) & (values <= most))
     reasons = [
         f"{name} = {value:g}: "
-        + (f"above {most:g}" if most < value < np.inf else "not a positive number")
+        + (
+            f"above {most:g}"
+            if most < value < np.inf
+            else f"below {least:g}"
+            if 0 < value < least
+            else "not a positive number"
+        )
         for value in values[drop]
     ]
     return found.without(drop, reasons)

@@ -297,6 +297,24 @@ def test_only_the_frontier_takes_no_weights_and_says_so(tmp_path, law, ignored):
     assert np.ptp(found.points.weight) == (0 if ignored else 29)
 
 
+def test_few_draws_are_said_and_of_one_there_is_no_interval():
+    for draws, few in ((0, False), (1, True), (39, True), (40, False)):
+        fit = fit_law(planted(), "surface", "params", draws, 0, only=("a",))
+        assert has_warning(fit, "few_draws") is few
+        assert np.isnan(fit.parameters["E"].low) == (draws < 2)
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e8])
+def test_a_loss_of_any_unit_is_fitted_alike(factor):
+    """As losses far from 1, the exponents of a law must not move; beyond nine decades a table leaves rows out."""
+    found = planted()
+    other = replace(found, points=replace(found.points, loss=found.points.loss * factor))
+    one, scaled = (fit_law(each, "surface", "params", 0, 0) for each in (found, other))
+    for name in ("alpha", "beta"):
+        assert scaled.value(name) == pytest.approx(one.value(name), rel=1e-5)
+    assert scaled.value("A") == pytest.approx(one.value("A") * factor, rel=1e-4)
+
+
 @pytest.mark.parametrize("law", ["surface", "surface-kaplan", "power", "learning-curve"])
 def test_a_law_of_new_tokens_says_where_they_were_met_again(tmp_path, law):
     points = planted().points

@@ -156,6 +156,8 @@ def test_the_best_run_of_a_known_problem_is_chosen():
          "--learning-rate = fast: wanted a positive number, or one of henighan, kaplan"),
         (["--law", "power", "--x", "tokens", "--shrink", "scale", "--domain", "text",
           "--bootstrap", "0"], "usable bootstrap draws; wanted at least 2"),
+        (["--law", "surface", "--flops", "1e24", "--domain", "text", "--bootstrap", "0"],
+         "suggest: 0 usable bootstrap draws; wanted at least 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_suggested_is_refused_and_nothing_is_written(

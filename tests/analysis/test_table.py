@@ -63,7 +63,8 @@ def test_refuses_with_file_value_wish_and_way_out(tmp_path, text, message):
     [
         ("nan", "loss = nan: not a positive number"),
         ("inf", "loss = inf: not a positive number"),
-        ("1e300", "loss = 1e+300: above 1e+100"),
+        ("1e300", "loss = 1e+300: above 1e+09"),
+        ("1e-300", "loss = 1e-300: below 1e-09"),
         ("0", "loss = 0: not a positive number"),
         ("-2", "loss = -2: not a positive number"),
         ("", "loss = nan: not a positive number"),
