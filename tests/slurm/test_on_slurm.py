@@ -171,19 +171,34 @@ def survives(trial, undisturbed, faults, **more) -> None:
     trial.playground.until(trial.playground.idle, "its nodes")
 
 
-def test_every_fault_in_one_run(trial, undisturbed, tmp_path):
-    """The checkout is broken once the job is submitted: each life runs the code of the submission."""
-    checkout = tmp_path / "checkout"
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the code, to be edited."""
+    folder = tmp_path / "checkout"
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / package, checkout / package, ignore=ignored)
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    return folder
+
+
+def edited_before(checkout, fault):
+    """The same fault, after the checkout was broken: each life runs the code of the submission."""
 
     def edit(trial) -> Cause:
         for path in (checkout / "launch" / "train.py", checkout / "slurm" / "rank.py"):
             path.write_text("raise SystemExit('edited')\n")
-        return rank_killed(trial)
+        return fault(trial)
 
-    survives(trial, undisturbed, [edit, *FAULTS], root=checkout)
+    return edit
+
+
+def test_every_fault_in_one_run(trial, undisturbed, checkout):
+    survives(trial, undisturbed, [edited_before(checkout, rank_killed), *FAULTS], root=checkout)
+
+
+@pytest.mark.long
+def test_edited_then_requeued(trial, undisturbed, checkout):
+    survives(trial, undisturbed, [edited_before(checkout, requeued)], root=checkout)
 
 
 @pytest.mark.long
