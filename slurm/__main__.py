@@ -194,7 +194,7 @@ def _dry_run(of: Target) -> int:
     if found.elsewhere:
         print(f"{len(found.elsewhere)} runs are under way in another job or process: not shown")
     if not found.nothing:
-        print("\n".join(describe(of, found.packed, found.stages)))
+        print("\n".join(describe(of, found.packed, found.stages, live)))
     return DONE
 
 

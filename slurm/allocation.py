@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from slurm import queue
+from slurm import features, queue
 from slurm.step import LocalStep, SlurmStep, Step
 
 PATIENCE_SECONDS = 900.0  # for a controller that is down
@@ -118,7 +118,7 @@ class OnSlurm(Allocation):
         nodes = {node for node, *has in rows if self._fits(constraint, *has)}
         return len(nodes - excluded) >= len(self.nodes)
 
-    def _fits(self, constraint: str, cpus: str, memory_mb: str, gpus: str, features: str) -> bool:
+    def _fits(self, constraint: str, cpus: str, memory_mb: str, gpus: str, has: str) -> bool:
         """Whether a node has what this job asks of one, up or down."""
         variables = os.environ
         tasks = self.ranks // len(self.nodes)
@@ -126,7 +126,7 @@ class OnSlurm(Allocation):
             int(cpus.rstrip("+")) >= tasks * int(variables.get("SLURM_CPUS_PER_TASK", "1"))
             and int(memory_mb.rstrip("+")) >= int(variables.get("SLURM_MEM_PER_NODE", "0"))
             and queue.gpus_of(gpus) >= int(variables.get("SLURM_GPUS_ON_NODE", "0"))
-            and (not constraint.isidentifier() or constraint in features.split(","))
+            and features.fits(constraint, has.split(","))
         )
 
     def requeue(self, exclude: Sequence[str]) -> None:

@@ -10,13 +10,14 @@ from rich.table import Table
 
 from launch.plan import disk_bytes
 from slurm import later, prepare, queue
+from slurm.alive import Live
 from slurm.freeze import CODE, PACKAGES, ROOT
 from slurm.launcher import Order, script
 from slurm.ledger import JOBS
 from slurm.placement import PackedJob
 from slurm.resources import JOB_SECONDS, RUN_SECONDS
 from slurm.start import waited_for
-from slurm.submit import arrays, orders_of, refuse_dear
+from slurm.submit import arrays, orders_of, places_taken, refuse_dear
 from slurm.target import Target, refuse_beyond_partition
 
 COLUMNS = ("runs", "nodes", "tasks", "GPUs", "minutes", "memory", "GPU-hours", "disk", "cost")
@@ -29,9 +30,13 @@ COUNTED = (
 )
 
 
-def describe(of: Target, packed: Sequence[PackedJob], stages: Sequence[str]) -> list[str]:
-    """Lines for stdout, of training jobs and the stages after them. Raises `ValueError` where Slurm or the budget would
-    refuse the jobs."""
+def describe(
+    of: Target, packed: Sequence[PackedJob], stages: Sequence[str], live: Sequence[Live] = ()
+) -> list[str]:
+    """Lines for stdout, of training jobs and the stages after them; `live`: jobs of the study that are under way.
+
+    Raises `ValueError` where Slurm or the budget would refuse the jobs.
+    """
     refuse_dear(of, packed, stages)
     silent = None
     try:
@@ -40,7 +45,7 @@ def describe(of: Target, packed: Sequence[PackedJob], stages: Sequence[str]) -> 
         silent = f"not compared with what Slurm has: {error}"
     lines = [*_table(of, packed), _sums(of, packed, stages), *_stages(of), *_starts(of, packed)]
     if of.cluster.executor == "slurm":
-        lines += _scripts(of, packed, stages, silent)
+        lines += _scripts(of, packed, stages, places_taken(live), silent)
     return lines
 
 
@@ -127,11 +132,21 @@ def _starts(of: Target, packed: Sequence[PackedJob]) -> list[str]:
 
 
 def _scripts(
-    of: Target, packed: Sequence[PackedJob], stages: Sequence[str], silent: str | None
+    of: Target,
+    packed: Sequence[PackedJob],
+    stages: Sequence[str],
+    taken: Sequence[str],
+    silent: str | None,
 ) -> list[str]:
     """What sbatch would get. The ids of what a job comes after are not known yet: they are told in words."""
     lines = [silent] if silent else []
-    submitted = enumerate(_orders(of, packed, stages), start=1)
+    if packed and taken:
+        lines.append(
+            f"{len(taken)} of concurrent_jobs = {of.cluster.concurrent_jobs} are taken by jobs that are under way "
+            f"({', '.join(dict.fromkeys(taken))})"
+        )
+    groups = arrays(packed, queue.LONGEST_ARRAY if silent else queue.longest_array())
+    submitted = enumerate(_orders(of, groups, stages, taken), start=1)
     for number, (what, folder, order, tasks) in submitted:
         text = script(f"{folder.name}-KEY", folder / JOBS / "KEY", order, tasks)
         lines += ["", f"--- sbatch {number}: {what} ---", text.rstrip()]
@@ -141,17 +156,19 @@ def _scripts(
 
 
 def _orders(
-    of: Target, packed: Sequence[PackedJob], stages: Sequence[str]
+    of: Target, groups: Sequence[Sequence[PackedJob]], stages: Sequence[str], taken: Sequence[str]
 ) -> Iterator[tuple[str, Path, Order, int]]:
     """Each submission in turn: what it is, the folder that keeps it, what it asks for, and how many jobs it has."""
     code = of.folder / CODE / "KEY"
-    if of.build and packed:
+    if of.build and groups:
         parts, check = prepare.orders(of.cluster, of.build.out / CODE / "KEY")
         yield f"{of.build.parts} parts of the data", of.build.out, parts, of.build.parts
         yield "their check, after them", of.build.out, check, 1
-    groups = arrays(packed, "slurm")
-    for group, order in zip(groups, orders_of(of, groups, code), strict=True):
+    free = (of.cluster.concurrent_jobs or 1) - len(taken)
+    orders = orders_of(of, groups, code, len(taken))
+    for index, (group, order) in enumerate(zip(groups, orders, strict=True)):
         after = ", if the check went well" if of.build else ""
+        after += ", when an array that has its place has ended" if index >= free else ""
         yield f"training, {len(group)} jobs{after}", of.folder, order, len(group)
     for order, tasks in later.orders(of, stages, code):
         yield f"{order.stage}, {tasks} jobs, after all that is above", of.folder, order, tasks

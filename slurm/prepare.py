@@ -13,6 +13,7 @@ from pathlib import Path
 from data_prep.arguments import parser as data_prep_parser
 from data_prep.domain import domain
 from data_prep.manifest import load_manifest
+from slurm import queue
 from slurm.alive import live_tasks, refuse_moved, without_stillborn
 from slurm.cluster import Cluster
 from slurm.freeze import freeze_code
@@ -34,7 +35,6 @@ from slurm.resources import Shape
 
 MANIFEST = "manifest.json"
 Commands = tuple[tuple[str, ...], ...]
-MOST_PARTS = 1000  # Slurm's own limit of an array, unless its administrator raised it
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,7 @@ class Build:
     def __post_init__(self) -> None:
         domain(self.domain)  # raises for one that is not known
         refuse_pattern("the folder of the data", self.out)
-        if not 1 <= self.parts <= MOST_PARTS:
-            raise ValueError(
-                f"--parts {self.parts}: wanted 1 to {MOST_PARTS}, the longest array that Slurm takes. Give "
-                "as many as jobs may run at a time."
-            )
+        _refuse_parts(self.parts, queue.LONGEST_ARRAY)
         path = self.raw.partition(":")[0]
         if path != "generator" and not Path(path).exists():
             raise ValueError(
@@ -121,6 +117,14 @@ def orders(cluster: Cluster, code: Path) -> tuple[Order, Order]:
     return parts, Order(cluster, CHECK, Shape(), code)
 
 
+def _refuse_parts(parts: int, most: int) -> None:
+    if not 1 <= parts <= most:
+        raise ValueError(
+            f"--parts {parts}: wanted 1 to {most}, the longest array that Slurm takes. Give "
+            "as many as jobs may run at a time."
+        )
+
+
 def _refuse_words(build: Build) -> None:
     """Raise `ValueError` for words that `data_prep build` does not know, before a job meets them."""
     said = io.StringIO()
@@ -163,6 +167,7 @@ def _start(build: Build, cluster: Cluster) -> Underway:
         made = [_launch_here(build, order, job) for job in _shares(parts, cluster)]
         ids = []
     else:
+        _refuse_parts(build.parts, queue.longest_array())
         names = [(f"part {part} of {build.parts}",) for part in range(1, build.parts + 1)]
         array = _open(build, order, names)
         stages = [Stage(str(array.folder), commands) for commands in parts]

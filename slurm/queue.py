@@ -16,6 +16,7 @@ SETTINGS = ("SQUEUE_", "SBATCH_", "SCANCEL_", "SINFO_", "SLURM_")
 # Which Slurm is meant, and the right to ask it
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 ENDLESS = ("infinite", "UNLIMITED", "n/a")
+LONGEST_ARRAY = 1000  # tasks: Slurm's own limit, unless its administrator changed it
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Nodes:
     gpus: int
     cpus: int
     memory_gb: float
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Partition:
     @property
     def nodes(self) -> int:
         return sum(each.number for each in self.kinds)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Of any of its nodes."""
+        return frozenset().union(*(each.features for each in self.kinds))
 
 
 def forget_settings() -> None:
@@ -80,12 +87,21 @@ def queue(users: Collection[str]) -> dict[tuple[str, str], Queued]:
 
 def hides_others() -> bool:
     """Whether Slurm is set up not to show the jobs of other users."""
-    answer = _ask(
-        ["scontrol", "show", "config"],
-        "whether it shows the jobs of others. Try again when Slurm answers.",
-    )
-    private = re.search(r"^PrivateData\s*=\s*(\S+)", answer, re.M)
-    return private is not None and "jobs" in private[1].split(",")
+    private = _setting("PrivateData", "whether it shows the jobs of others.")
+    return private is not None and "jobs" in private.split(",")
+
+
+def longest_array() -> int:
+    """The most tasks of an array: what this Slurm takes, and never more than Slurm takes by itself."""
+    most = _setting("MaxArraySize", "how long an array may be.")
+    return max(1, min(int(most or LONGEST_ARRAY), LONGEST_ARRAY))
+
+
+def _setting(name: str, wanted: str) -> str | None:
+    """How this Slurm is set up; None where it does not say."""
+    answer = _ask(["scontrol", "show", "config"], f"{wanted} Try again when Slurm answers.")
+    found = re.search(rf"^{name}\s*=\s*(\S+)", answer, re.M)
+    return found[1] if found else None
 
 
 def cancel(name: str) -> None:
@@ -105,16 +121,19 @@ def remove(name: str) -> None:
 def partitions() -> list[Partition]:
     """Every partition that jobs can be sent to, hidden ones too: those who may use one need not see it listed."""
     answer = _ask(
-        ["sinfo", "--all", "--exact", "--noheader", "--format=%P|%l|%D|%G|%c|%m"],
+        ["sinfo", "--all", "--exact", "--noheader", "--format=%P|%l|%D|%G|%c|%m|%f"],
         "the partitions. Try again when Slurm answers.",
     )
     limits: dict[str, str] = {}
     kinds: dict[str, list[Nodes]] = defaultdict(list)
     for line in answer.splitlines():
         fields = line.strip().split("|")
-        if len(fields) == 6:  # nodes that differ have a line each
-            name, limits[name], number, gpus, cpus, memory = fields
-            kinds[name].append(Nodes(int(number), gpus_of(gpus), int(cpus), int(memory) / 1024))
+        if len(fields) == 7:  # nodes that differ have a line each
+            name, limits[name], number, gpus, cpus, memory, features = fields
+            has = frozenset(features.split(",")) - {"(null)", ""}
+            kinds[name].append(
+                Nodes(int(number), gpus_of(gpus), int(cpus), int(memory) / 1024, has)
+            )
     return [
         Partition(name.rstrip("*"), name.endswith("*"), _minutes(limit), tuple(kinds[name]))
         for name, limit in limits.items()

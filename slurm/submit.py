@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launch.config import RunConfig
 from launch.console import sentence
+from slurm import queue
 from slurm.alive import (
     Live,
     end,
@@ -41,8 +42,6 @@ from slurm.target import (
     refuse_other_study,
     unfinished,
 )
-
-LONGEST_ARRAY = 1000  # tasks: Slurm's own limit, unless its administrator raised it
 
 
 @dataclass(frozen=True)
@@ -175,17 +174,15 @@ class Before:
         return ",".join(waits) or None
 
 
-def arrays(packed: Sequence[PackedJob], executor: str) -> list[list[PackedJob]]:
-    """The jobs of each submission: local ones are alone, Slurm's of one shape are an array."""
-    if executor == "local":
-        return [[job] for job in packed]
+def arrays(packed: Sequence[PackedJob], longest: int) -> list[list[PackedJob]]:
+    """The jobs of each submission: those of one shape are an array of Slurm's, of at most so many tasks."""
     groups: dict[Shape, list[PackedJob]] = defaultdict(list)
     for job in packed:
         groups[job.shape].append(job)
     return [
-        group[first : first + LONGEST_ARRAY]
+        group[first : first + longest]
         for group in groups.values()
-        for first in range(0, len(group), LONGEST_ARRAY)
+        for first in range(0, len(group), longest)
     ]
 
 
@@ -270,7 +267,8 @@ def _train_all(
         name = Made(data.submission, data.job).name
         said.append(f"data: {of.build.parts} parts and their check {name}")
     made: list[Made] = []
-    groups = arrays(packed, of.cluster.executor)
+    alone = of.cluster.executor == "local"
+    groups = [[job] for job in packed] if alone else arrays(packed, queue.longest_array())
     free = (of.cluster.concurrent_jobs or 1) - len(taken)
     orders = orders_of(of, groups, code, len(taken))
     for index, (group, order) in enumerate(zip(groups, orders, strict=True)):

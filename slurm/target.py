@@ -3,13 +3,13 @@
 import hashlib
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.config import CONFIG_FILE, RunConfig
 from launch.folder import data_identity, finished_on, run_folder
 from launch.study import Study, expand, load_study
-from slurm import queue
+from slurm import features, queue
 from slurm.alive import Live, by_run
 from slurm.cluster import Cluster, load_cluster
 from slurm.evaluation import refuse_evaluation
@@ -189,6 +189,8 @@ def refuse_beyond_partition(cluster: Cluster, shapes: Collection[Shape] = ()) ->
             f"partition is not given, and this Slurm has no default; wanted one of {', '.join(there)}. "
             "Name one in the cluster file."
         )
+    if cluster.constraint:
+        mine = _with_features(cluster.constraint, mine, there.values())
     gpus, most = cluster.gpus_per_node or 0, max(each.gpus for each in mine.kinds)
     _refuse_more("max_nodes", cluster.nodes, mine, mine.nodes, "nodes")
     _refuse_more("gpus_per_node", gpus, mine, most, "GPUs on a node")
@@ -200,6 +202,34 @@ def refuse_beyond_partition(cluster: Cluster, shapes: Collection[Shape] = ()) ->
         key = "cpu_max_minutes" if cluster.cpu_max_minutes else "max_minutes"
         _refuse_more(key, cluster.cpu_minutes, other, other.minutes, MINUTES)
         _refuse_shape(cluster, Shape(), other)
+
+
+def _with_features(
+    constraint: str, mine: queue.Partition, every: Collection[queue.Partition]
+) -> queue.Partition:
+    """The partition without the nodes that `constraint` leaves out.
+
+    Raises `ValueError` for a feature that no node of this Slurm has, as Slurm itself does, and for features that those
+    of the partition do not have together.
+    """
+    known = frozenset().union(*(each.features for each in every))
+    unknown = [name for name in features.names(constraint) if name not in known]
+    fitting = tuple(each for each in mine.kinds if features.fits(constraint, each.features))
+    if not unknown and fitting and features.met(constraint, mine.features):
+        return replace(mine, kinds=fitting)
+    if unknown:
+        found = f"no node of this Slurm has the feature {', '.join(unknown)}"
+    else:
+        found = f"no nodes of partition '{mine.name}' have these features"
+    sorts = sorted({"&".join(sorted(each.features)) for each in mine.kinds} - {""})
+    there = (
+        f"features that nodes of '{mine.name}' have: {', '.join(sorts)}"
+        if sorts
+        else (f"none, for the nodes of '{mine.name}' have no features")
+    )
+    raise ValueError(
+        f"constraint = '{constraint}': {found}; wanted {there}. Correct the cluster file, or leave constraint out."
+    )
 
 
 def _refuse_shape(cluster: Cluster, shape: Shape, there: queue.Partition) -> None:

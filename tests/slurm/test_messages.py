@@ -72,7 +72,7 @@ def fake_slurm(tmp_path, monkeypatch):
     (folder / "sbatch.out").write_text("Submitted batch job 77\n")
     (folder / "squeue.out").write_text("")
     (folder / "scontrol.out").write_text("PrivateData             = none\n")
-    (folder / "sinfo.out").write_text("small*|4:00:00|2|gpu:h100:4(S:0-1)|8|64000\n")
+    (folder / "sinfo.out").write_text("small*|4:00:00|2|gpu:h100:4(S:0-1)|8|64000|fast\n")
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return folder
 
@@ -331,7 +331,7 @@ def test_sbatch_refuses(submit, fake_slurm, cluster, tmp_path):
 
 def test_sbatch_refuses_after_some_jobs(submit, study, fake_slurm, cluster, tmp_path, monkeypatch):
     """What is queued by then is told, and the same command again goes on from there."""
-    monkeypatch.setattr("slurm.submit.LONGEST_ARRAY", 1)
+    monkeypatch.setattr("slurm.queue.LONGEST_ARRAY", 1)
     (fake_slurm / "sbatch").write_text(
         f"#!/bin/sh\nif [ -e {fake_slurm}/once ]; then echo 'sbatch: error: too many jobs' >&2; exit 1; fi\n"
         f"touch {fake_slurm}/once\ncat {fake_slurm}/sbatch.out\n"
@@ -352,9 +352,9 @@ def test_sbatch_refuses_after_some_jobs(submit, study, fake_slurm, cluster, tmp_
 
 
 MIXED = (
-    "small*|4:00:00|2|gpu:h100:4|8|64000\n"
-    "small*|4:00:00|1|gpu:h100:2|16|32000\n"
-    "small*|4:00:00|9|(null)|256|512000\n"
+    "small*|4:00:00|2|gpu:h100:4|8|64000|fast\n"
+    "small*|4:00:00|1|gpu:h100:2|16|32000|fast\n"
+    "small*|4:00:00|9|(null)|256|512000|fast\n"
 )
 
 
@@ -481,7 +481,7 @@ def test_what_slurm_would_never_start(
     submit, fake_slurm, cluster, tmp_path, old, new, words, options
 ):
     line = (fake_slurm / "sinfo.out").read_text().replace("*", "")
-    slow = "slow|30:00|1|(null)|4|8192\n"
+    slow = "slow|30:00|1|(null)|4|8192|(null)\n"
     (fake_slurm / "sinfo.out").write_text(line + line.replace("small", "huge") + slow)
     cluster.write_text(CLUSTER.replace(old, new))
     status, out, err = submit(*options, cluster=cluster)
@@ -490,10 +490,50 @@ def test_what_slurm_would_never_start(
     assert not list(tmp_path.glob("results/tiny/jobs/*"))
 
 
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        (
+            "fsat",
+            "constraint = 'fsat': no node of this Slurm has the feature fsat; wanted features that nodes of 'small' "
+            "have: big&fast, fast. Correct the cluster file, or leave constraint out.",
+        ),
+        ("fast&slow|x", "no node of this Slurm has the feature x; wanted features that"),
+        (
+            "slow",
+            "constraint = 'slow': no nodes of partition 'small' have these features; wanted features that",
+        ),
+        ("big&slow", "constraint = 'big&slow': no nodes of partition 'small' have these features"),
+        # What only these nodes have is then asked of them.
+        ("big", "max_nodes = 2: partition 'small' has at most 1 nodes; wanted no more than that"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_features_that_no_node_has(
+    submit, fake_slurm, cluster, tmp_path, constraint, words, options
+):
+    small, gpus = "small*|4:00:00", "gpu:h100:4|8|64000"
+    (fake_slurm / "sinfo.out").write_text(
+        f"{small}|2|{gpus}|fast\n{small}|1|{gpus}|fast,big\nother|4:00:00|2|{gpus}|slow\n"
+    )
+    cluster.write_text(CLUSTER.replace('"fast"', f'"{constraint}"'))
+    status, out, err = submit(*options, cluster=cluster)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert not list(tmp_path.glob("results/tiny/jobs/*"))
+
+
+def test_nodes_without_features(submit, fake_slurm, cluster):
+    (fake_slurm / "sinfo.out").write_text("small*|4:00:00|2|gpu:h100:4|8|64000|(null)\n")
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    assert "wanted none, for the nodes of 'small' have no features. Correct" in err
+
+
 def test_each_partition_has_its_own_time(submit, fake_slurm, cluster, tmp_path):
     """Training may take longer than the other partition allows."""
     with (fake_slurm / "sinfo.out").open("a") as file:
-        file.write("slow|30:00|1|(null)|4|8192\n")
+        file.write("slow|30:00|1|(null)|4|8192|(null)\n")
     more = 'max_minutes = 200\ncpu_max_minutes = 20\ncpu_partition = "slow"'
     cluster.write_text(CLUSTER.replace("max_minutes = 7", more))
     assert submit(cluster=cluster)[0] == 0
@@ -590,7 +630,7 @@ def test_no_more_arrays_at_a_time_than_jobs(
     submit, study, fake_slurm, cluster, tmp_path, monkeypatch
 ):
     """Where there are more of them, the later ones wait for earlier ones."""
-    monkeypatch.setattr("slurm.submit.LONGEST_ARRAY", 1)
+    monkeypatch.setattr("slurm.queue.LONGEST_ARRAY", 1)
     write_study(study, ((1, 16), (1, 32), (1, 48)))
     status, _, err = submit("--ranks", "2", "--no-report", cluster=cluster)
     assert status == 0, err
@@ -619,12 +659,45 @@ def test_jobs_that_run_already_count_among_those_that_may(
     assert first.parallelism == 2
     (fake_slurm / "squeue.out").write_text(queued(first, *living))
     write_study(study, tuple((1, 16 * size) for size in range(1, 5)))
+    status, told, _ = submit("--no-report", "--dry-run", cluster=cluster)
+    taken = f"{len(living)} of concurrent_jobs = 2 are taken by jobs that are under way (77)"
+    assert (status, taken in told) == (0, bool(living))
+    assert ("when an array that has its place has ended" in told) == (len(living) == 2)
     status, _, err = submit("--no-report", cluster=cluster)
     assert status == 0, err
     second = submissions(folder)[-1]
     text = next(second.folder.glob("*_submission.sh")).read_text()
     assert line in text
     assert ("--dependency" in text) == (len(living) == 2)
+    # What was told before is what sbatch then got, but for the ids of what it comes after.
+    assert re.findall("--array.*", told) == re.findall("--array.*", text)
+
+
+@pytest.mark.parametrize(
+    ("most", "arrays"), [("0", [1, 1, 1]), ("2", [2, 1]), ("3", [3]), ("1001", [3])]
+)
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_arrays_are_as_long_as_this_slurm_takes(
+    submit, study, fake_slurm, cluster, tmp_path, most, arrays, options
+):
+    """Its administrator may have made them shorter, and 0 means none."""
+    (fake_slurm / "scontrol.out").write_text(f"MaxArraySize            = {most}\n")
+    write_study(study, ((1, 16), (1, 32), (1, 48)))
+    status, out, err = submit("--ranks", "2", "--no-report", *options, cluster=cluster)
+    assert status == 0, err
+    made = submissions(tmp_path / "results" / "tiny")
+    told = [int(number) for number in re.findall(r"training, (\d+) jobs", out)]
+    assert (told if options else [len(each.tasks) for each in made]) == arrays
+
+
+def test_a_build_has_no_more_parts_than_an_array(submit, fake_slurm, cluster, tmp_path):
+    (fake_slurm / "scontrol.out").write_text("MaxArraySize            = 3\n")
+    raw = ["--raw", str(tmp_path), "--parts", "4"]
+    status, _, err = submit(*raw, cluster=cluster, data=tmp_path / "new")
+    assert status == 2
+    said = "--parts 4: wanted 1 to 3, the longest array that Slurm takes. Give as many as jobs may run at a time."
+    assert said in err
+    assert "sbatch" not in (fake_slurm / "calls").read_text()
 
 
 @pytest.mark.parametrize(

@@ -50,14 +50,16 @@ def test_partitions(answers, limit, minutes):
     """Nodes that differ have a line each, and stay apart."""
     answers(
         "Down on Friday\n"
-        f"gpu*|{limit}|2|gpu:a100:4(S:0-1)|64|512000\n"
-        f"gpu*|{limit}|1|gpu:h100:8,nvme:1|96|1024000\n"
-        "cpu|infinite|10|(null)|128|256000\n"
+        f"gpu*|{limit}|2|gpu:a100:4(S:0-1)|64|512000|a100,big\n"
+        f"gpu*|{limit}|1|gpu:h100:8,nvme:1|96|1024000|h100\n"
+        "cpu|infinite|10|(null)|128|256000|(null)\n"
     )
     gpu, cpu = queue.partitions()
-    kinds = (queue.Nodes(2, 4, 64, 500), queue.Nodes(1, 8, 96, 1000))
+    big, new = frozenset({"a100", "big"}), frozenset({"h100"})
+    kinds = (queue.Nodes(2, 4, 64, 500, big), queue.Nodes(1, 8, 96, 1000, new))
     assert gpu == queue.Partition("gpu", True, minutes, kinds)
     assert (gpu.nodes, cpu.nodes) == (3, 10)
+    assert (gpu.features, cpu.features) == (big | new, frozenset())
     assert (cpu.default, cpu.kinds[0].gpus, cpu.minutes) == (False, 0, float("inf"))
 
 
