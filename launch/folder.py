@@ -22,7 +22,7 @@ from typing import IO
 from data_prep.locks import NO_LOCKS
 from launch.config import RunConfig, refuse_other_config
 from launch.datasets import open_split
-from launch.results import DamagedFile, is_finished, read_result
+from launch.results import METRICS_FILE, DamagedFile, is_finished, read_origin
 
 LOCK_FILE = "run.lock"
 TRIES = 10  # in a second, for a lock
@@ -53,16 +53,16 @@ def finished_on(run: RunConfig, folder: Path, data: Path) -> bool:
     try:
         if not is_finished(folder):
             return False
-        result = read_result(folder)
+        fields, provenance = read_origin(folder)
     except DamagedFile:
         return False  # the run goes on from its newest checkpoint, which holds a copy
-    recorded = RunConfig.model_validate_json(json.dumps(result.config))
+    recorded = RunConfig.model_validate_json(json.dumps(fields))
     if recorded.digest != run.digest:
         raise ValueError(
-            f"{result.path}: measured by run {recorded.run_id}; wanted {run.run_id}, as the folder "
+            f"{folder / METRICS_FILE}: measured by run {recorded.run_id}; wanted {run.run_id}, as the folder "
             "says. A file was copied here from another run: remove this folder and run it again."
         )
-    refuse_other_data(folder, result.provenance[-1]["data_identity"], data_identity(run, data))
+    refuse_other_data(folder, provenance[-1]["data_identity"], data_identity(run, data))
     return True
 
 

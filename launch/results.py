@@ -152,7 +152,8 @@ class ResultWriter:
         with _naming(self.path):
             self._file = _open(self.path, "r+")
             self._file.attrs["config"] = json.dumps(config)
-            self._file.attrs["provenance"] = _appended_json(self._file, provenance)
+            starts = [*json.loads(self._file.attrs["provenance"]), dict(provenance)]
+            self._file.attrs["provenance"] = json.dumps(starts)
             self._file.attrs["finished"] = False
             self._file.attrs.update({name: float(counts[name]) for name in COUNT_NAMES})
             self._file.flush()
@@ -172,7 +173,7 @@ class ResultWriter:
 
     def eval(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append evaluation rows (all of EVAL_COLUMNS each)."""
-        packed = [tuple(_encoded(row[name]) for name in EVAL_COLUMNS.names or ()) for row in rows]
+        packed = [tuple(row[name] for name in EVAL_COLUMNS.names or ()) for row in rows]
         _append(self._file["eval"], np.array(packed, EVAL_COLUMNS))
         self.flush()
 
@@ -250,11 +251,15 @@ def is_finished(folder: Path) -> bool:
     return read_progress(folder)[0]
 
 
-def read_progress(folder: Path) -> tuple[bool, np.ndarray]:
-    """Whether the run in `folder` has finished, and its newest rows of /train: none before it began.
+def read_origin(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The configuration and the provenance of a run, without what it measured. Raises `ValueError` as `read_result`."""
+    path = folder / METRICS_FILE
+    with _naming(path), _open(path, "r") as file:
+        return json.loads(file.attrs["config"]), json.loads(file.attrs["provenance"])
 
-    Reads those rows alone, so asking about hundreds of runs is cheap.
-    """
+
+def read_progress(folder: Path) -> tuple[bool, np.ndarray]:
+    """Whether the run in `folder` has finished, and its newest rows of /train alone: none before it began."""
     path = folder / METRICS_FILE
     if not path.exists():
         return False, np.empty(0)
@@ -326,11 +331,6 @@ def _create(path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _appended_json(file: h5py.File, provenance: Mapping[str, Any]) -> str:
-    """Provenance is a list, one entry per start of the run."""
-    return json.dumps([*json.loads(file.attrs["provenance"]), dict(provenance)])
-
-
 def _append(table: h5py.Dataset, rows: np.ndarray) -> None:
     start = len(table)
     table.resize(start + len(rows), axis=0)
@@ -344,7 +344,3 @@ def _read_table(
     if rows.dtype != columns:
         raise TypeError(f"/{name} has columns {rows.dtype.names}, wanted {columns.names}")
     return rows
-
-
-def _encoded(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value
