@@ -203,11 +203,18 @@ def wanted_by(build: Submission) -> list[Path]:
 
 
 def refuse_pattern(option: str, folder: Path) -> None:
-    """Raise `ValueError` for a folder that Slurm would take for a pattern: `%j` in a log's name is a job's id."""
-    if "%" in str(folder):
+    """Raise `ValueError` for a folder that Slurm would read otherwise: `%j` in a log's name is a job's id, a backslash
+    goes away and takes the meaning of every `%` along, a line break ends the line of a script."""
+    named = {
+        "%": "a %, which Slurm replaces",
+        "\\": "a backslash, which Slurm removes",
+        "\n": "a line break, which sbatch cannot read",
+    }
+    has = [words for character, words in named.items() if character in str(folder)]
+    if has:
         raise ValueError(
-            f"{option} {folder}: has a %, which Slurm replaces in the names of logs; wanted a path without. "
-            "Use another folder."
+            f"{option} {str(folder)!r}: has {' and '.join(has)} in the names of logs; wanted a path without. Use "
+            "another folder."
         )
 
 

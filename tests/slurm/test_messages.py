@@ -774,18 +774,32 @@ def test_a_results_folder_that_was_moved(submit, study, fake_slurm, cluster, tmp
     assert "2 started now" in submit(cluster=cluster)[2]
 
 
-def test_a_results_folder_that_slurm_takes_for_a_pattern(study, data, tmp_path, capsys):
-    words = ["--cluster", "local", "--data", str(data), "--results", str(tmp_path / "50%j")]
-    assert main(["submit", str(study), *words]) == 2
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("50%j", "50%j': has a %, which Slurm replaces in the names of logs; wanted"),
+        ("a\\b", "a\\\\b': has a backslash, which Slurm removes in the names of logs; wanted"),
+        (
+            "a\nb",
+            "a\\nb': has a line break, which sbatch cannot read in",
+        ),
+        (
+            "%\\",
+            "has a %, which Slurm replaces and a backslash, which Slurm removes in the names of",
+        ),
+    ],
+)
+def test_a_folder_that_slurm_would_read_otherwise(study, data, tmp_path, capsys, name, words):
+    folder = tmp_path / name
+    of_study = ["--cluster", "local", "--data", str(data), "--results", str(folder)]
+    assert main(["submit", str(study), *of_study]) == 2
     err = capsys.readouterr().err
-    assert (
-        f"--results {tmp_path}/50%j: has a %, which Slurm replaces in the names of logs; wanted"
-        in err
-    )
-    words = ["--raw", str(tmp_path), "--cluster", "local", "--out", str(tmp_path / "50%j")]
-    assert main(["prepare", "image-8x8", *words]) == 2
-    assert "50%j: has a %, which Slurm replaces" in capsys.readouterr().err
-    assert not (tmp_path / "50%j").exists()
+    assert err.startswith("submit: --results '")
+    assert words in err
+    of_data = ["--raw", str(tmp_path), "--cluster", "local", "--out", str(folder)]
+    assert main(["prepare", "image-8x8", *of_data]) == 2
+    assert words in capsys.readouterr().err
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("results", ["/proc/results", "/sys/kernel/results"])
