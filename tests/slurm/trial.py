@@ -27,7 +27,7 @@ from slurm.resources import Shape
 from tests.slurm.conftest import ROOT, RUNG, STUDY, runs_of
 
 ONE = Shape()
-PATIENCE = 400.0  # seconds for anything to happen: the machine may be busy with other things
+PATIENCE = 400.0  # seconds in which nothing happens: the machine may be busy with other things
 CHECKPOINT = """
 [checkpoint]
 interval_minutes = {}
@@ -135,11 +135,22 @@ class Trial:
         return int(paths[-1].name.split("-")[1]) if paths else 0
 
     def until(self, holds: Callable[[], object], seconds: float = PATIENCE) -> None:
-        """Wait for something; tell all there is to tell if it does not come."""
+        """Wait for something, for as long as the study's files tell that work goes on; tell all there is to tell if it
+        does not come."""
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, self.describe()
+            if time.monotonic() > deadline:
+                assert time.time() - self._last_change() < seconds, self.describe()
+                deadline = time.monotonic() + seconds
             time.sleep(0.1)
+
+    def _last_change(self) -> float:
+        """When the newest of the study's files was written, in seconds since 1970."""
+        times = [0.0]
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(OSError):  # it may have gone
+                times.append(path.stat().st_mtime)
+        return max(times)
 
     def until_saved(self, beyond: int = 0) -> int:
         """Wait for a newer checkpoint; its step."""
