@@ -86,8 +86,17 @@ def by_run(live: Sequence[Live]) -> dict[str, Live]:
 
 
 def end(submission: Submission) -> None:
-    """Ask its jobs to stop at the next step, with a checkpoint."""
-    (submission.folder / CANCELLED).touch()  # for a job that is not ready for signals yet
+    """Ask its jobs to stop at the next step, with a checkpoint.
+
+    Where that cannot be noted in their folder, jobs of Slurm would take it for a preemption: they are then ended by
+    Slurm, and have its KillWait seconds for a save.
+    """
+    try:
+        (submission.folder / CANCELLED).touch()  # for a job that is not ready for signals yet, too
+    except OSError:
+        if submission.executor == "slurm":
+            queue.remove(submission.name)
+            return
     if submission.executor == "slurm":
         queue.cancel(submission.name)
         return

@@ -998,6 +998,16 @@ def test_no_squeue_here(on_slurm, study, monkeypatch, tmp_path, capsys):
     assert "squeue: not found; wanted the list of your jobs" in (capsys.readouterr().err)
 
 
+def test_cancel_where_nothing_can_be_written(on_slurm, study, fake_slurm, tmp_path, capsys):
+    """Without the note in its folder a job that saved would be requeued: Slurm ends it."""
+    (fake_slurm / "squeue.out").write_text(f"{on_slurm.name}|N/A|77|RUNNING|None\n")
+    (on_slurm.folder / CANCELLED).symlink_to("/proc/nowhere/cancelled")  # not even root creates it
+    assert main(["cancel", str(study), "--results", str(tmp_path / "results")]) == 0
+    assert "1 jobs asked to stop" in capsys.readouterr().out
+    calls = (fake_slurm / "calls").read_text().splitlines()
+    assert [each for each in calls if "scancel" in each] == [f"scancel --name {on_slurm.name}"]
+
+
 def test_scancel_refuses(on_slurm, study, fake_slurm, tmp_path, capsys):
     (fake_slurm / "squeue.out").write_text(f"{on_slurm.name}|N/A|77|PENDING|Priority\n")
     (fake_slurm / "scancel.err").write_text("Access denied")
