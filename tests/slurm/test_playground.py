@@ -114,6 +114,20 @@ def test_missing_programs(monkeypatch, capsys):
 
 
 @pytest.mark.slurm
+def test_accounting_that_gives_up_at_once_is_started_again(tmp_path, monkeypatch):
+    """As it does where its database has just started and does not answer yet."""
+    once, real = tmp_path / "once", module._which("slurmdbd")
+    (tmp_path / "slurmdbd").write_text(
+        f'#!/bin/sh\ntest -e {once} || {{ : >{once}; exit 1; }}\nexec {real} "$@"\n'
+    )
+    (tmp_path / "slurmdbd").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with started(nodes=1) as opened:
+        assert once.exists()
+        assert opened.answers("sacctmgr", "-n", "show", "cluster")
+
+
+@pytest.mark.slurm
 def test_a_daemon_that_does_not_start(monkeypatch):
     """Its last words are in the message."""
     monkeypatch.setattr(module, "START_SECONDS", 3.0)
