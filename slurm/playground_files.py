@@ -39,7 +39,8 @@ PreemptMode=REQUEUE
 SchedulerParameters=bf_interval=1,sched_interval=5
 SlurmdParameters=config_overrides
 SlurmdTimeout=10
-KillWait=20
+# Seconds: a save on a busy machine takes longer than Slurm's own 30.
+KillWait=60
 InactiveLimit=0
 ReturnToService=2
 MaxArraySize=10001
