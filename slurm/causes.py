@@ -21,6 +21,7 @@ INTERRUPTIONS = 10  # the same, of those that are nobody's fault
 _MEMORY = re.compile(
     r"out ?of ?memory|can't allocate memory|MemoryError|Cannot allocate memory", re.I
 )
+_ENDED_BY_SLURM = re.compile(r"CANCELLED AT \S+ DUE TO (JOB REQUEUE|PREEMPTION|TIME LIMIT)")
 _HARDWARE = re.compile(
     r"uncorrectable ECC|ECC error|GPU is lost|fallen off the bus|NVLink|hardware error|"
     r"CUDA error: (?:unknown error|unspecified launch failure)|ncclSystemError|ncclRemoteError",
@@ -108,6 +109,15 @@ def find(ended: Ended, failure: str | None, memory_event: bool) -> Finding:
     if first.status not in (FAILED, BAD_INPUT):
         return Finding(Cause.KILLED, said, node)
     return Finding(Cause.FAILED, said, node)
+
+
+def cut_short(said: Sequence[str]) -> Finding:
+    """Why an attempt ended that could not tell it itself, from the last lines of its log."""
+    for line in said:
+        if ended := _ENDED_BY_SLURM.search(line):
+            how = f"ended by Slurm ({ended[1].lower()}) before it could tell how it stopped"
+            return Finding(Cause.STOPPED, how)
+    return Finding(Cause.NODE, "ended without a word: its node failed, or everything was killed")
 
 
 def decide(history: Sequence[Attempt]) -> Decision:

@@ -16,13 +16,15 @@ from launch.exits import BAD_INPUT, FAILED, STOPPED
 from launch.folder import record_failure
 from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, Allocation
 from slurm.attempts import Attempt, Attempts
-from slurm.causes import Action, Cause, Decision, Finding, decide, find
+from slurm.causes import Action, Cause, Decision, Finding, cut_short, decide, find
 from slurm.health import verdict
 from slurm.ledger import CANCELLED, held
 from slurm.memory_kills import memory_kills
 from slurm.step import Ended
+from slurm.traces import last_lines
 from slurm.work import Work
 
+LINES = 100  # at the end of a log, in which Slurm may have said why it ended an attempt
 LOCK_SECONDS = 120.0  # for a predecessor on a node that Slurm has given up to let go of its runs
 
 
@@ -117,9 +119,10 @@ class Supervisor:
         last = self._attempts.all[-1] if self._attempts.all else None
         left = self._left()
         if last and last.ended is None and left:
-            message = "ended without a word: its node failed, or everything was killed"
+            log = self._work.submission / last.log
+            found = cut_short(last_lines(log, LINES) if log.exists() else ())
             self._attempts.end(
-                cause=Cause.NODE, message=message, blamed=left[0], saved=self._saved()
+                cause=found.cause, message=found.message, blamed=left[0], saved=self._saved()
             )
             decision = decide(self._attempts.all)  # a run may take its node along every time
             if decision.action == Action.GIVE_UP and decision.finding:

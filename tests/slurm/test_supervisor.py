@@ -36,6 +36,41 @@ def test_a_run_that_takes_its_node_along_every_time_is_given_up(lives, tmp_path)
         assert "10 attempts in a row saved no new step" in outcome["message"]
 
 
+@pytest.mark.parametrize(
+    ("said", "cause", "words"),
+    [
+        (
+            "0: slurmstepd-n1: error: *** STEP 3.1 ON n1 CANCELLED AT 2026-11-23T12:30:17 DUE TO JOB REQUEUE ***\n"
+            "0: x: stopped by SIGUSR2, saved; run it again to continue\n",
+            Cause.STOPPED,
+            "ended by Slurm (job requeue) before it could tell how it stopped",
+        ),
+        (
+            "slurmstepd: error: *** STEP 3.1 ON n1 CANCELLED AT 2026-11-23T12:30:17 DUE TO NODE FAILURE, SEE\n",
+            Cause.NODE,
+            "ended without a word",
+        ),
+        ("x: step 3/52\n", Cause.NODE, "ended without a word"),
+        (None, Cause.NODE, "ended without a word: its node failed, or everything was killed"),
+    ],
+)
+def test_a_life_that_was_cut_short(tmp_path, said, cause, words):
+    """Slurm waits KillWait seconds and no longer: what it said in the log is what is known."""
+    (run, *_) = runs_of(write_study(tmp_path / "tiny.toml"))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    freeze_runs(folder, [run])
+    attempt = Attempts(folder, "17", 0).begin([run.run_id], ["n1"])
+    if said is not None:
+        (folder / attempt.log).write_text(said)
+    work = Work(folder, "17", tmp_path / "data", tmp_path / "results", (run.run_id,))
+    supervisor = Supervisor(work, Here(1), lambda: 15, 1.0)  # told to stop: it starts nothing
+    supervisor.work()
+    (attempt,) = supervisor._attempts.all
+    assert attempt.cause == cause
+    assert attempt.message.startswith(words)
+
+
 class LastNodes(Here):
     """A job of Slurm's whose partition has no other node that fits."""
 
