@@ -44,6 +44,7 @@ test-on-slurm:
 test-without-slurm:
 	$(PY) -m pytest --ignore tests/slurm
 
+# Also the long ones. The scenarios on Slurm again and again, with a table: python -m benchmarks.slurm_repeat
 test-long: install
 	@$(MAKE) --silent browser slurm-programs
 	$(PY) -m pytest -m "long or not long"

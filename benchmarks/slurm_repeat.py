@@ -3,22 +3,22 @@
     python -m benchmarks.slurm_repeat                                # every scenario below, 20 times
     python -m benchmarks.slurm_repeat --times 5 --minutes 30 tests/slurm/test_on_slurm.py::test_a_preemption
 
-Each round is a pytest of its own with a private Slurm of its own (slurm.playground), on which the chosen tests run one
-after the other; `--at-once` rounds share the machine. After `--minutes` no further round is started. What a round with
-a failure printed is kept in `--logs`.
+Each time is a pytest of its own with a private Slurm of its own (slurm.playground); all tests have their first time
+before any has its second. `--at-once` of them share the machine. After `--minutes` no further one is started. What a
+failure printed is kept in `--logs`.
 
-Prints a row for each test: how often it passed and failed, and the median and the longest seconds that it took, set-up
-included. Exit status 1 if anything failed.
+Prints a row for each test: how often it passed and failed, and the median and the longest seconds that it took, with
+the start and the end of its Slurm. Exit status 1 if anything failed.
 """
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +40,8 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Result:
-    """One test in one round."""
+    """One test, once."""
 
-    test: str
     passed: bool
     seconds: float
 
@@ -52,30 +51,31 @@ def repeat(tests: Sequence[str], times: int, at_once: int, minutes: float, logs:
     deadline = time.monotonic() + 60 * minutes
     found: dict[str, list[Result]] = defaultdict(list)
 
-    def one(number: int) -> None:
+    def one(test: str, number: int) -> None:
         if time.monotonic() > deadline:
             return
-        for result in _round(number, tests, logs):
-            found[result.test].append(result)
-            word = "passed" if result.passed else "FAILED"
-            said = f"round {number}: {result.test}: {word}, {result.seconds:.0f} s"
-            print(said, file=sys.stderr, flush=True)
+        name = test.rpartition("::")[2]
+        result = _try(test, logs / f"{re.sub('[^A-Za-z0-9_]+', '-', name)}-{number}.log")
+        found[name].append(result)
+        word = "passed" if result.passed else "FAILED"
+        print(f"{name}, time {number}: {word}, {result.seconds:.0f} s", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(one, range(1, times + 1)))
+        started = [pool.submit(one, test, 1 + each) for each in range(times) for test in tests]
+    for each in started:
+        each.result()  # raises what was raised there
     _print(found)
     return bool(found) and all(each.passed for results in found.values() for each in results)
 
 
-def _round(number: int, tests: Sequence[str], logs: Path) -> list[Result]:
-    """What pytest says of each test. One that it does not name at all, as where it was killed, has failed."""
+def _try(test: str, log: Path) -> Result:
+    """One pytest. What it printed is kept if it failed."""
     with tempfile.TemporaryDirectory() as name:
-        report = Path(name) / "report.xml"
-        options = ["-p", "no:cacheprovider", "-m", "long or not long", f"--junitxml={report}"]
+        options = ["-p", "no:cacheprovider", "-m", "long or not long"]
         options.append(f"--basetemp={name}/tests")  # two pytests would remove each other's
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests],
+            [sys.executable, "-m", "pytest", *options, test],
             cwd=ROOT,
             env=os.environ | {"CI": "true"},  # a test that is skipped has shown nothing
             stdout=subprocess.PIPE,
@@ -83,21 +83,10 @@ def _round(number: int, tests: Sequence[str], logs: Path) -> list[Result]:
             text=True,
             check=False,
         )
-        seconds = time.monotonic() - began
-        results = _read(report) if report.exists() else []
     if done.returncode:
-        logs.mkdir(parents=True, exist_ok=True)
-        (logs / f"round-{number}.log").write_text(done.stdout)
-        if all(each.passed for each in results):
-            results.append(Result("pytest itself", False, seconds))
-    return results
-
-
-def _read(report: Path) -> list[Result]:
-    return [
-        Result(case.get("name", ""), len(case) == 0, float(case.get("time", 0)))
-        for case in ElementTree.parse(report).getroot().iter("testcase")
-    ]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout)
+    return Result(done.returncode == 0, time.monotonic() - began)
 
 
 def _print(found: dict[str, list[Result]]) -> None:
@@ -114,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slurm_repeat", description=__doc__)
     parser.add_argument("tests", nargs="*", default=SCENARIOS, help="as pytest takes them")
     parser.add_argument("--times", type=int, default=20, metavar="N", help="default 20")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="rounds; default 1")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="default 1")
     parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M")
     parser.add_argument("--logs", type=Path, default=Path("slurm-repeat-logs"), metavar="DIR")
     words = parser.parse_args(argv)

@@ -27,6 +27,10 @@ COMMANDS = {
         ["--case", "16x16", "--rounds", "1", "--seconds", "0.1"],
         r"\| image-16x16 L4 H64 \|",
     ),
+    "slurm_repeat": (
+        ["--times", "2", "--at-once", "2", "tests/slurm/test_queue.py::test_the_queue"],
+        r"test_the_queue +2 +0 +\d+ +\d+\n",
+    ),
 }
 
 
