@@ -18,7 +18,7 @@ from analysis.routes import optimum_fit, routes
 from analysis.separable import SURFACE_LAWS
 from analysis.study_fits import Attempt, Convention
 from analysis.views_surface import excess_pictures, surface_pictures
-from analysis.words import has_warning, value_with_interval
+from analysis.words import has_warning, parameter_in_words, value_with_interval
 
 FARTHEST = 1e8
 """A crossing farther than this from the data is a number without meaning, and is not drawn."""
@@ -95,8 +95,8 @@ def _learning_curve(tried: Mapping[str, Attempt]) -> list[Picture]:
             "learning-curve",
             figures_laws.by_tokens(shown, fit, fitted, lines),
             f"<b>L(N, S).</b> Learning curves after the warm-up against steps, {how}, and the fitted law "
-            f"at each size: aN {value_with_interval(fit.parameters['aN'])}, aS "
-            f"{value_with_interval(fit.parameters['aS'])}.",
+            f"at each size: aN {parameter_in_words(fit, 'aN')}, aS "
+            f"{parameter_in_words(fit, 'aS')}.",
         )
     ]
 

@@ -24,7 +24,7 @@ from analysis.quantities import OVERFITTING
 from analysis.routes import accepted_forms, form_in_words, form_weights, rejected_forms
 from analysis.separable import SURFACE, SURFACE_KAPLAN
 from analysis.study_fits import Attempt
-from analysis.words import has_warning, short, value_with_interval
+from analysis.words import has_warning, parameter_in_words, short, value_with_interval
 
 Form = tuple[str, Fit, LossPoints]
 """A law of N and D that was not rejected: its title with its AICc weight, the fit, what it was fitted to."""
@@ -80,8 +80,8 @@ def _surface(title: str, fit: Fit, points: LossPoints, others: str) -> Picture:
     sizes = np.unique(points.params)
     lines = [(rank, at, coupled(size, at, **constants)) for rank, size in enumerate(sizes)]
     exponents = "" if fit.law != SURFACE.name else (
-        f"alpha {value_with_interval(fit.parameters['alpha'])}, beta "
-        f"{value_with_interval(fit.parameters['beta'])}, so "
+        f"alpha {parameter_in_words(fit, 'alpha')}, beta "
+        f"{parameter_in_words(fit, 'beta')}, so "
     )  # fmt: skip
     return Picture(
         "surface",
