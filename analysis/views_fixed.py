@@ -15,7 +15,7 @@ from analysis.study_fits import Attempt
 from analysis.words import short
 
 LEVELS = 4
-MOST_IN = {
+AFTER = {
     "flops": ("compute", "FLOPs", "too small a model is limited by its size, too large a one by its few steps"),
     "steps": ("steps", "steps", "larger models are better after each number of them"),
 }  # fmt: skip
@@ -34,7 +34,7 @@ def fixed_pictures(tried: Mapping[str, Attempt]) -> list[Picture]:
         worth = minimum_steps(points.steps, points.batch, crit)
     inner = {name: c[name] for name in ("Nc", "aN", "Sc", "aS")}
     shown = []
-    for x, (what, unit, means) in MOST_IN.items():
+    for x, (what, unit, means) in AFTER.items():
         rows, laws = [], []
         for level in _levels(points, x):
             params, loss, steps = _at(points, worth, x, level)

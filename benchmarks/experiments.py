@@ -1,11 +1,11 @@
 """The papers' experiments in small, raw files to figures: `python -m benchmarks.experiments --work DIR [STUDY ...]`.
 
 Takes every study of experiments.toml, beside this file, or those named: makes its data if they are not there,
-trains, evaluates, writes the report, with nothing but the commands that a user would type, each printed first. Then a
-Markdown row of each: runs, minutes of training, held-out losses by N. `--docs` copies the figures of docs/results.md to
+trains, evaluates, writes the report, by the commands that a user would type, each printed first. Then a Markdown row of
+each: runs, minutes of training, lowest held-out losses by N. `--docs` copies the figures of docs/results.md to
 docs/figures. What is done is found done, so it can be killed and goes on. Raw files are those of SAMPLE_DATA
-(docs/data.md). All of it takes about two hours of two cores: give two processes half of the studies each, those that
-start from others' weights or take others' laws in the list of these.
+(docs/data.md). Some hours of one core: two processes may have half of the studies each, those that start from others'
+weights or take others' laws in the list of these.
 """
 
 import argparse
