@@ -46,10 +46,11 @@ def main(words: list[str] | None = None) -> None:
     unknown = set(options.study) - {each["study"] for each in chosen}
     if unknown:
         parser.error(f"no such study in experiments.toml: {', '.join(sorted(unknown))}")
-    results = options.work / "results"
+    work = options.work.resolve()  # the commands run in the checkout
+    results = work / "results"
     if not options.table:
         for each in chosen:
-            run_experiment(each, plan["data"], options.work, options.docs)
+            run_experiment(each, plan["data"], work, options.docs)
     print(
         "| study | runs | minutes of training | lowest held-out loss, nats a token |\n|---|---:|---:|---|"
     )
@@ -84,6 +85,7 @@ def make_data(name: str, data: dict[str, Any], work: Path) -> None:
     if out.is_file() or (out / "manifest.json").exists():
         return
     recipe = data[name]
+    out.parent.mkdir(parents=True, exist_ok=True)
     for need in recipe.get("needs", ()):
         make_data(need, data, work)
     texts = work / "raw" / name
