@@ -76,9 +76,10 @@ def test_runs_stand_for_what_is_there(tmp_path, monkeypatch):
 def test_data_are_made_in_a_new_folder_and_once(tmp_path):
     words = "data_prep build known-entropy --raw generator --rows 40 --out {out}"
     recipes = {"small": {"commands": [words]}}
-    for _ in range(2):  # a second build on top would be refused
-        experiments.make_data("small", recipes, tmp_path / "new")
+    experiments.make_data("small", recipes, tmp_path / "new")
     assert (tmp_path / "new" / "data" / "small" / "manifest.json").exists()
+    recipes["small"]["commands"] = ["data_prep no-such-command"]
+    experiments.make_data("small", recipes, tmp_path / "new")  # is there: nothing is run
 
 
 @pytest.mark.parametrize("name", LISTED)
