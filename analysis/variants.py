@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.downloads import with_mid_schedule
 from analysis.estimate import Estimate
-from analysis.fit_isoflop import fit_isoflop
+from analysis.fit_isoflop import WHY, fit_isoflop
 from analysis.guards import DECAYING, schedule_kind
 from analysis.points import LossPoints, PointSet
 from analysis.runs import (
@@ -31,6 +31,11 @@ from launch.results import RunResult
 
 FEWEST_SIZES = 4
 DRAWS = 200
+NOTHING = Estimate(np.nan, np.nan, np.nan)
+TOO_FEW_MEET = (
+    f"at none of the budgets, a factor 2 apart, is there a loss of {FEWEST_SIZES} sizes. Train the small "
+    "sizes longer, or choose sizes nearer to each other."
+)
 COUNTINGS = {
     "N and C without the head": ("non-embedding", "6nd"),
     "with the head": ("non-embedding-and-head", "6nd"),
@@ -59,11 +64,20 @@ last of these with rate, batch and beta2 tuned for each size)."""
 
 @dataclass(frozen=True)
 class Correction:
-    """One way to train the ladder: what sets it apart, and a of N_opt ~ C^a in each way of counting."""
+    """One way to train the ladder: what sets it apart, and a of N_opt ~ C^a in each way of counting.
+
+    `problem`: why an exponent was not measured, "" where all were.
+    """
 
     variant: str
     how: str
     exponents: Mapping[str, Estimate]
+    problem: str = ""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is an exponent in at least one way of counting."""
+        return any(np.isfinite(each.value) for each in self.exponents.values())
 
     def published(self) -> dict[str, Estimate]:
         """The published exponents of runs that were trained so."""
@@ -74,7 +88,8 @@ class Correction:
     def as_json(self) -> dict[str, object]:
         """As in fits.json."""
         shown = {name: each.as_json() for name, each in self.exponents.items()}
-        return {"variant": self.variant, "how": self.how, "exponents": shown}
+        known: dict[str, object] = {"variant": self.variant, "how": self.how, "exponents": shown}
+        return known | {"problem": self.problem}
 
 
 @dataclass(frozen=True)
@@ -149,15 +164,13 @@ def corrections(study: StudyRuns, counting: Counting, draws: int, seed: int) -> 
         own = of_variant(study, name)
         if len({run.counts["params_non_embedding"] for run in runs}) < FEWEST_SIZES:
             continue
-        exponents = {
-            words: _exponent(
-                own, replace(counting, params=params, flops=flops), min(draws, DRAWS), seed
-            )
-            for words, (params, flops) in COUNTINGS.items()
-        }
-        found.append(Correction(name, _how(runs), exponents))
-    measured = any(np.isfinite(e.value) for each in found for e in each.exponents.values())
-    return sorted(found, key=_place) if measured else []
+        exponents, problem = {}, ""
+        for words, (params, flops) in COUNTINGS.items():
+            way = replace(counting, params=params, flops=flops)
+            exponents[words], why = _exponent(own, way, min(draws, DRAWS), seed)
+            problem = problem or why
+        found.append(Correction(name, _how(runs), exponents, problem))
+    return sorted(found, key=_place)
 
 
 def _place(each: Correction) -> tuple[int, bool, str]:
@@ -187,18 +200,26 @@ def _planned_for_lengths(runs: Sequence[RunResult]) -> bool:
     return bool(sizes) and len(lengths) >= 2 * len(sizes)
 
 
-def _exponent(study: StudyRuns, counting: Counting, draws: int, seed: int) -> Estimate:
+def _exponent(study: StudyRuns, counting: Counting, draws: int, seed: int) -> tuple[Estimate, str]:
+    """The exponent, or why there is none."""
     if _planned_for_lengths(study.runs):
         found = all_points(study, counting)
         curve = np.array([f"{params}" for params in found.points.params])
     else:
         found = curve_points(study, with_mid_schedule(counting))
         curve = found.points.group
+    equal = at_equal_compute(found, curve)
+    if not len(equal.points):
+        return NOTHING, TOO_FEW_MEET
     try:
-        fit = fit_isoflop(at_equal_compute(found, curve), draws, seed, routes=False)
-    except ValueError:
-        return Estimate(np.nan, np.nan, np.nan)
-    return fit.parameters["params_exponent"]
+        fit = fit_isoflop(equal, draws, seed, routes=False)
+    except ValueError as error:
+        return NOTHING, str(error)
+    exponent = fit.parameters["params_exponent"]
+    if np.isfinite(exponent.value):
+        return exponent, ""
+    named = [warning.partition(": ") for warning in fit.warnings]
+    return exponent, " ".join(words for name, _, words in named if name in WHY)
 
 
 def at_equal_compute(found: PointSet, curve: np.ndarray) -> PointSet:

@@ -10,16 +10,15 @@ import numpy as np
 from analysis.estimate import Estimate
 from analysis.figures_variants import branches, by_summed_rate, ladder
 from analysis.guards import schedule_kind
-from analysis.page import Picture, table
+from analysis.page import Picture, safe, table
 from analysis.points import seed_noise
 from analysis.runs import Counting, StudyRuns, all_points, warmup_tokens
-from analysis.variants import COUNTINGS, Correction, Trained, in_words, schedules_compared
+from analysis.variants import COUNTINGS, NOTHING, Correction, Trained, in_words, schedules_compared
 from analysis.words import short, value_with_interval
 from launch.results import RunResult
 
 KAPLAN_SPREAD = 0.05
 """Nats between runs of one schedule in figure 22 of Kaplan et al. 2020."""
-NOTHING = Estimate(np.nan, np.nan, np.nan)
 
 
 def schedule_pictures(
@@ -89,7 +88,7 @@ def _schedule_row(each: Trained, best: float) -> tuple[str, ...]:
 
 
 def _ladder(corrected: Sequence[Correction]) -> list[Picture]:
-    if not corrected:
+    if not any(each.is_measured for each in corrected):
         return []
     steps = [each.variant for each in corrected]
     ours = {name: [each.exponents[name] for each in corrected] for name in COUNTINGS}
@@ -108,7 +107,7 @@ def _ladder(corrected: Sequence[Correction]) -> list[Picture]:
             "curves, one draw for each learning curve at all its budgets; they hold no wrong form. An arrow is an "
             "open end. Hollow: Porian et al. 2024, RefinedWeb; its 0.497 and 0.505 at a constant rate "
             "are of rate, batch and beta2 tuned for each size. A mark that is missing was not "
-            "measured: too few minima lie inside the sizes.",
+            "measured.",
         )
     ]
 
@@ -126,9 +125,14 @@ def corrections_table(corrected: Sequence[Correction]) -> str:
     note = (
         "a of N_opt ∝ C^a [95% interval]; in brackets after it the value of Porian et al. 2024 (2406.19146, "
         "RefinedWeb, 5e6 to 9e8 parameters), whose last step tunes rate, batch and beta2 for each size. A "
-        "dash: too few minima lie inside the sizes that were trained."
+        "dash: not measured."
     )
-    return f"<h2>Corrections, one by one</h2>{table(header, rows)}<p>{note}</p>"
+    problems = [
+        f"<p>Not measured for {safe(each.variant)}: {safe(each.problem)}</p>"
+        for each in corrected
+        if each.problem
+    ]
+    return f"<h2>Corrections, one by one</h2>{table(header, rows)}<p>{note}</p>{''.join(problems)}"
 
 
 def _with_published(own: Estimate, known: Estimate | None) -> str:

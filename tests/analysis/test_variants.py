@@ -25,6 +25,7 @@ from analysis.study_fits import Attempt
 from analysis.variants import (
     CONSTANT,
     HORIZON,
+    TOO_FEW_MEET,
     WARM_UP,
     Correction,
     _place,
@@ -237,7 +238,37 @@ def test_each_correction_has_an_exponent_in_each_way_of_counting(corrected):
     assert "(published 0.497)" in table
     (picture,) = views_schedule._ladder(found)
     assert "0.497 and 0.505 at a constant rate are of rate, batch and beta2" in picture.caption
+    assert "Not measured" not in table
     assert corrections(study, Counting(variant="long"), 0, 0) == []
+
+
+def test_a_correction_that_was_not_measured_says_why(corrected):
+    """Losses that rise with size: the smallest is the best at every budget."""
+    study, _ = corrected
+    worse = tuple(
+        replace(run, eval=rising(run.eval, run.counts["params_non_embedding"]))
+        for run in study.runs
+    )
+    found = corrections(replace(study, runs=worse), Counting(), 0, 0)
+    assert not any(each.is_measured for each in found)
+    assert all("the best size is the smallest or largest" in each.problem for each in found)
+    assert views_schedule._ladder(found) == []
+    table = views_schedule.corrections_table(found)
+    assert "<p>Not measured for long: at " in table
+    assert "the best size is the smallest or largest that was trained" in table
+
+
+def test_sizes_whose_curves_do_not_meet_measure_no_correction(corrected):
+    study, _ = corrected
+    apart = tuple(replace(run, eval=run.eval[-1:]) for run in study.runs)  # one loss of each size
+    found = corrections(replace(study, runs=apart), Counting(), 0, 0)
+    assert {each.problem for each in found} == {TOO_FEW_MEET}
+
+
+def rising(table, params):
+    made = table.copy()
+    made["loss"] = table["loss"] * (params / 1e4) ** 0.3
+    return made
 
 
 def test_the_ladder_goes_from_the_least_corrected_to_the_constant_rate():
