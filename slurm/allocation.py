@@ -20,7 +20,12 @@ PATIENCE_SECONDS = 900.0  # for a controller that is down
 AGAIN_SECONDS = 2.0
 FITTING = "--format=%N %c %m %G %f"  # name, CPUs, MB, GPUs, features of each node
 HERE, ELSEWHERE, OUT_OF_TIME, OVER = "running here", "requeued", "out of time", "over"
-_SILENT = re.compile(r"unable to contact|connection|timed out|communication|socket", re.I)
+# Slurm's words where its controller, munge or the network does not answer now and may the next time.
+_SILENT = re.compile(
+    r"unable to contact|connection|timed out|communication|socket|zero bytes|standby mode|authentication|munge|"
+    r"temporarily unavailable|(?:send|receive|recv) (?:failure|error)|not responding|try again",
+    re.I,
+)
 
 
 class Allocation(ABC):
@@ -130,7 +135,7 @@ class OnSlurm(Allocation):
         )
 
     def requeue(self, exclude: Sequence[str]) -> None:
-        _ask("scontrol", "requeue", self._job)
+        self._start_anew("requeue")
         if exclude:  # Slurm takes it while the job is completing, not before
             # The job is requeued: who heard of a failure now would take it for over.
             try:
@@ -141,13 +146,22 @@ class OnSlurm(Allocation):
                 )
 
     def hold(self) -> None:
-        _ask("scontrol", "requeuehold", self._job)
+        self._start_anew("requeuehold")
         # Those that were left out before may be the ones that are repaired.
         _ask("scontrol", "update", f"JobId={self._job}", "ExcNodeList=")
 
     @property
     def release(self) -> str:
         return f"scontrol release {self._job}"
+
+    def _start_anew(self, how: str) -> None:
+        """Once: Slurm refuses it for a job that waits again already, because it, or a person, was faster, or its
+        answer was lost and it is asked again."""
+        try:
+            _ask("scontrol", how, self._job)
+        except OSError:
+            if self.state() != ELSEWHERE:
+                raise
 
     def _exclude(self, nodes: Sequence[str]) -> None:
         """Leave these nodes out, and those that were left out before."""

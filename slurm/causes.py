@@ -22,11 +22,13 @@ _MEMORY = re.compile(
     r"out ?of ?memory|can't allocate memory|MemoryError|Cannot allocate memory", re.I
 )
 _ENDED_BY_SLURM = re.compile(r"CANCELLED AT \S+ DUE TO (JOB REQUEUE|PREEMPTION|TIME LIMIT)")
-_HARDWARE = re.compile(
+_HARDWARE = re.compile(  # and a node that has lost its hold on the shared file system
     r"uncorrectable ECC|ECC error|GPU is lost|fallen off the bus|NVLink|hardware error|"
-    r"CUDA error: (?:unknown error|unspecified launch failure)|ncclSystemError|ncclRemoteError",
+    r"CUDA error: (?:unknown error|unspecified launch failure)|ncclSystemError|ncclRemoteError|"
+    r"Input/output error|Stale file handle|Transport endpoint is not connected|Remote I/O error",
     re.I,
 )
+_DIED = re.compile(r"rank (\d+) died")
 _REFUSED = re.compile(  # in srun's words: it asked for more than its job has
     r"only allocated|node configuration|more processors|memory required|generic resource|trackable resource|"
     r"mutually exclusive",
@@ -120,6 +122,12 @@ def cut_short(said: Sequence[str]) -> Finding:
     return Finding(Cause.NODE, "ended without a word: its node failed, or everything was killed")
 
 
+def is_preempted(said: Sequence[str]) -> bool:
+    """Whether Slurm says at the end of a log that it ended the job for another one."""
+    found = (_ENDED_BY_SLURM.search(line) for line in said)
+    return any(match is not None and match[1] == "PREEMPTION" for match in found)
+
+
 def decide(history: Sequence[Attempt]) -> Decision:
     """What to do after the last of these attempts of one job."""
     last = history[-1]
@@ -161,6 +169,17 @@ def _not_started(said: str) -> Finding:
         advice = "Correct tasks, CPUs, memory or GPUs in the cluster file"
         return Finding(Cause.FAILED, f"{said}. {advice}.")
     return Finding(Cause.STEP, said)
+
+
+def node_of_lost(said: str, nodes: Sequence[str], ranks: int) -> str | None:
+    """The node of the rank that died, in a hang as `launch.lifeline` tells it; None where nobody knows.
+
+    The ranks that say so, and those that wait for each other, are on nodes where all is well.
+    """
+    if len(nodes) == 1:
+        return nodes[0]
+    lost = _DIED.search(said)
+    return nodes[int(lost[1]) * len(nodes) // ranks] if lost else None  # srun fills node after node
 
 
 def _named(lost: str) -> str | None:

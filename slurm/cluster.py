@@ -32,6 +32,7 @@ class Cluster(Strict):
     memory_gb: Annotated[float, Field(gt=0)]  # of the host, for one task
     max_minutes: Annotated[int, Field(ge=1)]
     notice_seconds: Annotated[int, Field(ge=1)] = 90
+    check_seconds: Annotated[int, Field(ge=1)] = 300
     concurrent_jobs: Annotated[int, Field(ge=1)] | None = None  # local: what the machine holds
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None  # local: the GPUs of the machine
     gpu: Name | None = None

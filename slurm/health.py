@@ -1,11 +1,13 @@
-"""Each node of a job is tried before training: its devices, its memory, its scratch folder, and a small all-reduce.
+"""Each node of a job is tried before training: its devices, its memory, its scratch folder, its sight of the data, and
+a small all-reduce.
 
-    python -m slurm.health FOLDER RANKS_ON_A_NODE
+    python -m slurm.health FOLDER RANKS_ON_A_NODE DATA
 
 Every rank leaves FOLDER/RANK.json after each stage; a rank that hangs leaves what it had done. So the
 job, which reads them after a time limit, can name the node that kept the others waiting.
 """
 
+import errno
 import json
 import os
 import sys
@@ -31,7 +33,7 @@ class Bad:
 
 def main(argv: list[str]) -> int:
     """Try this rank's part. Exit status 1 if it failed."""
-    folder, per_node = Path(argv[0]), int(argv[1])
+    folder, per_node, data = Path(argv[0]), int(argv[1]), Path(argv[2])
     start_rank()
     node = os.environ.get("SLURMD_NODENAME", "this machine")
     rank = int(os.environ.get("RANK", "0"))
@@ -41,20 +43,22 @@ def main(argv: list[str]) -> int:
         path.write_text(json.dumps({"node": node, "stage": stage, "message": message}))
         path.replace(folder / f"{rank}.json")
 
-    leave(STARTED)
+    stage = STARTED
+    leave(stage)
     try:
-        message = _try_node(per_node)
+        message = _try_node(per_node, data)
         if not message:
-            leave(READY)
+            stage = READY
+            leave(stage)
             message = _try_all_reduce()
     except Exception as error:  # whatever a broken device raises
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-    leave(READY if message else DONE, message)
+    leave(stage if message else DONE, message)
     print(f"{node}: rank {rank}: {message or 'well'}", file=sys.stderr, flush=True)
     return 1 if message else 0
 
 
-def _try_node(per_node: int) -> str:
+def _try_node(per_node: int, data: Path) -> str:
     """What is wrong with this node by itself; '' if nothing is."""
     import torch
 
@@ -72,7 +76,16 @@ def _try_node(per_node: int) -> str:
     if available < FREE * wanted:  # a system keeps some for itself
         return f"{available:.1f} GiB of memory are left; Slurm promised {wanted:.1f}"
     make_scratch()
-    return ""
+    return _try_data(data)
+
+
+def _try_data(data: Path) -> str:
+    """What is wrong with this node's sight of the dataset: a node that has lost it would fail one run after another."""
+    try:
+        there = any(data.iterdir())
+    except OSError as error:
+        return f"{data} cannot be read here ({errno.errorcode.get(error.errno or 0, error)})"
+    return "" if there else f"{data} is empty here; wanted the dataset: is its file system mounted?"
 
 
 def available_gb() -> float:
@@ -102,9 +115,9 @@ def _try_all_reduce() -> str:
 
 
 def verdict(
-    folder: Path, nodes: Sequence[str], per_node: int, ended: Ended
+    folder: Path, nodes: Sequence[str], per_node: int, ended: Ended, seconds: float
 ) -> tuple[Finding | None, tuple[str, ...]]:
-    """Why the check failed, and the nodes to do without; None where every rank is through.
+    """Why the check failed, and the nodes to do without; None where every rank is through. `seconds`: it had.
 
     A node is left out only for what is known of it. Where the check as a whole did not come about, it is tried
     again on the same nodes, as often as `slurm.causes` allows.
@@ -122,7 +135,8 @@ def verdict(
         finding = find(ended, None, memory_event=False)
         if ended.ends and finding.cause == Cause.FAILED:  # all it says is that it lost another rank
             finding = Finding(Cause.STEP, finding.message)
-    message = f"the check before training: {finding.message}"
+    late = f" (check_seconds = {seconds:g} in the cluster file)" if ended.timed_out else ""
+    message = f"the check before training: {finding.message}{late}"
     return replace(finding, message=message), tuple(each.node for each in bad if each.node)
 
 
@@ -136,8 +150,12 @@ def _judge(
     Where all are ready and the sum did not come, the network between them is bad.
     """
     of = {rank: nodes[rank // per_node] for rank in left}  # srun fills node after node
-    said = {of[rank]: record["message"] for rank, record in left.items() if record.get("message")}
-    own = {node: text for node, text in said.items() if not _of_others(text)}
+    own = {
+        of[rank]: record["message"]
+        for rank, record in left.items()
+        if record.get("message")
+        and (record["stage"] == STARTED or not _of_others(record["message"]))
+    }
     if own:
         return [Bad(node, text) for node, text in own.items()]
     if not timed_out:

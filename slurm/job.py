@@ -13,7 +13,7 @@ import submitit
 from launch.exits import FAILED
 from launch.stopping import STOP_SIGNALS
 from slurm.allocation import Here, OnSlurm
-from slurm.ledger import leave_outcome
+from slurm.ledger import leave_outcome, take_back_outcome
 from slurm.supervisor import Supervisor
 from slurm.work import Work
 
@@ -28,7 +28,7 @@ class Job:
     run_ids: tuple[str, ...]
     ranks: int = 1
     runs_per_gpu: int = 1  # at a time, where there is one rank and its runs are tiny
-    health_seconds: float = 300.0  # for the nodes to show that they work, before each attempt
+    check_seconds: float = 300.0  # for the nodes to show that they work, before each attempt
 
     def __call__(self) -> int:
         """The exit status of `launch run`; also left as a file for those who watch. Once it is over the process ends
@@ -38,11 +38,12 @@ class Job:
             os.setsid()  # Ctrl-C at the terminal of `submit` is for `submit`, which passes it on
         signals = Signals()
         folder, name = Path(os.environ["SUBMITIT_FOLDER"]), submitit.JobEnvironment().job_id
+        take_back_outcome(folder, name)
         try:
             allocation = Here(self.ranks) if local else OnSlurm()
             where = Path(self.data), Path(self.results)
             work = Work(folder, name, *where, self.run_ids, self.runs_per_gpu)
-            supervisor = Supervisor(work, allocation, signals.received, self.health_seconds)
+            supervisor = Supervisor(work, allocation, signals.received, self.check_seconds)
             over = supervisor.work()
         except Exception:
             leave_outcome(folder, name, {"status": FAILED, "runs": {}})  # the log says why

@@ -100,6 +100,9 @@ def slurm_parameters(name: str, order: Order) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # A training job starts its ranks itself, with srun, so that losing one does not end it.
         "use_srun": order.stage != TRAIN,
+        "srun_args": [
+            f"--cpus-per-task={cluster.cpus_per_task}"
+        ],  # not inherited since Slurm 22.05
         "setup": _slurm_setup(order),
         "additional_parameters": more,
     }

@@ -155,6 +155,11 @@ def leave_outcome(folder: Path, job: str, outcome: dict[str, Any]) -> None:
     write_whole(folder / f"{job}{OUTCOME_SUFFIX}", json.dumps(outcome))
 
 
+def take_back_outcome(folder: Path, job: str) -> None:
+    """A job that was over lives again: an operator had Slurm start it anew."""
+    (folder / f"{job}{OUTCOME_SUFFIX}").unlink(missing_ok=True)
+
+
 def write_whole(path: Path, content: str) -> None:
     """By rename: a reader finds all of it, or what was there before."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -231,8 +236,8 @@ def held(run_folder: Path) -> str | None:
         pid, host = path.read_text().split()
         if host == socket.gethostname() and not Path(f"/proc/{int(pid)}").exists():
             return None
-        with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open() as file:  # for reading alone: those who may not write here may look, too
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return f"process {pid} on {host}"
     except OSError as error:

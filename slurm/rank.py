@@ -39,6 +39,8 @@ def start_rank() -> None:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+        on_each = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # 4(x2): as many on each node of ours
+        os.environ["LOCAL_WORLD_SIZE"] = on_each.partition("(")[0]
     end_with(int(os.environ.get(STARTED_BY, os.getppid())))
 
 

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from launch.config import CONFIG_FILE, RunConfig
 from launch.folder import FAILED_FILE
 from launch.results import METRICS_FILE, read_progress
 from slurm.alive import Live, Traces, by_run, live_tasks
-from slurm.endings import why_ended
+from slurm.endings import failed_before, why_ended
 from slurm.ledger import (
     CHECK,
     EVALUATE,
@@ -87,6 +88,7 @@ class _Jobs:
     by_run: dict[str, Live]
     newest: dict[str, tuple[Submission, Trace]]  # by run
     silent: str | None  # why Slurm did not answer
+    failed_before: Callable[[str], list[str]]  # by the folder of a submission, read once
 
 
 def look(
@@ -128,7 +130,7 @@ def _read_jobs(study_folder: Path, live: list[Live] | None) -> _Jobs:
         for run_id in run_ids
     }
     training = by_run([each for each in live if each.submission.stage == TRAIN])
-    return _Jobs(past, left, live, training, newest, silent)
+    return _Jobs(past, left, live, training, newest, silent, cache(failed_before))
 
 
 # --- runs ---
@@ -169,7 +171,9 @@ def _status(run: RunConfig, run_id: str, study_folder: Path, jobs: _Jobs) -> Run
         to_do = _to_do(live, trace)
         return RunStatus(**base, state="waiting", reason=_reason(live, to_do), cause=to_do)
     begun = (folder / CONFIG_FILE).exists() or (folder / METRICS_FILE).exists()
-    cause = why_ended(run_id, submission, trace) if submission and trace else None
+    cause = (
+        why_ended(run_id, submission, trace, jobs.failed_before) if submission and trace else None
+    )
     state = "failed" if cause else "stopped" if begun else "not begun"
     return RunStatus(**base, state=state, cause=cause, log_lines=_tail(log) if cause else ())
 
@@ -237,7 +241,7 @@ def _tail(log: Path | None) -> tuple[str, ...]:
 def _stages(jobs: _Jobs) -> list[StageStatus]:
     live = {(each.submission.name, each.task): each for each in jobs.live}
     return [
-        _stage(each, task, jobs.left[each.name][task], live.get((each.name, task)))
+        _stage(jobs, each, task, live.get((each.name, task)))
         for each in _shown(jobs.past)
         for task in range(len(each.tasks))
     ]
@@ -256,7 +260,8 @@ def _shown(past: Sequence[Submission]) -> list[Submission]:
     return [*built, *checks[-1:], *later]
 
 
-def _stage(submission: Submission, task: int, trace: Trace, live: Live | None) -> StageStatus:
+def _stage(jobs: _Jobs, submission: Submission, task: int, live: Live | None) -> StageStatus:
+    trace = jobs.left[submission.name][task]
     base: dict[str, Any] = {
         "stage": submission.stage,
         "name": ", ".join(submission.tasks[task]),
@@ -268,7 +273,7 @@ def _stage(submission: Submission, task: int, trace: Trace, live: Live | None) -
         return StageStatus(**base, state="waiting" if waits else "running", reason=reason)
     if trace.outcome and trace.outcome["status"] == 0:
         return StageStatus(**base, state="finished")
-    cause = why_ended("", submission, trace)
+    cause = why_ended("", submission, trace, jobs.failed_before)
     return StageStatus(**base, state="failed" if cause else "stopped", cause=cause)
 
 

@@ -182,11 +182,12 @@ class LocalStep(Step):
         self._first_end: float | None = None
         self._order: list[int] = []  # ranks, as they ended
         self.processes = []
-        foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS")
+        foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
         kept = {name: text for name, text in os.environ.items() if name not in foreign}
         kept[STARTED_BY] = str(os.getpid())
         if ranks > 1:
-            kept |= rendezvous(seed) | {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(ranks)}
+            kept |= rendezvous(seed) | {"MASTER_ADDR": "127.0.0.1"}
+            kept |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
         with log.open("ab") as file:
             for rank in range(ranks):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}

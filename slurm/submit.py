@@ -305,6 +305,7 @@ def _train(of: Target, group: Sequence[PackedJob], order: Order, before: Before)
             run_ids=job.run_ids,
             ranks=job.shape.ranks,
             runs_per_gpu=job.at_a_time,
+            check_seconds=of.cluster.check_seconds,
         )
         for job in group
     ]

@@ -10,13 +10,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from launch.exits import BAD_INPUT, FAILED, STOPPED
 from launch.folder import record_failure
-from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, Allocation
+from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, OVER, Allocation
 from slurm.attempts import Attempt, Attempts
-from slurm.causes import Action, Cause, Decision, Finding, cut_short, decide, find
+from slurm.causes import (
+    Action,
+    Cause,
+    Decision,
+    Finding,
+    cut_short,
+    decide,
+    find,
+    is_preempted,
+    node_of_lost,
+)
 from slurm.health import verdict
 from slurm.ledger import CANCELLED, held
 from slurm.memory_kills import memory_kills
@@ -58,7 +69,7 @@ class Supervisor:
                 continue
             if attempt.cause in (Cause.STOPPED, Cause.CANCELLED) and self._asked_to_stop():
                 return self._stopped()
-            if (state := self._allocation.state()) != HERE:
+            if (state := self._state()) != HERE:
                 say(f"for Slurm this job is {state}")
                 return state != ELSEWHERE
             if not self._again(attempt):
@@ -178,6 +189,10 @@ class Supervisor:
         holder = held(self._work.folder(blamed)) if not failures[blamed] else None
         if finding.cause == Cause.FAILED and holder:
             finding = Finding(Cause.BUSY, f"{blamed} is trained by {holder}")
+        if finding.cause == Cause.HANG:
+            finding = replace(
+                finding, node=node_of_lost(finding.message, attempt.nodes, self._allocation.ranks)
+            )
         if finding.cause == Cause.STOPPED and self._cancelled:
             finding = Finding(Cause.CANCELLED, "cancelled")
         for run_id in left:
@@ -202,14 +217,14 @@ class Supervisor:
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
             path.unlink()  # of a life that was cut short
-        words = ["slurm.health", str(folder), str(ranks // len(nodes))]
+        words = ["slurm.health", str(folder), str(ranks // len(nodes)), str(self._work.data)]
         step = self._allocation.start(words, folder.with_name(f"{folder.name}.log"), 1000 + number)
         ended = step.wait(
             lambda: False, lambda: self._asked_to_stop() or self._superseded(), self._seconds
         )
         if self._asked_to_stop() or ended.status == 0:
             return None
-        finding, bad = verdict(folder, nodes, ranks // len(nodes), ended)
+        finding, bad = verdict(folder, nodes, ranks // len(nodes), ended, self._seconds)
         if finding is None:
             return None
         say(f"{finding.cause}: {finding.message}")
@@ -257,11 +272,10 @@ class Supervisor:
 
     def _give_up(self, run_id: str, finding: Finding) -> None:
         say(f"{run_id}: given up: {finding.cause}: {finding.message}")
-        last = self._attempts.all[-1]
-        if self._work.failure(run_id, last.began) is None:
-            record_failure(
-                self._work.folder(run_id), RuntimeError(f"{finding.cause}: {finding.message}")
-            )
+        last, folder = self._attempts.all[-1], self._work.folder(run_id)
+        # Who holds its lock trains it well: only this job gives it up.
+        if self._work.failure(run_id, last.began) is None and held(folder) is None:
+            record_failure(folder, RuntimeError(f"{finding.cause}: {finding.message}"))
         given_up = last.given_up | {run_id: (finding.cause, finding.message)}
         self._attempts.end(ended=last.ended or time.time(), given_up=given_up)
 
@@ -271,8 +285,26 @@ class Supervisor:
             return True
         if not self._allocation.can_requeue:
             return self._signal_received() != signal.SIGUSR2
-        state = self._allocation.state()
+        state = self._state()
+        if state == OVER and self._preempted():
+            say("Slurm has cancelled this job for another one, and has it started anew")
+            state = HERE
         return self._requeue() if state in (HERE, OUT_OF_TIME) else state != ELSEWHERE
+
+    def _state(self) -> str:
+        """As `Allocation.state`; HERE where Slurm does not answer: the requeue that follows is refused in words."""
+        try:
+            return self._allocation.state()
+        except OSError as error:
+            say(f"not known how Slurm means this job to go on: {error}")
+            return HERE
+
+    def _preempted(self) -> bool:
+        """Whether the last attempt was ended in favour of another job: with PreemptMode=CANCEL that is told in the
+        log of the ranks alone."""
+        last = self._attempts.all[-1] if self._attempts.all else None
+        log = self._work.submission / last.log if last else None
+        return log is not None and log.exists() and is_preempted(last_lines(log, LINES))
 
     def _requeue(self, after: Attempt | None = None) -> bool:
         """Whether the job is over, because Slurm refuses to start it anew."""

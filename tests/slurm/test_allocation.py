@@ -2,7 +2,8 @@
 
 import pytest
 
-from slurm.allocation import OnSlurm
+from slurm import allocation
+from slurm.allocation import ELSEWHERE, OnSlurm
 
 
 @pytest.fixture
@@ -51,3 +52,57 @@ def test_a_job_is_held_until_an_operator_releases_it(job_on_n1, playground):
     held = "PENDING|job requeued in held state\n"
     playground.until(lambda: playground.run(*show) == held, "a job that is held")
     assert "ExcNodeList=(null)" in playground.run("scontrol", "show", "job", number)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("how", ["requeue", "hold"])
+def test_what_slurm_has_done_already_is_no_error(job_on_n1, how):
+    """Its answer was lost and it is asked again, or a person was faster."""
+    job = job_on_n1("--mem=100")
+    job.requeue(())
+    assert job.state() == ELSEWHERE
+    if how == "requeue":
+        job.requeue(())
+    else:
+        job.hold()
+
+
+@pytest.mark.slurm
+def test_a_job_that_slurm_does_not_know(playground, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(playground.conf))
+    monkeypatch.setenv("SLURM_JOB_ID", "999999")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
+    with pytest.raises(OSError, match="Invalid job id specified"):
+        OnSlurm().requeue(())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "slurm_load_jobs error: Zero Bytes were transmitted or received",
+        "scontrol: error: slurm_update error: Slurm backup controller in standby mode",
+        "slurm_load_jobs error: Protocol authentication error",
+        "scontrol: error: If munged is up, restart with --num-threads=10",
+        "slurm_load_jobs error: Resource temporarily unavailable",
+        "slurm_load_jobs error: Message receive failure",
+    ],
+)
+def test_what_may_pass_is_asked_again(said, tmp_path, monkeypatch):
+    """Slurm's words of a controller that is restarted, replaced or under load."""
+    once = tmp_path / "once"
+    program = tmp_path / "scontrol"
+    program.write_text(
+        f"#!/bin/sh\n[ -e {once} ] && echo answered && exit\n: > {once}\necho '{said}' >&2; exit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(allocation, "AGAIN_SECONDS", 0.0)
+    assert allocation._ask(str(program)) == "answered\n"
+
+
+def test_what_will_not_pass_is_told(tmp_path):
+    program = tmp_path / "scontrol"
+    program.write_text("#!/bin/sh\necho 'Access/permission denied' >&2; exit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(OSError, match="Access/permission denied"):
+        allocation._ask(str(program))

@@ -7,7 +7,7 @@ import pytest
 
 from launch.exits import FAILED, LOST, STOPPED
 from slurm.attempts import Attempt, Attempts, read
-from slurm.causes import CRASHES, INTERRUPTIONS, Action, Cause, decide, find
+from slurm.causes import CRASHES, INTERRUPTIONS, Action, Cause, decide, find, node_of_lost
 from slurm.memory_kills import memory_kills
 from slurm.step import End, Ended, ended, slurm_lines
 
@@ -66,6 +66,13 @@ def test_what_srun_says(said, ends):
             Cause.NODE,
             "n1",
         ),
+        (
+            ["srun: error: n1: task 0: Exited with exit code 2"],
+            "OSError: [Errno 116] Stale file handle: '/shared/data/train-0.bin'",
+            False,
+            Cause.NODE,
+            "n1",
+        ),
         (["srun: error: n1: task 0: Exited with exit code 2"], None, False, Cause.FAILED, "n1"),
         ([f"srun: error: n1: task 0: Exited with exit code {LOST}"], None, False, Cause.HANG, "n1"),
         (
@@ -104,6 +111,28 @@ def test_what_srun_says(said, ends):
 def test_the_cause(said, failure, memory_event, cause, node):
     finding = find(ended(1, said), failure, bool(memory_event))
     assert (finding.cause, finding.node) == (cause, node)
+
+
+HANGS = "x: rank 3 on host hangs: its stacks are above. All ranks end"
+DIED = "x: rank 5 died: its process has been silent for 31 s. All ranks end"
+STORE = (
+    "x: rank 0 died: the store where the ranks meet, which it keeps, does not answer. All ranks end"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "nodes", "node"),
+    [
+        (HANGS, ("n1", "n2"), None),  # whose time is up first need not be the one behind
+        (HANGS, ("n1",), "n1"),
+        (DIED, ("n1", "n2"), "n2"),
+        (DIED, ("n1", "n2", "n3", "n4"), "n3"),
+        (STORE, ("n1", "n2"), "n1"),
+    ],
+)
+def test_the_node_that_a_hang_is_laid_to(said, nodes, node):
+    """Not the one whose rank was the first to leave: eight ranks in all."""
+    assert node_of_lost(said, nodes, 8) == node
 
 
 def test_slurms_own_words_among_those_of_the_ranks(tmp_path):

@@ -251,14 +251,35 @@ def test_the_time_limit_without_notice(trial, undisturbed):
 
 
 @pytest.mark.long
-def test_a_preemption(trial, undisturbed):
-    """A job of more weight takes both nodes: Slurm requeues this one, which saves first."""
-    trial.submit()
-    trial.pause()
-    dear = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
-    trial.playground.run("sbatch", *dear, "--wrap", "sleep 3")
-    finished(trial, undisturbed)
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_a_preemption(trial, undisturbed, mode):
+    """A job of more weight takes both nodes: Slurm requeues this one, which saves first; or Slurm ends it, and it has
+    itself requeued."""
+    change = ("scontrol", "update", "PartitionName=main")
+    trial.playground.run(*change, f"PreemptMode={mode}")
+    try:
+        trial.submit()
+        trial.pause()
+        dear = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+        trial.playground.run("sbatch", *dear, "--wrap", "sleep 3")
+        finished(trial, undisturbed)
+    finally:
+        trial.playground.run(*change, "PreemptMode=REQUEUE")
     assert trial.causes() == [Cause.STOPPED, Cause.DONE]
+
+
+@pytest.mark.long
+def test_requeued_after_its_end(trial, undisturbed):
+    """By an operator: it says again that all is done, and trains nothing."""
+    trial.submit()
+    finished(trial, undisturbed)
+    attempts = trial.attempts()
+    trial.playground.until(trial.playground.idle, "its nodes")
+    trial.playground.run("scontrol", "requeue", trial.job)
+    log = trial.left("_0_log.out")
+    trial.until(lambda: trial.left(".restart").read_text() == "1")  # the new life has begun
+    finished(trial, undisturbed)
+    assert trial.attempts() == attempts, log.read_text()
 
 
 def test_without_accounting(data, tmp_path, monkeypatch, undisturbed, capsys):

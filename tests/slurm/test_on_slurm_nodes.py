@@ -109,7 +109,7 @@ def test_the_other_node_crashes(trial, spread):
 @pytest.mark.long
 def test_a_job_that_needs_its_bad_node_waits_for_an_operator(trial, spread):
     """It is held, not lost: released, it goes on."""
-    trial.submit(TWO_BY_TWO, health_seconds=60.0)
+    trial.submit(TWO_BY_TWO, check_seconds=60)
     trial.until(lambda: trial.processes("slurm.health", node="n2"))
     trial.kill(trial.processes("slurm.health", node="n2")[:1], signal.SIGSTOP)
     waits = ("squeue", "-h", "-j", trial.job, "-o", "%r")
@@ -126,7 +126,7 @@ def test_a_job_that_needs_its_bad_node_waits_for_an_operator(trial, spread):
 @pytest.mark.long
 def test_a_bad_node_is_named_and_excluded(trial):
     """A process of the check on one node stands still: the job goes to the other node."""
-    trial.submit(Shape(nodes=1, tasks_per_node=2), health_seconds=60.0)
+    trial.submit(Shape(nodes=1, tasks_per_node=2), check_seconds=60)
     trial.until(lambda: trial.processes("slurm.health"))
     node = next(each for each in ("n1", "n2") if trial.processes("slurm.health", node=each))
     trial.kill(trial.processes("slurm.health", node=node)[:1], signal.SIGSTOP)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from slurm.allocation import Here
+from launch.folder import FAILED_FILE, locked
+from slurm.allocation import ELSEWHERE, HERE, OUT_OF_TIME, OVER, Here
 from slurm.attempts import Attempts
 from slurm.causes import INTERRUPTIONS, Cause
 from slurm.freeze import freeze_runs
@@ -69,6 +70,74 @@ def test_a_life_that_was_cut_short(tmp_path, said, cause, words):
     (attempt,) = supervisor._attempts.all
     assert attempt.cause == cause
     assert attempt.message.startswith(words)
+
+
+class Ended(Here):
+    """A job of Slurm's that was told to stop, and what Slurm says of it then."""
+
+    can_requeue = True
+
+    def __init__(self, state) -> None:
+        super().__init__(1)
+        self.answer, self.requeues = state, 0
+
+    def state(self) -> str:
+        if isinstance(self.answer, OSError):
+            raise self.answer
+        return self.answer
+
+    def requeue(self, exclude) -> None:
+        self.requeues += 1
+
+
+NO_ANSWER = OSError("scontrol: Unable to contact slurm controller")
+PREEMPTED = (
+    "slurmstepd: error: *** STEP 3.1 ON n1 CANCELLED AT 2026-11-23T12:30:17 DUE TO PREEMPTION ***\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "requeues"),
+    [
+        (HERE, "", 1),
+        (OUT_OF_TIME, "", 1),
+        (ELSEWHERE, "", 0),
+        (OVER, "", 0),
+        (OVER, PREEMPTED, 1),
+        (NO_ANSWER, "", 1),
+    ],
+)
+def test_a_job_that_was_told_to_stop(tmp_path, state, said, requeues):
+    """Whether it has itself started anew, by what Slurm makes of it."""
+    (run, *_) = runs_of(write_study(tmp_path / "tiny.toml"))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    freeze_runs(folder, [run])
+    attempts = Attempts(folder, "17", 0)
+    (folder / attempts.begin([run.run_id], ["n1"]).log).write_text(said)
+    attempts.end(cause=Cause.STOPPED, blamed=run.run_id)
+    work = Work(folder, "17", tmp_path / "data", tmp_path / "results", (run.run_id,))
+    allocation = Ended(state)
+    over = Supervisor(work, allocation, lambda: 15, 1.0).work()
+    assert (allocation.requeues, over) == (requeues, not requeues and state == OVER)
+
+
+def test_a_run_that_another_process_trains_is_not_called_failed(tmp_path):
+    """This job gives it up all the same."""
+    (run, *_) = runs_of(write_study(tmp_path / "tiny.toml"))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    freeze_runs(folder, [run])
+    attempts = Attempts(folder, "17", 0)
+    for _ in range(INTERRUPTIONS):
+        attempts.begin([run.run_id], ["n1"])
+        attempts.end(cause=Cause.BUSY, message="in other hands", blamed=run.run_id)
+    work = Work(folder, "17", tmp_path / "data", tmp_path / "results", (run.run_id,))
+    supervisor = Supervisor(work, Here(1), lambda: 0, 1.0)
+    with locked(work.folder(run.run_id)):
+        assert supervisor._again(supervisor._attempts.all[-1])
+    assert supervisor.outcome()["runs"][run.run_id]["state"] == "failed"
+    assert not (work.folder(run.run_id) / FAILED_FILE).exists()
 
 
 class LastNodes(Here):
