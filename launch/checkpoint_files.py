@@ -145,6 +145,12 @@ def steps_of(folder: Path) -> list[Path]:
     )
 
 
+def newest_step(folder: Path) -> int:
+    """Of a run; 0 where it has no checkpoint."""
+    steps = steps_of(folder)
+    return step_number(steps[-1]) if steps else 0
+
+
 def step_number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 

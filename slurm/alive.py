@@ -66,7 +66,9 @@ def live_tasks(
 
 
 def _queued(submitted: Sequence[Submission]) -> Queue:
-    """What Slurm has of these. Raises `OSError` if it does not answer, or hides from us whether they are alive."""
+    """What Slurm has of these. Raises `OSError` if it does not answer, hides from us whether they are alive, or is
+    another one."""
+    _refuse_other_slurm(submitted)
     found = queue.queue({each.user or me() for each in submitted})
     seen = {name for name, _ in found}
     unseen = [each for each in submitted if each.of_another and each.name not in seen]
@@ -78,6 +80,18 @@ def _queued(submitted: Sequence[Submission]) -> Queue:
             f"{first.user} type this command; if none of these jobs is queued any more, remove this folder."
         )
     return found
+
+
+def _refuse_other_slurm(submitted: Sequence[Submission]) -> None:
+    """What one Slurm has, another does not know: it would seem to be over, and be started again."""
+    named = [each for each in submitted if each.slurm]
+    elsewhere = next((each for each in named if each.slurm != queue.cluster_name()), None)
+    if elsewhere:
+        raise OSError(
+            f"{elsewhere.folder}: was submitted to the Slurm '{elsewhere.slurm}', and the one that answers here is "
+            f"'{queue.cluster_name()}'; wanted to ask the same one, for no run may be trained twice. Type this on a "
+            f"machine of '{elsewhere.slurm}'; if it is gone for good, remove this folder."
+        )
 
 
 def by_run(live: Sequence[Live]) -> dict[str, Live]:

@@ -20,10 +20,11 @@ PATIENCE_SECONDS = 900.0  # for a controller that is down
 AGAIN_SECONDS = 2.0
 FITTING = "--format=%N %c %m %G %f"  # name, CPUs, MB, GPUs, features of each node
 HERE, ELSEWHERE, OUT_OF_TIME, OVER = "running here", "requeued", "out of time", "over"
-# Slurm's words where its controller, munge or the network does not answer now and may the next time.
-_SILENT = re.compile(
-    r"unable to contact|connection|timed out|communication|socket|zero bytes|standby mode|authentication|munge|"
-    r"temporarily unavailable|(?:send|receive|recv) (?:failure|error)|not responding|try again",
+# Slurm's words where asking again would not help. All else may pass: a controller that is down, restarted, replaced or
+# under load, and munge, have many ways to say so ("Unexpected message received" is one).
+_FINAL = re.compile(
+    r"invalid (?:job|node|partition|host)|denied|disabled|pending execution|batch job|already complet|not supported|"
+    r"unrecogni[sz]ed|unknown",
     re.I,
 )
 
@@ -130,9 +131,14 @@ class OnSlurm(Allocation):
         return (
             int(cpus.rstrip("+")) >= tasks * int(variables.get("SLURM_CPUS_PER_TASK", "1"))
             and int(memory_mb.rstrip("+")) >= int(variables.get("SLURM_MEM_PER_NODE", "0"))
-            and queue.gpus_of(gpus) >= int(variables.get("SLURM_GPUS_ON_NODE", "0"))
+            and self._gpus(gpus) >= int(variables.get("SLURM_GPUS_ON_NODE", "0"))
             and features.fits(constraint, has.split(","))
         )
+
+    def _gpus(self, has: str) -> int:
+        """The GPUs of a node; where the job asked for a type, of that."""
+        kind, _, number = os.environ.get("SLURM_GPUS_PER_NODE", "").rpartition(":")
+        return queue.gpu_types(has).get(kind, 0) if number and kind else queue.gpus_of(has)
 
     def requeue(self, exclude: Sequence[str]) -> None:
         self._start_anew("requeue")
@@ -192,7 +198,7 @@ def _ask(*command: str) -> str:
         if status == 0:
             return done.stdout
         # A signal for the job reaches this command as well: it is asked again.
-        if time.monotonic() > deadline or (status > 0 and not _SILENT.search(words)):
+        if time.monotonic() > deadline or (status > 0 and _FINAL.search(words)):
             raise OSError(f"{' '.join(command)}: {words}")
         print(f"{' '.join(command)}: {words}: asking again", file=sys.stderr, flush=True)
         time.sleep(AGAIN_SECONDS)

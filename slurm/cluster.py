@@ -12,16 +12,20 @@ from launch.strict import Strict, read_toml, validate
 CLUSTERS = Path(__file__).parent / "clusters"
 
 Name = Annotated[str, Field(min_length=1)]
+Options = dict[str, str | int | bool]  # of sbatch
 SLURM_ONLY = (
-    "partition", "cpu_partition", "cpu_max_minutes", "account", "qos", "constraint", "max_nodes",
-    "tasks_per_node", "container", "sbatch",
+    "partition", "cpu_partition", "cpu_max_minutes", "account", "cpu_account", "qos", "cpu_qos", "constraint",
+    "gpu_type", "max_nodes", "tasks_per_node", "container", "sbatch", "cpu_sbatch",
 )  # fmt: skip
 OURS = (  # what `[sbatch]` may not say again: other keys do, or the jobs and what is read from sbatch depend on it
-    "array", "chdir", "cpus-per-gpu", "cpus-per-task", "dependency", "error", "gpus", "gpus-per-node",
+    "array", "chdir", "clusters", "M", "cpus-per-gpu", "cpus-per-task", "dependency", "error", "gpus", "gpus-per-node",
     "gpus-per-socket", "gpus-per-task", "job-name", "mem", "mem-per-cpu", "mem-per-gpu", "nodes", "ntasks",
     "ntasks-per-gpu", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "no-requeue",
     "signal", "test-only", "time", "tres-per-task", "wait", "wrap", "partition", "account", "qos", "constraint",
 )  # fmt: skip
+
+
+OF_CPU_PARTITION = ("cpu_max_minutes", "cpu_account", "cpu_qos", "cpu_sbatch")
 
 
 class Cluster(Strict):
@@ -36,6 +40,7 @@ class Cluster(Strict):
     concurrent_jobs: Annotated[int, Field(ge=1)] | None = None  # local: what the machine holds
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None  # local: the GPUs of the machine
     gpu: Name | None = None
+    gpu_type: Name | None = None
     runs_per_gpu: Annotated[int, Field(ge=1)] = 1
     tasks_per_node: Annotated[int, Field(ge=1)] | None = None
     max_nodes: Annotated[int, Field(ge=1)] | None = None
@@ -43,13 +48,16 @@ class Cluster(Strict):
     cpu_partition: Name | None = None
     cpu_max_minutes: Annotated[int, Field(ge=1)] | None = None
     account: Name | None = None
+    cpu_account: Name | None = None
     qos: Name | None = None
+    cpu_qos: Name | None = None
     constraint: Name | None = None
     price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     scratch: Name | None = None
     container: Name | None = None
     setup: list[str] = []
-    sbatch: dict[str, str | int | bool] = {}
+    sbatch: Options = {}
+    cpu_sbatch: Options | None = None
 
     @property
     def devices_per_node(self) -> int:
@@ -92,6 +100,11 @@ class Cluster(Strict):
                 f"gpus_per_node = {self.gpus_per_node or 0} and gpu = {self.gpu!r}; wanted both, or "
                 f"neither for jobs on the CPU. The names are {', '.join(GPUS)}"
             )
+        if self.gpu_type and not self.gpus_per_node:
+            raise ValueError(
+                f"gpu_type = '{self.gpu_type}' given without gpus_per_node; wanted it only with GPUs. Say how many a "
+                "node has, or leave it out"
+            )
         if self.gpus_per_node and self.tasks_per_node:
             raise ValueError(
                 f"tasks_per_node = {self.tasks_per_node} given with gpus_per_node = "
@@ -101,10 +114,11 @@ class Cluster(Strict):
 
     @model_validator(mode="after")
     def _time_to_save(self) -> "Cluster":
-        if self.cpu_max_minutes and not self.cpu_partition:
+        lonely = [name for name in OF_CPU_PARTITION if getattr(self, name) is not None]
+        if lonely and not self.cpu_partition:
             raise ValueError(
-                f"cpu_max_minutes = {self.cpu_max_minutes} given without cpu_partition; wanted it only with one: "
-                "without, every job is in one partition, and max_minutes is its time"
+                f"{', '.join(lonely)} given without cpu_partition; wanted these only with one: without, every job is "
+                "in one partition, and what it asks for is said by the keys without cpu_"
             )
         for key in ("max_minutes", "cpu_max_minutes"):
             minutes = getattr(self, key)
@@ -113,23 +127,32 @@ class Cluster(Strict):
                     f"notice_seconds = {self.notice_seconds} with {key} = {minutes}; wanted "
                     "less than the whole time of a job: it would be told to stop before it begins"
                 )
-        again = [
-            name
-            for name, value in self.sbatch.items()
-            if name.replace("_", "-") in OURS or (name == "gres" and "gpu" in str(value))
-        ]
-        if again:
-            raise ValueError(
-                f"[sbatch] {', '.join(again)}; wanted there only what no other key says and no job "
-                "depends on. Use the key of that name in this file, if there is one"
-            )
-        false = [name for name, value in self.sbatch.items() if value is False]
-        if false:
-            raise ValueError(
-                f"[sbatch] {', '.join(false)} = false; wanted true, a number or words: sbatch has no option that "
-                "is false. Leave it out"
-            )
         return self
+
+    @model_validator(mode="after")
+    def _only_options(self) -> "Cluster":
+        for table in ("sbatch", "cpu_sbatch"):
+            _refuse_options(table, getattr(self, table) or {})
+        return self
+
+
+def _refuse_options(table: str, options: Options) -> None:
+    again = [
+        name
+        for name, value in options.items()
+        if name.replace("_", "-") in OURS or (name == "gres" and "gpu" in str(value))
+    ]
+    if again:
+        raise ValueError(
+            f"[{table}] {', '.join(again)}; wanted there only what no other key says and no job "
+            "depends on. Use the key of that name in this file, if there is one"
+        )
+    false = [name for name, value in options.items() if value is False]
+    if false:
+        raise ValueError(
+            f"[{table}] {', '.join(false)} = false; wanted true, a number or words: sbatch has no option that "
+            "is false. Leave it out"
+        )
 
 
 def cluster_names() -> tuple[str, ...]:

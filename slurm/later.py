@@ -221,4 +221,5 @@ def open_for(
         parallelism=order.parallelism,
         after=after,
         code=order.code.name,
+        slurm=order.slurm,
     )

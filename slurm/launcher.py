@@ -34,6 +34,11 @@ class Order:
     parallelism: int = 1  # tasks of the array that may run at a time
     dependency: str | None = None  # as sbatch wants it
 
+    @property
+    def slurm(self) -> str:
+        """The name of the Slurm that it is for; empty where it is for none."""
+        return queue.cluster_name() if self.cluster.executor == "slurm" else ""
+
 
 def launch(submission: Submission, order: Order, jobs: Sequence[Callable[[], int]]) -> str:
     """Start the jobs; Slurm's id of them, or a process id. Raises `ValueError` with sbatch's words."""
@@ -78,14 +83,16 @@ def slurm_parameters(name: str, order: Order) -> dict[str, Any]:
     """sbatch's options, in submitit's words."""
     cluster, shape = order.cluster, order.shape
     training = order.stage in (TRAIN, EVALUATE)  # of models: where the GPUs are
+    apart = not training and cluster.cpu_partition is not None
+    options = cluster.cpu_sbatch if apart and cluster.cpu_sbatch is not None else cluster.sbatch
     # A dependency that can never be met ends the job: `status` then says why, and nothing waits for ever.
-    more = {"requeue": True, "kill-on-invalid-dep": "yes", **cluster.sbatch}
+    more = {"requeue": True, "kill-on-invalid-dep": "yes", **options}
     chosen = {
-        "partition": cluster.partition if training else cluster.cpu_partition or cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
+        "partition": cluster.cpu_partition if apart else cluster.partition,
+        "account": apart and cluster.cpu_account or cluster.account,
+        "qos": apart and cluster.cpu_qos or cluster.qos,
         "constraint": cluster.constraint if training else None,
-        "gpus_per_node": shape.gpus_per_node or None,
+        "gpus_per_node": _gpus(shape.gpus_per_node, cluster.gpu_type),
         "dependency": order.dependency,
     }
     return {name: value for name, value in chosen.items() if value is not None} | {
@@ -100,12 +107,16 @@ def slurm_parameters(name: str, order: Order) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # A training job starts its ranks itself, with srun, so that losing one does not end it.
         "use_srun": order.stage != TRAIN,
-        "srun_args": [
-            f"--cpus-per-task={cluster.cpus_per_task}"
-        ],  # not inherited since Slurm 22.05
+        # Neither is inherited: CPUs since Slurm 22.05, the variables where sbatch was given --export.
+        "srun_args": [f"--cpus-per-task={cluster.cpus_per_task}", "--export=ALL"],
         "setup": _slurm_setup(order),
         "additional_parameters": more,
     }
+
+
+def _gpus(number: int, kind: str | None) -> int | str | None:
+    """As sbatch wants them."""
+    return f"{kind}:{number}" if number and kind else number or None
 
 
 def _slurm_setup(order: Order) -> list[str]:

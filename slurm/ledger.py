@@ -54,6 +54,7 @@ class Submission:
     code: str = ""  # the folder of the code that it runs
     origin: str = ""  # where `folder` was then
     user: str = ""  # who made it; empty in records of before this was kept
+    slurm: str = ""  # the name of the Slurm that has it; empty locally, and in such records
 
     @property
     def started_as(self) -> str:

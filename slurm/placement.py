@@ -51,29 +51,43 @@ class PackedJob:
         return self.seconds * self.shape.gpus / 3600
 
 
+def nothing_saved(_: RunConfig) -> int:
+    """The steps of a run that has not begun."""
+    return 0
+
+
 def place_here(
-    runs: Sequence[RunConfig], cluster: Cluster, slots: Sequence[str], ranks: int = 1
+    runs: Sequence[RunConfig],
+    cluster: Cluster,
+    slots: Sequence[str],
+    ranks: int = 1,
+    saved: Callable[[RunConfig], int] = nothing_saved,
 ) -> list[PackedJob]:
-    """One job per slot, or fewer if there are fewer runs; `slots` names each slot's GPUs, or ''."""
+    """One job per slot, or fewer if there are fewer runs; `slots` names each slot's GPUs, or ''; `saved`: the steps in
+    a run's newest checkpoint."""
     jobs = []
-    for gpus, packed in zip(slots, pack(runs, len(slots)), strict=False):
+    groups = pack(runs, len(slots), lambda run: estimated_seconds(run, saved(run)))
+    for gpus, packed in zip(slots, groups, strict=False):
         environment = (*threads(cluster), ("CUDA_VISIBLE_DEVICES", gpus))
         side_by_side = min(_at_a_time(run, cluster, ranks) for run in packed) if gpus else 1
-        assigned = tuple(assign(run, cluster, ranks) for run in packed)
+        assigned = tuple(assign(run, cluster, ranks, saved(run)) for run in packed)
         jobs.append(PackedJob(assigned, environment, side_by_side))
     return jobs
 
 
 def place_on_slurm(
-    runs: Sequence[RunConfig], cluster: Cluster, ranks: int | None = None
+    runs: Sequence[RunConfig],
+    cluster: Cluster,
+    ranks: int | None = None,
+    saved: Callable[[RunConfig], int] = nothing_saved,
 ) -> list[PackedJob]:
-    """Jobs of equal shape side by side: each group of them is an array."""
+    """Jobs of equal shape side by side: each group of them is an array; `saved`: as of `place_here`."""
     groups: dict[tuple[Shape, int], list[Assigned]] = defaultdict(list)
     for chain in chains(runs):
         first = max(chain, key=lambda run: run.tokens)  # all on the devices of the longest
         number = assign(first, cluster, ranks).shape.ranks
         for run in chain:
-            assigned = assign(run, cluster, number)
+            assigned = assign(run, cluster, number, saved(run))
             groups[assigned.shape, _at_a_time(run, cluster, number)].append(assigned)
     return [
         PackedJob(packed, threads(cluster), at_a_time)

@@ -212,10 +212,15 @@ def _launch_here(build: Build, order: Order, commands: Commands) -> Submission:
 def _open(
     build: Build, order: Order, tasks: Sequence[tuple[str, ...]], after: tuple[str, ...] = ()
 ) -> Submission:
-    executor = order.cluster.executor
-    code = order.code.name
     return open_submission(
-        build.out, build.out.name, executor, tasks, stage=order.stage, after=after, code=code
+        build.out,
+        build.out.name,
+        order.cluster.executor,
+        tasks,
+        stage=order.stage,
+        after=after,
+        code=order.code.name,
+        slurm=order.slurm,
     )
 
 

@@ -8,14 +8,16 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 PATIENCE_SECONDS = 60  # a controller under load answers late
 SETTINGS = ("SQUEUE_", "SBATCH_", "SCANCEL_", "SINFO_", "SLURM_")
 # Which Slurm is meant, and the right to ask it
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 ENDLESS = ("infinite", "UNLIMITED", "n/a")
+_GPUS = re.compile(r"gpu(?::([^:,()]+))?:(\d+)")
 LONGEST_ARRAY = 1000  # tasks: Slurm's own limit, unless its administrator changed it
 
 
@@ -37,6 +39,9 @@ class Nodes:
     cpus: int
     memory_gb: float
     features: frozenset[str] = frozenset()
+    of_type: Mapping[str, int] = field(
+        default_factory=dict
+    )  # GPUs by Slurm's name of their type, if it has one
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,16 @@ def hides_others() -> bool:
     return private is not None and "jobs" in private.split(",")
 
 
+def cluster_name() -> str:
+    """The name of the Slurm that answers here; empty where it has none."""
+    return _cluster_name(*(os.environ.get(name, "") for name in KEPT))
+
+
+@cache
+def _cluster_name(*_: str) -> str:
+    return _setting("ClusterName", "which cluster this is.") or ""
+
+
 def longest_array() -> int:
     """The most tasks of an array: what this Slurm takes, and never more than Slurm takes by itself."""
     most = _setting("MaxArraySize", "how long an array may be.")
@@ -131,9 +146,10 @@ def partitions() -> list[Partition]:
         if len(fields) == 7:  # nodes that differ have a line each
             name, limits[name], number, gpus, cpus, memory, features = fields
             has = frozenset(features.split(",")) - {"(null)", ""}
-            kinds[name].append(
-                Nodes(int(number), gpus_of(gpus), int(cpus), int(memory) / 1024, has)
+            own = Nodes(
+                int(number), gpus_of(gpus), int(cpus), int(memory) / 1024, has, gpu_types(gpus)
             )
+            kinds[name].append(own)
     return [
         Partition(name.rstrip("*"), name.endswith("*"), _minutes(limit), tuple(kinds[name]))
         for name, limit in limits.items()
@@ -159,7 +175,12 @@ def would_start(script: str) -> str:
 
 def gpus_of(resources: str) -> int:
     """The GPUs in sinfo's list of what a node has: `gpu:a100:4(S:0-1),nvme:1`."""
-    return sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", resources))
+    return sum(int(count) for _, count in _GPUS.findall(resources))
+
+
+def gpu_types(resources: str) -> dict[str, int]:
+    """The same by type, without those that have none."""
+    return {name: int(count) for name, count in _GPUS.findall(resources) if name}
 
 
 def _minutes(limit: str) -> float:

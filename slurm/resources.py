@@ -57,17 +57,19 @@ class Assigned:
         return self.seconds * self.shape.gpus / 3600
 
 
-def assign(run: RunConfig, cluster: Cluster, ranks: int | None = None) -> Assigned:
-    """`run` on `ranks` devices, or on as many as are best.
+def assign(run: RunConfig, cluster: Cluster, ranks: int | None = None, saved: int = 0) -> Assigned:
+    """`run`, `saved` steps of which are in a checkpoint, on `ranks` devices, or on as many as are best.
 
-    Best is the fewest GPUs on which it fits and ends within `max_minutes`; where none does, the most that
-    cost at most `DEAREST` times the GPU-hours of the cheapest. Raises `ValueError` where nothing fits.
+    They are chosen for the whole run, so that it goes on as it began. Best is the fewest GPUs on which it fits and
+    ends within `max_minutes`; where none does, the most that cost at most `DEAREST` times the GPU-hours of the
+    cheapest. Raises `ValueError` where nothing fits.
     """
     _refuse_too_many(ranks, cluster)
     if cluster.gpu is None or not cluster.gpus_per_node:
-        return _without_planner(run, cluster, ranks)
+        return _without_planner(run, cluster, ranks, saved)
     plan = _plan(run, cluster, ranks)
-    steps = run.train_steps - (run.trunk.step if run.trunk else 0) + evaluation_in_steps(run)
+    done = steps_done(run, saved)
+    steps = run.train_steps - done + evaluation_in_steps(run, done)
     return Assigned(
         run=run.model_copy(update={"parallel": plan.parallel}),
         shape=_shape(plan.gpus, cluster),
@@ -76,20 +78,24 @@ def assign(run: RunConfig, cluster: Cluster, ranks: int | None = None) -> Assign
     )
 
 
-def evaluation_in_steps(run: RunConfig) -> float:
-    """What the evaluations along a run take, in optimizer steps: a forward pass is a third of one.
+def steps_done(run: RunConfig, saved: int) -> int:
+    """The steps that need not be trained: in a checkpoint of its own, or shared with its trunk."""
+    return max(saved, run.trunk.step if run.trunk else 0)
+
+
+def evaluation_in_steps(run: RunConfig, done: int) -> float:
+    """What the evaluations along a run take after `done` steps, in optimizer steps: a forward pass is a third of one.
 
     At the most: a split may have fewer rows.
     """
-    done = run.trunk.step if run.trunk else 0
     times = sum(step > done for step in run.evaluation_steps())
     rows = times * run.evaluation.rows * len(run.evaluation.splits)
     return rows / run.batch.train_batch_size / FORWARD_AND_BACKWARD
 
 
-def estimated_seconds(run: RunConfig) -> float:
-    """How long a run takes on a CPU; the part it shares with its trunk is free."""
-    done = run.trunk.step / run.train_steps if run.trunk else 0.0
+def estimated_seconds(run: RunConfig, saved: int = 0) -> float:
+    """How long a run takes on a CPU; what is saved, and the part it shares with its trunk, is free."""
+    done = steps_done(run, saved) / run.train_steps
     step = SECONDS_PER_STEP + run.shape.num_layers * SECONDS_PER_STEP_AND_LAYER
     whole = run.train_steps * step + run.flops_exact / FLOPS_PER_SECOND
     return whole * (1 - done)
@@ -151,7 +157,7 @@ def _numbers(cluster: Cluster) -> list[int]:
     )
 
 
-def _without_planner(run: RunConfig, cluster: Cluster, ranks: int | None) -> Assigned:
+def _without_planner(run: RunConfig, cluster: Cluster, ranks: int | None, saved: int) -> Assigned:
     """On CPUs, and on GPUs that nobody has named: one task, or as many as the study's TP asks for."""
     split = run.parallel.tensor_model_parallel_size
     ranks = ranks or split
@@ -163,7 +169,7 @@ def _without_planner(run: RunConfig, cluster: Cluster, ranks: int | None) -> Ass
             f"data-parallel ranks, where TP divides {heads} heads and the others divide "
             f"batch.train_batch_size = {rows}. Give another --ranks, or change [parallel] of the study."
         )
-    seconds = estimated_seconds(run) / ranks + RUN_SECONDS
+    seconds = estimated_seconds(run, saved) / ranks + RUN_SECONDS
     return Assigned(run, _shape(ranks, cluster), seconds, None)
 
 

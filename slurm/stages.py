@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import submitit
 
@@ -20,6 +21,7 @@ from launch.checkpoint_files import steps_of
 from launch.exits import FAILED, STOPPED
 from launch.stopping import STOP_SIGNALS
 from slurm.alive import live_tasks
+from slurm.allocation import OnSlurm
 from slurm.ledger import (
     CANCELLED,
     EVERY_CHECKPOINT,
@@ -47,6 +49,8 @@ class Stage:
     def __call__(self) -> int:
         """0; or the process ends with the exit status of the command that failed."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            signal.signal(signal.SIGUSR2, _go_on_later)
         if _cancelled(self.submission):  # while Slurm was starting it: the signal met no job yet
             return _leave(self.submission, STOPPED)
         try:
@@ -112,6 +116,13 @@ class After:
 
     def _before(self) -> list[Submission]:
         return [read_submission(Path(folder)) for folder in self.after]
+
+
+def _go_on_later(_number: int, _frame: FrameType | None) -> None:
+    """Before the time limit. As submitit's own handler, which asks Slurm once: a controller that is being restarted
+    would end the job, and all that waits for it to end well."""
+    OnSlurm().requeue(())
+    sys.exit(STOPPED)
 
 
 def _stays_stopped(folder: str) -> bool:

@@ -114,6 +114,7 @@ class SlurmStep(Step):
         # --gpu-bind: each rank sees all GPUs of its node and takes the one of its LOCAL_RANK.
         srun = ["srun", "--kill-on-bad-exit=0", f"--wait={WAIT_SECONDS}", "--distribution=block"]
         srun += [f"--output={log}", "--open-mode=append", "--gpu-bind=none", "--overlap"]
+        srun.append("--export=ALL")  # also where sbatch was given less
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
             srun.append(f"--cpus-per-task={cpus}")  # srun has not inherited it since Slurm 22.05
         if int(os.environ.get("SLURM_NTASKS", "1")) > 1:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launch.checkpoint_files import newest_step
 from launch.config import RunConfig
 from launch.console import sentence
+from launch.folder import run_folder
 from slurm import queue
 from slurm.alive import (
     Live,
@@ -108,11 +110,15 @@ def needed(of: Target, live: Sequence[Live], tried: frozenset[str] = frozenset()
 
 def plan(of: Target, runs: Sequence[RunConfig], busy: int = 0) -> list[PackedJob]:
     """The jobs for these runs; `busy` jobs of this study are already running here."""
+
+    def saved(run: RunConfig) -> int:
+        return newest_step(run_folder(of.results, run))
+
     if of.cluster.executor == "slurm":
-        return place_on_slurm(runs, of.cluster, of.ranks)
+        return place_on_slurm(runs, of.cluster, of.ranks, saved)
     ranks = of.ranks or of.runs[0].parallel.tensor_model_parallel_size
     slots = local_slots(of.cluster, this_machine(), ranks)
-    return place_here(runs, of.cluster, slots[busy:] or slots[-1:], ranks)
+    return place_here(runs, of.cluster, slots[busy:] or slots[-1:], ranks, saved)
 
 
 def refuse_dear(of: Target, packed: Sequence[PackedJob], stages: Sequence[str] = ()) -> None:

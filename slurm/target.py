@@ -191,6 +191,8 @@ def refuse_beyond_partition(cluster: Cluster, shapes: Collection[Shape] = ()) ->
         )
     if cluster.constraint:
         mine = _with_features(cluster.constraint, mine, there.values())
+    if cluster.gpu_type:
+        mine = _with_gpus(cluster.gpu_type, mine)
     gpus, most = cluster.gpus_per_node or 0, max(each.gpus for each in mine.kinds)
     _refuse_more("max_nodes", cluster.nodes, mine, mine.nodes, "nodes")
     _refuse_more("gpus_per_node", gpus, mine, most, "GPUs on a node")
@@ -230,6 +232,21 @@ def _with_features(
     raise ValueError(
         f"constraint = '{constraint}': {found}; wanted {there}. Correct the cluster file, or leave constraint out."
     )
+
+
+def _with_gpus(kind: str, mine: queue.Partition) -> queue.Partition:
+    """The partition with the GPUs of this type alone. Raises `ValueError` where no node has any."""
+    kinds = tuple(
+        replace(each, gpus=each.of_type[kind]) for each in mine.kinds if kind in each.of_type
+    )
+    if not kinds:
+        types = sorted({name for each in mine.kinds for name in each.of_type})
+        there = ", ".join(types) or "no type, for Slurm has no names for those of this partition"
+        raise ValueError(
+            f"gpu_type = '{kind}': no node of partition '{mine.name}' has such GPUs; wanted one of these: {there}. "
+            "Correct the cluster file, or leave gpu_type out."
+        )
+    return replace(mine, kinds=kinds)
 
 
 def _refuse_shape(cluster: Cluster, shape: Shape, there: queue.Partition) -> None:

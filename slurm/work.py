@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from launch.checkpoint_files import step_number, steps_of
+from launch.checkpoint_files import newest_step
 from launch.config import RunConfig
 from launch.folder import FAILED_FILE, finished_on, run_folder
 from slurm.freeze import frozen_runs
@@ -37,8 +37,7 @@ class Work:
 
     def saved(self, run_id: str) -> int:
         """The steps of its newest checkpoint."""
-        steps = steps_of(self.folder(run_id))
-        return step_number(steps[-1]) if steps else 0
+        return newest_step(self.folder(run_id))
 
     def failure(self, run_id: str, since: float) -> str | None:
         """What the run recorded as its error since then."""

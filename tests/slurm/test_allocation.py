@@ -86,6 +86,7 @@ def test_a_job_that_slurm_does_not_know(playground, monkeypatch):
         "scontrol: error: If munged is up, restart with --num-threads=10",
         "slurm_load_jobs error: Resource temporarily unavailable",
         "slurm_load_jobs error: Message receive failure",
+        "Unexpected message received for job 1",
     ],
 )
 def test_what_may_pass_is_asked_again(said, tmp_path, monkeypatch):
@@ -100,9 +101,19 @@ def test_what_may_pass_is_asked_again(said, tmp_path, monkeypatch):
     assert allocation._ask(str(program)) == "answered\n"
 
 
-def test_what_will_not_pass_is_told(tmp_path):
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Access/permission denied for job 1",
+        "slurm_load_jobs error: Invalid job id specified",
+        "Requested operation is presently disabled for job 1",
+        "Job is pending execution for job 1",
+        "Only batch jobs are accepted or processed for job 1",
+    ],
+)
+def test_what_will_not_pass_is_told(said, tmp_path):
     program = tmp_path / "scontrol"
-    program.write_text("#!/bin/sh\necho 'Access/permission denied' >&2; exit 1\n")
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
     program.chmod(0o755)
-    with pytest.raises(OSError, match="Access/permission denied"):
+    with pytest.raises(OSError, match=said):
         allocation._ask(str(program))

@@ -17,7 +17,7 @@ def test_the_shipped_files_are_valid(name):
 def test_the_example_explains_every_key():
     text = (CLUSTERS / "example.toml").read_text()
     for field in Cluster.model_fields:
-        ways = (f"\n{field} = ", f"\n#{field} = ", f"\n[{field}]")
+        ways = (f"\n{field} = ", f"\n#{field} = ", f"\n[{field}]", f"\n#[{field}]")
         assert any(way in text for way in ways), field
 
 
@@ -58,7 +58,19 @@ def test_a_file_of_yours(tmp_path):
         ),
         (
             GOOD + "cpu_max_minutes = 9\n",
-            ["cpu_max_minutes = 9 given without cpu_partition; wanted it only with one"],
+            ["cpu_max_minutes given without cpu_partition; wanted these only with one"],
+        ),
+        (
+            GOOD + 'gpu_type = "h100"\n',
+            ["gpu_type = 'h100' given without gpus_per_node; wanted it only with GPUs"],
+        ),
+        (
+            GOOD + 'cpu_account = "x"\n[cpu_sbatch]\ny = 1\n',
+            ["cpu_account, cpu_sbatch given without cpu_partition"],
+        ),
+        (
+            GOOD + 'cpu_partition = "cpu"\n[cpu_sbatch]\nclusters = "b"\n',
+            ["[cpu_sbatch] clusters; wanted there only what no other key says"],
         ),
         (
             GOOD + 'cpu_partition = "cpu"\ncpu_max_minutes = 1\n',

@@ -16,6 +16,7 @@ import pytest
 from data_prep.locks import NO_LOCKS
 from launch.console import sentence
 from launch.folder import locked
+from slurm import queue
 from slurm.__main__ import main
 from slurm.ledger import CANCELLED, leave_outcome, me, open_submission, submissions, submit_lock
 from slurm.submit import shared_limit
@@ -543,6 +544,77 @@ def test_each_partition_has_its_own_time(submit, fake_slurm, cluster, tmp_path):
     ]
     found = [re.findall(r"--(?:partition|time)=(\S+)", text) for text in texts]
     assert [sorted(each) for each in found] == [["200", "small"], ["20", "slow"]]
+
+
+def test_each_partition_has_its_own_options(submit, fake_slurm, cluster, tmp_path):
+    """Account, qos and the rest, where the partition without GPUs asks for others."""
+    with (fake_slurm / "sinfo.out").open("a") as file:
+        file.write("slow|30:00|1|(null)|4|8192|(null)\n")
+    keys = 'cpu_partition = "slow"\ncpu_account = "other"\ncpu_qos = "cheap"\naccount = "me"'
+    text = CLUSTER.replace('account = "me"', keys) + '[cpu_sbatch]\nreservation = "night"\n'
+    cluster.write_text(text)
+    assert submit(cluster=cluster)[0] == 0
+    training, report = (
+        next(each.folder.glob("*_submission.sh")).read_text()
+        for each in submissions(tmp_path / "results" / "tiny")
+    )
+    wanted = re.compile(r"--(?:account|qos|comment|reservation|constraint)=(\S+)")
+    assert sorted(wanted.findall(training)) == ["'a", "fast", "low", "me"]
+    assert sorted(wanted.findall(report)) == ["cheap", "night", "other"]
+    assert "srun --unbuffered --output" in report
+    assert " --cpus-per-task=3 --export=ALL " in report
+
+
+def test_gpus_of_a_type(submit, fake_slurm, cluster, tmp_path):
+    """Where the nodes of a partition have several."""
+    small = "small*|4:00:00|2"
+    (fake_slurm / "sinfo.out").write_text(
+        f"{small}|gpu:v100:4|8|64000|fast\n{small}|gpu:h100:1(S:0-1)|8|64000|fast\n"
+    )
+    for kind, words in (
+        (
+            "a100",
+            "gpu_type = 'a100': no node of partition 'small' has such GPUs; wanted one of these: h100, v100.",
+        ),
+        ("v100", None),
+        ("h100", "gpus_per_node = 2: partition 'small' has at most 1 GPUs on a node"),
+    ):
+        keys = f'gpus_per_node = 2\ngpu_type = "{kind}"'
+        cluster.write_text(CLUSTER.replace("gpus_per_node = 1", keys))
+        status, _, err = submit(cluster=cluster)
+        assert status == (2 if words else 0)
+        assert (words or "") in err
+    training = submissions(tmp_path / "results" / "tiny")[0]
+    text = next(training.folder.glob("*_submission.sh")).read_text()
+    assert "#SBATCH --gpus-per-node=v100:1\n" in text
+
+
+def test_another_slurm_is_not_asked(submit, study, fake_slurm, cluster, tmp_path, capsys):
+    """Two clusters may see one folder: for the one the jobs of the other would be over."""
+
+    def named(name):
+        (fake_slurm / "scontrol.out").write_text(f"ClusterName             = {name}\n")
+        queue._cluster_name.cache_clear()
+
+    named("north")
+    assert submit(cluster=cluster)[0] == 0
+    training, report = submissions(tmp_path / "results" / "tiny")
+    assert (training.slurm, report.slurm) == ("north", "north")
+    named("south")
+    status, _, err = submit(cluster=cluster)
+    assert status == 2
+    assert (
+        "was submitted to the Slurm 'north', and the one that answers here is 'south'; wanted to ask"
+        in err
+    )
+    results = str(tmp_path / "results")
+    assert main(["cancel", str(study), "--results", results]) == 2
+    assert "'north'" in capsys.readouterr().err
+    assert main(["status", str(study), "--results", results]) == 0
+    said = capsys.readouterr()
+    assert "Until then its jobs are taken to be alive" in said.err
+    assert "waiting" in said.out
+    queue._cluster_name.cache_clear()
 
 
 def test_a_study_above_the_budget(submit, study, data, fake_slurm, cluster, tmp_path, monkeypatch):

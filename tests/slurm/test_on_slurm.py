@@ -265,6 +265,8 @@ def test_a_preemption(trial, undisturbed, mode):
         finished(trial, undisturbed)
     finally:
         trial.playground.run(*change, "PreemptMode=REQUEUE")
+    itself = "Slurm has cancelled this job for another one" in trial.describe_files()
+    assert itself == (mode == "CANCEL")
     assert trial.causes() == [Cause.STOPPED, Cause.DONE]
 
 

@@ -1,6 +1,9 @@
 """Whole studies on a real Slurm, by the commands that a person types."""
 
+import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,12 @@ import pytest
 
 from launch.results import read_result
 from slurm.causes import Cause
-from slurm.ledger import REPORT, TRAIN, submissions
+from slurm.cluster import load_cluster
+from slurm.freeze import freeze_code
+from slurm.launcher import Order, launch
+from slurm.ledger import DATA, REPORT, TRAIN, open_submission, submissions
+from slurm.resources import Shape
+from slurm.stages import Stage
 from tests.slurm.conftest import ROOT
 from tests.slurm.trial import Trial, losses, trained, write_study
 
@@ -141,3 +149,40 @@ def test_a_failing_rung_among_good_ones(shell, tmp_path, data):
     three.run("submit")
     three.until_all_is_over()
     assert three.trial.losses() == trained(three.study, data, tmp_path / "alone")
+
+
+def test_a_stage_at_its_time_limit_while_the_controller_is_away(playground, tmp_path, monkeypatch):
+    """A build or an evaluation asks until it is requeued: if it ended here, what waits for it would be cancelled."""
+    monkeypatch.setenv("SLURM_CONF", str(playground.conf))
+    begun = tmp_path / "begun"
+    first_alone = "import pathlib, time; p = pathlib.Path({!r}); f = p.exists(); p.touch(); f or time.sleep(600)"
+    made = open_submission(tmp_path / "set", "set", "slurm", [("part 1 of 1",)], stage=DATA)
+    order = Order(
+        load_cluster(str(playground.cluster_file)), DATA, Shape(), freeze_code(tmp_path / "set")
+    )
+    stage = Stage(
+        str(made.folder), (("timeit", "-n", "1", "-r", "1", first_alone.format(str(begun))),)
+    )
+    job = launch(made, order, [stage])
+    log = made.folder / f"{job}_0_log.out"
+    playground.until(begun.exists, "its command")
+    playground.kill("slurmctld", signal.SIGTERM)  # which saves that the job has begun
+    (pid,) = pids_of(str(made.folder))
+    os.kill(pid, signal.SIGUSR2)
+    playground.until(lambda: "asking again" in log.read_text(), "its question")
+    playground.start_controller()
+    outcome = made.folder / f"{job}.outcome.json"
+    playground.until(outcome.exists, "its end")
+    assert json.loads(outcome.read_text()) == {"status": 0}, log.read_text()
+    playground.until(playground.idle, "its nodes")
+
+
+def pids_of(folder: str) -> list[int]:
+    """submitit's process in a job whose folder this is: not srun, nor the shell around it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if folder in words and "submitit.core._submit" in words and "python" in words[0]:
+                found.append(int(path.parent.name))
+    return found

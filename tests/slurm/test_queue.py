@@ -56,7 +56,10 @@ def test_partitions(answers, limit, minutes):
     )
     gpu, cpu = queue.partitions()
     big, new = frozenset({"a100", "big"}), frozenset({"h100"})
-    kinds = (queue.Nodes(2, 4, 64, 500, big), queue.Nodes(1, 8, 96, 1000, new))
+    kinds = (
+        queue.Nodes(2, 4, 64, 500, big, {"a100": 4}),
+        queue.Nodes(1, 8, 96, 1000, new, {"h100": 8}),
+    )
     assert gpu == queue.Partition("gpu", True, minutes, kinds)
     assert (gpu.nodes, cpu.nodes) == (3, 10)
     assert (gpu.features, cpu.features) == (big | new, frozenset())

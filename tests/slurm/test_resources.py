@@ -17,6 +17,7 @@ from slurm.resources import (
     Shape,
     assign,
     evaluation_in_steps,
+    steps_done,
 )
 from tests.slurm.conftest import ROOT
 
@@ -175,11 +176,28 @@ def test_evaluations_along_a_run_are_counted(tmp_path):
     whole, *_ = runs(tmp_path, (2, 128), more="evaluation.rows = 300")
     times = len(whole.evaluation_steps())
     batches = 300 / whole.batch.train_batch_size
-    assert evaluation_in_steps(whole) == pytest.approx(times * batches / 3)
+    assert evaluation_in_steps(whole, 0) == pytest.approx(times * batches / 3)
     assert times > 1
     trunk, branch = runs(tmp_path, (2, 128), tokens="[1e7, 1e8]", more='schedule.kind = "wsd"')
     trunk, branch = sorted((trunk, branch), key=lambda run: run.trunk is not None)
-    assert 0 < evaluation_in_steps(branch) < evaluation_in_steps(trunk)
+    done = steps_done(branch, 0)
+    assert done == branch.trunk.step
+    assert 0 < evaluation_in_steps(branch, done) < evaluation_in_steps(trunk, 0)
+
+
+@pytest.mark.parametrize("cluster", [GPUS, CPUS])
+def test_what_is_saved_is_not_paid_again(tmp_path, cluster):
+    """On the devices that it began on."""
+    (run,) = runs(tmp_path, (24, 2048), tokens="1e10", more="evaluation.rows = 1")
+    whole = assign(run, cluster)
+    rest = assign(run, cluster, saved=9 * run.train_steps // 10)
+    assert rest.shape == whole.shape
+    assert rest.run == whole.run
+    assert (rest.seconds - RUN_SECONDS) / (whole.seconds - RUN_SECONDS) == pytest.approx(
+        0.1, rel=0.01
+    )
+    (job,) = place_on_slurm([run], cluster, saved=lambda _: run.train_steps)
+    assert job.seconds < JOB_SECONDS + RUN_SECONDS + 0.02 * whole.seconds
 
 
 def test_runs_side_by_side_share_their_time(tmp_path):

@@ -8,20 +8,23 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from data_prep.locks import NO_LOCKS
 from launch.config import save_config
 from launch.exits import STOPPED
+from launch.folder import locked
 from launch.results import COUNT_NAMES, ResultWriter
-from slurm import queue
+from slurm import endings, queue
 from slurm import status as module
 from slurm.__main__ import main
 from slurm.alive import by_run, live_tasks
-from slurm.ledger import held, leave_outcome, open_submission, submissions
+from slurm.ledger import DATA, held, leave_outcome, open_submission, submissions
 from slurm.status import StudyStatus, as_json, look
 from slurm.table import causes, duration
 from slurm.traces import failures, traces
@@ -122,6 +125,23 @@ def test_running_while_the_lock_is_held(run, folder):
         assert only(run, folder).state == "running"
         holder.kill()
     assert held(lock.parent) is None
+
+
+def test_whoever_may_only_read_sees_who_trains():
+    """A colleague looks at a study whose folder they may not write to."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with locked(folder):
+            (folder / "run.lock").chmod(0o444)
+            me = os.geteuid()
+            if me == 0:
+                os.seteuid(65534)  # root may write everywhere
+            try:
+                found = held(folder)
+            finally:
+                os.seteuid(me)
+    assert found == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_lock_that_nobody_holds(run, folder):
@@ -235,6 +255,26 @@ def test_a_job_that_left_no_log(run, folder, monkeypatch):
         f"its job left no log in {submission.folder}: it was removed from the queue"
     )
     assert "wanted --results on a file system that all nodes share" in cause
+
+
+def test_jobs_that_were_not_started_because_others_failed(run, folder, monkeypatch):
+    """What failed before is read once, however many wait for it, and of many only the first are told."""
+    runs = [run.model_copy(update={"seed": seed}) for seed in range(9)]
+    first = open_submission(
+        folder, "tiny", "slurm", [(f"part {n} of 5",) for n in range(5)], stage=DATA
+    )
+    runs_after = [(each.run_id,) for each in runs]
+    open_submission(folder, "tiny", "slurm", runs_after, after=(str(first.folder),))
+    monkeypatch.setattr(queue, "queue", lambda users: {})
+    read, failures = [], endings.failures
+    monkeypatch.setattr(endings, "failures", lambda each: read.append(each.name) or failures(each))
+    causes = {each.cause for each in look(runs, folder).runs}
+    assert causes == {
+        "not started: "
+        + "; ".join(f"part {n} of 5: ended without a word (log: none)" for n in range(3))
+        + "; and 2 more"
+    }
+    assert read == [first.name]
 
 
 def test_a_job_that_slurm_ended(run, folder, monkeypatch):

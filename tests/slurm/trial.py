@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.checkpoint_files import steps_of
+from launch.checkpoint_files import newest_step
 from launch.config import RunConfig
 from launch.results import read_result
 from slurm.attempts import ATTEMPTS_SUFFIX, Attempt, read
@@ -131,8 +131,7 @@ class Trial:
 
     def saved(self, run: RunConfig | None = None) -> int:
         """The number of the newest checkpoint's step."""
-        paths = steps_of(self.folder / (run or self.runs[0]).run_id)
-        return int(paths[-1].name.split("-")[1]) if paths else 0
+        return newest_step(self.folder / (run or self.runs[0]).run_id)
 
     def until(self, holds: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait for something; tell all there is to tell if it does not come in so many seconds of a machine that has a
