@@ -23,8 +23,7 @@ HERE, ELSEWHERE, OUT_OF_TIME, OVER = "running here", "requeued", "out of time", 
 # Slurm's words where asking again would not help. All else may pass: a controller that is down, restarted, replaced or
 # under load, and munge, have many ways to say so ("Unexpected message received" is one).
 _FINAL = re.compile(
-    r"invalid (?:job|node|partition|host)|denied|disabled|pending execution|batch job|already complet|not supported|"
-    r"unrecogni[sz]ed|unknown",
+    r"invalid (?:job|node|partition|host)|denied|disabled|pending execution|batch job|already complet|not supported",
     re.I,
 )
 

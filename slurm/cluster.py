@@ -23,8 +23,6 @@ OURS = (  # what `[sbatch]` may not say again: other keys do, or the jobs and wh
     "ntasks-per-gpu", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "no-requeue",
     "signal", "test-only", "time", "tres-per-task", "wait", "wrap", "partition", "account", "qos", "constraint",
 )  # fmt: skip
-
-
 OF_CPU_PARTITION = ("cpu_max_minutes", "cpu_account", "cpu_qos", "cpu_sbatch")
 
 

@@ -224,6 +224,10 @@ def _start(of: Playground, accounting: bool) -> None:
 def _start_database(of: Playground) -> None:
     """MariaDB without passwords on a socket in our folder, which only this user may enter; no network."""
     where = [f"--datadir={of.folder}/database", f"--user={getpass.getuser()}"]
+    # Its own: as it starts it removes everybody's temporary tables there.
+    temporary = of.folder / "temporary"
+    temporary.mkdir()
+    where.append(f"--tmpdir={temporary}")
     install = ["mariadb-install-db", "--no-defaults", *where, "--skip-test-db"]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -29,6 +29,7 @@ from slurm.ledger import (
     Submission,
     leave_outcome,
     read_submission,
+    take_back_outcome,
 )
 from slurm.step import python
 from slurm.traces import failures
@@ -51,6 +52,7 @@ class Stage:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
             signal.signal(signal.SIGUSR2, _go_on_later)
+        take_back_outcome(Path(self.submission), submitit.JobEnvironment().job_id)
         if _cancelled(self.submission):  # while Slurm was starting it: the signal met no job yet
             return _leave(self.submission, STOPPED)
         try:
