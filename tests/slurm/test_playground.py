@@ -29,8 +29,11 @@ def test_two_nodes_and_accounting(playground):
 def test_the_database_is_for_its_owner_alone(playground):
     """It asks nobody for a password, so it listens on no port, and its socket is in a folder of ours."""
     assert playground.folder.stat().st_mode & 0o077 == 0
+    process = Path("/proc") / str(playground.daemons["mariadbd"].pid)
+    words = (process / "cmdline").read_text().split("\0")
+    assert f"--tmpdir={playground.folder}/temporary" in words  # or two at once spoil each other's tables
     inodes = set()
-    for entry in (Path("/proc") / str(playground.daemons["mariadbd"].pid) / "fd").iterdir():
+    for entry in (process / "fd").iterdir():
         inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(entry)))
     assert inodes, "its own socket"
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
