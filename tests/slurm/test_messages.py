@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import DelayedSubmission
 
 from data_prep.locks import NO_LOCKS
 from launch.console import sentence
@@ -551,13 +552,14 @@ def test_each_partition_has_its_own_options(submit, fake_slurm, cluster, tmp_pat
     with (fake_slurm / "sinfo.out").open("a") as file:
         file.write("slow|30:00|1|(null)|4|8192|(null)\n")
     keys = 'cpu_partition = "slow"\ncpu_account = "other"\ncpu_qos = "cheap"\naccount = "me"'
+    keys += "\ncheck_seconds = 77"
     text = CLUSTER.replace('account = "me"', keys) + '[cpu_sbatch]\nreservation = "night"\n'
     cluster.write_text(text)
     assert submit(cluster=cluster)[0] == 0
-    training, report = (
-        next(each.folder.glob("*_submission.sh")).read_text()
-        for each in submissions(tmp_path / "results" / "tiny")
-    )
+    made = submissions(tmp_path / "results" / "tiny")
+    training, report = (next(each.folder.glob("*_submission.sh")).read_text() for each in made)
+    job = DelayedSubmission.load(next(made[0].folder.glob("*_submitted.pkl"))).function
+    assert job.check_seconds == 77
     wanted = re.compile(r"--(?:account|qos|comment|reservation|constraint)=(\S+)")
     assert sorted(wanted.findall(training)) == ["'a", "fast", "low", "me"]
     assert sorted(wanted.findall(report)) == ["cheap", "night", "other"]

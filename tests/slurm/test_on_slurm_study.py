@@ -109,7 +109,7 @@ def test_twelve_rungs_with_fits_and_a_report(shell, playground, data, tmp_path):
     assert (status, said) == (0, "12 of 12 runs are finished: nothing to do\n")
 
 
-def test_two_submits_at_once(shell, playground):
+def test_two_submits_at_once(shell, tmp_path, data):
     """From two shells: each run gets one job."""
     one = shell(sizes=(16, 24))
     both = [one.start("submit", "--no-report") for _ in range(2)]
@@ -119,6 +119,7 @@ def test_two_submits_at_once(shell, playground):
     for run in one.trial.runs:
         assert len(read_result(one.trial.folder / run.run_id).provenance) == 1
     assert len(submissions(one.trial.folder)) == 1
+    assert one.trial.losses() == trained(one.study, data, tmp_path / "alone")
 
 
 def test_a_failing_rung_among_good_ones(shell, tmp_path, data):

@@ -31,7 +31,9 @@ def test_the_database_is_for_its_owner_alone(playground):
     assert playground.folder.stat().st_mode & 0o077 == 0
     process = Path("/proc") / str(playground.daemons["mariadbd"].pid)
     words = (process / "cmdline").read_text().split("\0")
-    assert f"--tmpdir={playground.folder}/temporary" in words  # or two at once spoil each other's tables
+    assert (
+        f"--tmpdir={playground.folder}/temporary" in words
+    )  # or two at once spoil each other's tables
     inodes = set()
     for entry in (process / "fd").iterdir():
         inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(entry)))

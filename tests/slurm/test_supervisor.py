@@ -12,24 +12,30 @@ from slurm.work import Work
 from tests.slurm.conftest import runs_of, write_study
 
 
-@pytest.mark.parametrize("lives", [INTERRUPTIONS - 1, INTERRUPTIONS])
-def test_a_run_that_takes_its_node_along_every_time_is_given_up(lives, tmp_path):
-    """Each life was cut short before it could say why it ended."""
-    study = write_study(tmp_path / "tiny.toml")
-    (run, *_) = runs_of(study)
+@pytest.fixture
+def job(tmp_path):
+    """Job 17 of one run: what it is to train, and its attempts."""
+    (run, *_) = runs_of(write_study(tmp_path / "tiny.toml"))
     folder = tmp_path / "job"
     folder.mkdir()
     freeze_runs(folder, [run])
-    attempts = Attempts(folder, "17", 0)
-    for life in range(lives):
-        attempts.begin([run.run_id], ["n1"])
-        if life < lives - 1:
-            attempts.end(cause=Cause.NODE, message="its node failed", blamed=run.run_id)
     work = Work(folder, "17", tmp_path / "data", tmp_path / "results", (run.run_id,))
+    return work, Attempts(folder, "17", 0)
+
+
+@pytest.mark.parametrize("lives", [INTERRUPTIONS - 1, INTERRUPTIONS])
+def test_a_run_that_takes_its_node_along_every_time_is_given_up(lives, job):
+    """Each life was cut short before it could say why it ended."""
+    work, attempts = job
+    (run_id,) = work.run_ids
+    for life in range(lives):
+        attempts.begin([run_id], ["n1"])
+        if life < lives - 1:
+            attempts.end(cause=Cause.NODE, message="its node failed", blamed=run_id)
     supervisor = Supervisor(work, Here(1), lambda: 15, 1.0)  # told to stop: it starts nothing
     supervisor.work()
     assert len(supervisor._attempts.all) == lives
-    outcome = supervisor.outcome()["runs"][run.run_id]
+    outcome = supervisor.outcome()["runs"][run_id]
     if lives < INTERRUPTIONS:
         assert outcome["state"] == "stopped"
     else:
@@ -55,16 +61,12 @@ def test_a_run_that_takes_its_node_along_every_time_is_given_up(lives, tmp_path)
         (None, Cause.NODE, "ended without a word: its node failed, or everything was killed"),
     ],
 )
-def test_a_life_that_was_cut_short(tmp_path, said, cause, words):
+def test_a_life_that_was_cut_short(job, said, cause, words):
     """Slurm waits KillWait seconds and no longer: what it said in the log is what is known."""
-    (run, *_) = runs_of(write_study(tmp_path / "tiny.toml"))
-    folder = tmp_path / "job"
-    folder.mkdir()
-    freeze_runs(folder, [run])
-    attempt = Attempts(folder, "17", 0).begin([run.run_id], ["n1"])
+    work, attempts = job
+    attempt = attempts.begin(work.run_ids, ["n1"])
     if said is not None:
-        (folder / attempt.log).write_text(said)
-    work = Work(folder, "17", tmp_path / "data", tmp_path / "results", (run.run_id,))
+        (work.submission / attempt.log).write_text(said)
     supervisor = Supervisor(work, Here(1), lambda: 15, 1.0)  # told to stop: it starts nothing
     supervisor.work()
     (attempt,) = supervisor._attempts.all
@@ -107,37 +109,28 @@ PREEMPTED = (
         (NO_ANSWER, "", 1),
     ],
 )
-def test_a_job_that_was_told_to_stop(tmp_path, state, said, requeues):
+def test_a_job_that_was_told_to_stop(job, state, said, requeues):
     """Whether it has itself started anew, by what Slurm makes of it."""
-    (run, *_) = runs_of(write_study(tmp_path / "tiny.toml"))
-    folder = tmp_path / "job"
-    folder.mkdir()
-    freeze_runs(folder, [run])
-    attempts = Attempts(folder, "17", 0)
-    (folder / attempts.begin([run.run_id], ["n1"]).log).write_text(said)
-    attempts.end(cause=Cause.STOPPED, blamed=run.run_id)
-    work = Work(folder, "17", tmp_path / "data", tmp_path / "results", (run.run_id,))
+    work, attempts = job
+    (work.submission / attempts.begin(work.run_ids, ["n1"]).log).write_text(said)
+    attempts.end(cause=Cause.STOPPED, blamed=work.run_ids[0])
     allocation = Ended(state)
     over = Supervisor(work, allocation, lambda: 15, 1.0).work()
     assert (allocation.requeues, over) == (requeues, not requeues and state == OVER)
 
 
-def test_a_run_that_another_process_trains_is_not_called_failed(tmp_path):
+def test_a_run_that_another_process_trains_is_not_called_failed(job):
     """This job gives it up all the same."""
-    (run, *_) = runs_of(write_study(tmp_path / "tiny.toml"))
-    folder = tmp_path / "job"
-    folder.mkdir()
-    freeze_runs(folder, [run])
-    attempts = Attempts(folder, "17", 0)
+    work, attempts = job
+    (run_id,) = work.run_ids
     for _ in range(INTERRUPTIONS):
-        attempts.begin([run.run_id], ["n1"])
-        attempts.end(cause=Cause.BUSY, message="in other hands", blamed=run.run_id)
-    work = Work(folder, "17", tmp_path / "data", tmp_path / "results", (run.run_id,))
+        attempts.begin([run_id], ["n1"])
+        attempts.end(cause=Cause.BUSY, message="in other hands", blamed=run_id)
     supervisor = Supervisor(work, Here(1), lambda: 0, 1.0)
-    with locked(work.folder(run.run_id)):
+    with locked(work.folder(run_id)):
         assert supervisor._again(supervisor._attempts.all[-1])
-    assert supervisor.outcome()["runs"][run.run_id]["state"] == "failed"
-    assert not (work.folder(run.run_id) / FAILED_FILE).exists()
+    assert supervisor.outcome()["runs"][run_id]["state"] == "failed"
+    assert not (work.folder(run_id) / FAILED_FILE).exists()
 
 
 class LastNodes(Here):
