@@ -88,8 +88,12 @@ class Correction:
     def as_json(self) -> dict[str, object]:
         """As in fits.json."""
         shown = {name: each.as_json() for name, each in self.exponents.items()}
-        known: dict[str, object] = {"variant": self.variant, "how": self.how, "exponents": shown}
-        return known | {"problem": self.problem}
+        return {
+            "variant": self.variant,
+            "how": self.how,
+            "exponents": shown,
+            "problem": self.problem,
+        }
 
 
 @dataclass(frozen=True)

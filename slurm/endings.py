@@ -24,9 +24,9 @@ def why_ended(
     run_id: str,
     submission: Submission,
     trace: Trace,
-    before: Callable[[str], list[str]] = failed_before,
+    before: Callable[[str], list[str]],
 ) -> str | None:
-    """In words; None if the job was asked to stop. `before`: as `failed_before`, for those who ask about many runs."""
+    """In words; None if the job was asked to stop. `before`: `failed_before`, or what remembers its answers."""
     if (submission.folder / CANCELLED).exists():
         return None
     if trace.outcome is None:
